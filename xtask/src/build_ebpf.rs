@@ -71,20 +71,35 @@ pub fn build(choice: Choice) -> Result<Built> {
     let root = workspace::root();
     let compiler = toolchain::find_compiler(choice)?;
     let linker = toolchain::find_bpf_linker()?;
-    println!("building the BPF programs with {}: rustc {}", compiler.kind, compiler.version.full);
+    println!(
+        "building the BPF programs with {}: rustc {}",
+        compiler.kind, compiler.version.full
+    );
 
     let sources = manifest::hash_sources(&root)?;
     // Dependencies must be on disk before their places can be taken out of the objects.
     process::run(cargo(&compiler, &linker)?.args(["fetch", "--quiet", "--locked"]))?;
     let mut build = cargo(&compiler, &linker)?;
-    build.args(["build", "--release", "--locked", "-Zbuild-std=core", "--bins", "--target", TARGET]);
+    build.args([
+        "build",
+        "--release",
+        "--locked",
+        "-Zbuild-std=core",
+        "--bins",
+        "--target",
+        TARGET,
+    ]);
     build.env("CARGO_ENCODED_RUSTFLAGS", encoded_flags(&root, &compiler)?);
     process::run(&mut build)?;
     if sources != manifest::hash_sources(&root)? {
         bail!("the sources of the BPF programs changed during the build; run it again");
     }
     let tools = tools(&root, &compiler, &linker)?;
-    Ok(Built { dir: bpf_target_dir().join(TARGET).join("release"), sources, tools })
+    Ok(Built {
+        dir: bpf_target_dir(&linker)?.join(TARGET).join("release"),
+        sources,
+        tools,
+    })
 }
 
 /// A cargo of that compiler, in edge-ebpf, free of what the user's tool chain put in the environment.
@@ -93,7 +108,9 @@ pub fn build(choice: Choice) -> Result<Built> {
 /// When the tools directory can't be put in `PATH`.
 pub fn cargo(compiler: &Compiler, linker: &BpfLinker) -> Result<Command> {
     let mut command = Command::new(&compiler.cargo);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| belongs_to_another_build(&name.to_string_lossy())) {
+    for (name, _) in
+        std::env::vars_os().filter(|(name, _)| belongs_to_another_build(&name.to_string_lossy()))
+    {
         command.env_remove(name);
     }
     command
@@ -101,7 +118,11 @@ pub fn cargo(compiler: &Compiler, linker: &BpfLinker) -> Result<Command> {
         .env("RUSTC", &compiler.rustc)
         // Building core and the BPF target are unstable; this is how a release compiler allows them.
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_TARGET_DIR", bpf_target_dir());
+        .env(
+            "RUSTC_WRAPPER",
+            workspace::root().join(manifest::RUSTC_WRAPPER),
+        )
+        .env("CARGO_TARGET_DIR", bpf_target_dir(linker)?);
     // rustc looks for the linker in PATH; naming its place in a flag would change the objects.
     process::prefer_path(&mut command, std::slice::from_ref(&linker.dir))?;
     Ok(command)
@@ -109,13 +130,31 @@ pub fn cargo(compiler: &Compiler, linker: &BpfLinker) -> Result<Command> {
 
 /// `cargo xtask` runs below a cargo of its own, which sets variables meant for its own compiler.
 fn belongs_to_another_build(name: &str) -> bool {
-    let kept = ["CARGO_HOME", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_SOURCE_", "CARGO_TERM_"];
-    let foreign = ["CARGO", "RUSTC", "RUSTFLAGS", "RUSTDOC", "RUSTUP_TOOLCHAIN", "LD_LIBRARY_PATH"];
-    foreign.iter().any(|prefix| name.starts_with(prefix)) && !kept.iter().any(|prefix| name.starts_with(prefix))
+    let kept = [
+        "CARGO_HOME",
+        "CARGO_NET_",
+        "CARGO_HTTP_",
+        "CARGO_REGISTR",
+        "CARGO_SOURCE_",
+        "CARGO_TERM_",
+    ];
+    let foreign = [
+        "CARGO",
+        "RUSTC",
+        "RUSTFLAGS",
+        "RUSTDOC",
+        "RUSTUP_TOOLCHAIN",
+        "LD_LIBRARY_PATH",
+    ];
+    foreign.iter().any(|prefix| name.starts_with(prefix))
+        && !kept.iter().any(|prefix| name.starts_with(prefix))
 }
 
-fn bpf_target_dir() -> PathBuf {
-    workspace::target_dir().join("bpf")
+/// One directory for each linker and wrapper: cargo does not notice when those change.
+fn bpf_target_dir(linker: &BpfLinker) -> Result<PathBuf> {
+    let wrapper = manifest::hash_file(&workspace::root().join(manifest::RUSTC_WRAPPER))?;
+    let name = format!("{}-llvm{}-{wrapper:.8}", linker.version, linker.llvm);
+    Ok(workspace::target_dir().join("bpf").join(name))
 }
 
 /// All flags, in the form of `CARGO_ENCODED_RUSTFLAGS`.
@@ -137,22 +176,16 @@ fn remapped(root: &Path, compiler: &Compiler) -> Result<Vec<(PathBuf, &'static s
         (root.to_path_buf(), "/edgeproxy"),
         (compiler.sysroot.join("lib/rustlib/src/rust"), "/rust"),
     ];
-    let registries = cargo_home()?.join("registry/src");
+    let registries = workspace::cargo_home()?.join("registry/src");
     let mut found: Vec<PathBuf> = match fs::read_dir(&registries) {
-        Ok(entries) => entries.filter_map(|entry| Some(entry.ok()?.path())).collect(),
+        Ok(entries) => entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .collect(),
         Err(_) => Vec::new(),
     };
     found.sort();
     places.extend(found.into_iter().map(|dir| (dir, "/crates")));
     Ok(places)
-}
-
-fn cargo_home() -> Result<PathBuf> {
-    if let Some(home) = std::env::var_os("CARGO_HOME").filter(|home| !home.is_empty()) {
-        return Ok(home.into());
-    }
-    let home = std::env::home_dir().context("the home directory is not known; set CARGO_HOME")?;
-    Ok(home.join(".cargo"))
 }
 
 fn tools(root: &Path, compiler: &Compiler, linker: &BpfLinker) -> Result<Tools> {
@@ -162,7 +195,8 @@ fn tools(root: &Path, compiler: &Compiler, linker: &BpfLinker) -> Result<Tools> 
         rustc_llvm: compiler.version.llvm.clone(),
         bpf_linker: linker.version.clone(),
         bpf_linker_llvm: linker.llvm.clone(),
-        aya_ebpf: locked_version(&lock, "aya-ebpf").context("edge-ebpf/Cargo.lock does not name aya-ebpf")?,
+        aya_ebpf: locked_version(&lock, "aya-ebpf")
+            .context("edge-ebpf/Cargo.lock does not name aya-ebpf")?,
     })
 }
 
@@ -186,7 +220,10 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
     let mut temporary = tempfile::NamedTempFile::new_in(dir).with_context(what)?;
     std::io::Write::write_all(&mut temporary, &bytes).with_context(what)?;
     let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    temporary.as_file().set_permissions(readable).with_context(what)?;
+    temporary
+        .as_file()
+        .set_permissions(readable)
+        .with_context(what)?;
     temporary.persist(to).with_context(what)?;
     Ok(())
 }

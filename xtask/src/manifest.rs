@@ -15,6 +15,9 @@ use thiserror::Error;
 
 use crate::workspace::{MANIFEST, OBJECTS};
 
+/// The script between cargo and rustc that keeps the clone's place out of symbols.
+pub const RUSTC_WRAPPER: &str = "xtask/assets/stable-crate-names.sh";
+
 /// Hexadecimal SHA-256 by path relative to the repository, in the order of the paths.
 pub type Hashes = BTreeMap<String, String>;
 
@@ -49,10 +52,18 @@ pub struct Tools {
 pub enum Stale {
     #[error("the BPF objects were not built from these sources; {}", list(changes))]
     Sources { changes: Vec<String> },
-    #[error("the BPF objects were built with other compiler flags ({built}) than xtask uses now ({now})")]
+    #[error(
+        "the BPF objects were built with other compiler flags ({built}) than xtask uses now ({now})"
+    )]
     Flags { built: String, now: String },
-    #[error("{path} is not the file that the manifest describes: its SHA-256 is {found}, expected {expected}")]
-    Object { path: String, found: String, expected: String },
+    #[error(
+        "{path} is not the file that the manifest describes: its SHA-256 is {found}, expected {expected}"
+    )]
+    Object {
+        path: String,
+        found: String,
+        expected: String,
+    },
     #[error("{MANIFEST} was edited: its combined hash does not follow from its parts")]
     Edited,
 }
@@ -65,7 +76,13 @@ impl Manifest {
     /// Describes objects that have just been built: `objects` maps each committed path to its bytes.
     #[must_use]
     pub fn new(sources: Hashes, flags: Vec<String>, objects: Hashes, tools: Tools) -> Self {
-        Self { combined: combine(&sources, &flags), objects, flags, sources, tools }
+        Self {
+            combined: combine(&sources, &flags),
+            objects,
+            flags,
+            sources,
+            tools,
+        }
     }
 
     /// Reads the committed manifest.
@@ -74,10 +91,12 @@ impl Manifest {
     /// When it is missing or not a manifest.
     pub fn load(root: &Path) -> Result<Self> {
         let path = root.join(MANIFEST);
-        let text = fs::read_to_string(&path)
-            .with_context(|| format!("{MANIFEST} can't be read; build it with `cargo xtask build-ebpf`"))?;
-        serde_json::from_str(&text)
-            .with_context(|| format!("{MANIFEST} is damaged; build it anew with `cargo xtask build-ebpf`"))
+        let text = fs::read_to_string(&path).with_context(|| {
+            format!("{MANIFEST} can't be read; build it with `cargo xtask build-ebpf`")
+        })?;
+        serde_json::from_str(&text).with_context(|| {
+            format!("{MANIFEST} is damaged; build it anew with `cargo xtask build-ebpf`")
+        })
     }
 
     /// Writes the manifest next to the object it describes.
@@ -94,24 +113,39 @@ impl Manifest {
     ///
     /// # Errors
     /// The first kind of disagreement, with every file it concerns.
-    pub fn verify(&self, sources: &Hashes, flags: &[String], objects: &Hashes) -> Result<(), Stale> {
+    pub fn verify(
+        &self,
+        sources: &Hashes,
+        flags: &[String],
+        objects: &Hashes,
+    ) -> Result<(), Stale> {
         let changes = differences(&self.sources, sources);
         if !changes.is_empty() {
             return Err(Stale::Sources { changes });
         }
         if self.flags != flags {
-            return Err(Stale::Flags { built: self.flags.join(" "), now: flags.join(" ") });
+            return Err(Stale::Flags {
+                built: self.flags.join(" "),
+                now: flags.join(" "),
+            });
         }
         if self.combined != combine(sources, flags) {
             return Err(Stale::Edited);
         }
         for object in OBJECTS {
             let described = |hashes: &Hashes| {
-                hashes.get(object.committed).cloned().unwrap_or_else(|| "missing".to_owned())
+                hashes
+                    .get(object.committed)
+                    .cloned()
+                    .unwrap_or_else(|| "missing".to_owned())
             };
             let (found, expected) = (described(objects), described(&self.objects));
             if found != expected {
-                return Err(Stale::Object { path: object.committed.to_owned(), found, expected });
+                return Err(Stale::Object {
+                    path: object.committed.to_owned(),
+                    found,
+                    expected,
+                });
             }
         }
         Ok(())
@@ -149,15 +183,24 @@ fn combine(sources: &Hashes, flags: &[String]) -> String {
 /// # Errors
 /// When a file can't be read.
 pub fn hash_sources(root: &Path) -> Result<Hashes> {
-    let mut files: Vec<PathBuf> = ["edge-common/Cargo.toml", "edge-ebpf/Cargo.toml", "edge-ebpf/Cargo.lock"]
-        .map(PathBuf::from)
-        .to_vec();
+    let single = [
+        "edge-common/Cargo.toml",
+        "edge-ebpf/Cargo.toml",
+        "edge-ebpf/Cargo.lock",
+        RUSTC_WRAPPER,
+    ];
+    let mut files: Vec<PathBuf> = single.map(PathBuf::from).to_vec();
     for dir in ["edge-common/src", "edge-ebpf/src"] {
         collect(root, Path::new(dir), &mut files)?;
     }
     files
         .iter()
-        .map(|file| Ok((file.to_string_lossy().into_owned(), hash_file(&root.join(file))?)))
+        .map(|file| {
+            Ok((
+                file.to_string_lossy().into_owned(),
+                hash_file(&root.join(file))?,
+            ))
+        })
         .collect()
 }
 
@@ -169,14 +212,20 @@ pub fn hash_objects(root: &Path) -> Result<Hashes> {
     OBJECTS
         .iter()
         .filter(|object| root.join(object.committed).exists())
-        .map(|object| Ok((object.committed.to_owned(), hash_file(&root.join(object.committed))?)))
+        .map(|object| {
+            Ok((
+                object.committed.to_owned(),
+                hash_file(&root.join(object.committed))?,
+            ))
+        })
         .collect()
 }
 
 /// Adds every file below `dir` that the compiler could read; an editor's left-overs don't count.
 fn collect(root: &Path, dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let absolute = root.join(dir);
-    let entries = fs::read_dir(&absolute).with_context(|| format!("{} can't be listed", absolute.display()))?;
+    let entries = fs::read_dir(&absolute)
+        .with_context(|| format!("{} can't be listed", absolute.display()))?;
     for entry in entries {
         let entry = entry?;
         let path = dir.join(entry.file_name());

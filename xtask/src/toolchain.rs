@@ -139,7 +139,9 @@ pub fn find_compiler(choice: Choice) -> Result<Compiler, Missing> {
     match choice {
         Choice::Debian => debian().map_err(|found| Missing::Debian { found }),
         Choice::Nightly => nightly().map_err(|found| Missing::Nightly { found }),
-        Choice::Auto => nightly().or_else(|_| debian()).map_err(|_| Missing::Compiler),
+        Choice::Auto => nightly()
+            .or_else(|_| debian())
+            .map_err(|_| Missing::Compiler),
     }
 }
 
@@ -164,12 +166,17 @@ fn nightly() -> Result<Compiler, String> {
 }
 
 fn inspect(kind: Kind, rustc: PathBuf, cargo: PathBuf) -> Result<Compiler, String> {
-    let said = process::ask(Command::new(&rustc).arg("-vV").env_remove("LD_LIBRARY_PATH"));
+    let said = process::ask(
+        Command::new(&rustc)
+            .arg("-vV")
+            .env_remove("LD_LIBRARY_PATH"),
+    );
     let version = said
         .as_deref()
         .and_then(RustcVersion::parse)
         .ok_or_else(|| format!("{} does not say its version", rustc.display()))?;
-    let sysroot = sysroot_of(&rustc).ok_or_else(|| format!("{} has no sysroot", rustc.display()))?;
+    let sysroot =
+        sysroot_of(&rustc).ok_or_else(|| format!("{} has no sysroot", rustc.display()))?;
     if !library_source(&sysroot).join("core/src/lib.rs").exists() {
         return Err(format!(
             "{} has no library sources in {}",
@@ -183,12 +190,19 @@ fn inspect(kind: Kind, rustc: PathBuf, cargo: PathBuf) -> Result<Compiler, Strin
             version.full, version.llvm
         ));
     }
-    Ok(Compiler { kind, rustc, cargo, sysroot, version })
+    Ok(Compiler {
+        kind,
+        rustc,
+        cargo,
+        sysroot,
+        version,
+    })
 }
 
 fn sysroot_of(rustc: &Path) -> Option<PathBuf> {
     let mut ask = Command::new(rustc);
-    ask.args(["--print", "sysroot"]).env_remove("LD_LIBRARY_PATH");
+    ask.args(["--print", "sysroot"])
+        .env_remove("LD_LIBRARY_PATH");
     process::ask(&mut ask).map(PathBuf::from)
 }
 
@@ -215,12 +229,24 @@ pub fn find_bpf_linker() -> Result<BpfLinker, Missing> {
     if !path.exists() {
         return Err(Missing::BpfLinker { path });
     }
-    let said = process::output(Command::new(&path).arg("--version").env_remove("LD_LIBRARY_PATH"))
-        .map_err(|error| Missing::BpfLinkerBroken { path: path.clone(), reason: format!("{error:#}") })?;
+    let said = process::output(
+        Command::new(&path)
+            .arg("--version")
+            .env_remove("LD_LIBRARY_PATH"),
+    )
+    .map_err(|error| Missing::BpfLinkerBroken {
+        path: path.clone(),
+        reason: format!("{error:#}"),
+    })?;
     let version = said.rsplit(' ').next().unwrap_or(&said).to_owned();
     if version != BPF_LINKER_VERSION {
         return Err(Missing::BpfLinker { path });
     }
-    let llvm = process::ask(Command::new(format!("{LLVM_PREFIX}/bin/llvm-config")).arg("--version"));
-    Ok(BpfLinker { dir, version, llvm: llvm.unwrap_or_else(|| format!("{LLVM_MAJOR}")) })
+    let llvm =
+        process::ask(Command::new(format!("{LLVM_PREFIX}/bin/llvm-config")).arg("--version"));
+    Ok(BpfLinker {
+        dir,
+        version,
+        llvm: llvm.unwrap_or_else(|| format!("{LLVM_MAJOR}")),
+    })
 }

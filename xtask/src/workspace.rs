@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context as _, Result};
+
 /// One compiled BPF program file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BpfObject {
@@ -53,6 +55,18 @@ pub fn target_dir() -> PathBuf {
         Some(dir) if !dir.is_empty() => std::path::absolute(&dir).unwrap_or_else(|_| dir.into()),
         _ => root().join("target"),
     }
+}
+
+/// Where cargo keeps its registry and rustup its proxies: `CARGO_HOME`, else `~/.cargo`.
+///
+/// # Errors
+/// When neither `CARGO_HOME` nor the home directory is known.
+pub fn cargo_home() -> Result<PathBuf> {
+    if let Some(home) = std::env::var_os("CARGO_HOME").filter(|home| !home.is_empty()) {
+        return Ok(home.into());
+    }
+    let home = std::env::home_dir().context("the home directory is not known; set CARGO_HOME")?;
+    Ok(home.join(".cargo"))
 }
 
 /// Where `setup` puts bpf-linker and cargo-deny, away from the user's own tools.
