@@ -176,6 +176,11 @@ impl RawBackend {
 }
 
 impl RawRegion {
+    /// The name, if it is one.
+    pub fn name(&self) -> Option<Region> {
+        Region::parse(text("name", &self.name).ok()?).ok()
+    }
+
     pub fn is_deleted(&self) -> bool {
         matches!(self.deleted, RawValue::Integer(n) if n != 0)
     }
