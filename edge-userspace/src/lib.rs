@@ -1,1 +1,4 @@
 //! edgeproxy
+
+pub mod config;
+pub mod domain;

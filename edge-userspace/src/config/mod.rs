@@ -11,6 +11,9 @@ mod sources;
 mod table;
 mod value;
 
+#[cfg(test)]
+mod tests;
+
 pub use error::{Origin, SettingError};
 pub use report::{Effective, markdown};
 pub use sources::Sources;

@@ -193,7 +193,7 @@ impl Value for AppName {
     const KIND: &'static str = "name";
 
     fn parse(text: &str, _: &Rule) -> Result<Self, String> {
-        Self::parse(text).map_err(|why| why.to_string())
+        Self::parse(text).map_err(|why| format!("is not a name: {why}"))
     }
 
     fn show(&self, _: &Rule) -> String {
@@ -205,7 +205,7 @@ impl Value for Region {
     const KIND: &'static str = "name";
 
     fn parse(text: &str, _: &Rule) -> Result<Self, String> {
-        Self::parse(text).map_err(|why| why.to_string())
+        Self::parse(text).map_err(|why| format!("is not a name: {why}"))
     }
 
     fn show(&self, _: &Rule) -> String {
