@@ -11,9 +11,9 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// What is set on every client and backend socket, besides TCP_NODELAY.
 #[derive(Debug, Clone, Copy)]
 pub struct TcpOptions {
-    /// Quiet time before the first keepalive probe, and between probes a third of it.
+    /// Quiet time before the first keepalive probe, and between probes a third of it. Zero: no keepalive.
     pub keepalive: Duration,
-    /// How long sent bytes may stay unacknowledged (TCP_USER_TIMEOUT, RFC 5482).
+    /// How long sent bytes may stay unacknowledged (TCP_USER_TIMEOUT, RFC 5482). Zero: the system's limit.
     pub user_timeout: Duration,
 }
 
@@ -23,11 +23,15 @@ impl TcpOptions {
         let socket = SockRef::from(socket);
         // A proxy that waits for more to send turns a write-write-read conversation from 0.6 into 44 ms.
         let _ = socket.set_tcp_nodelay(true);
-        let keepalive = TcpKeepalive::new()
-            .with_time(self.keepalive)
-            .with_interval((self.keepalive / 3).max(Duration::from_secs(1)))
-            .with_retries(KEEPALIVE_PROBES);
-        let _ = socket.set_tcp_keepalive(&keepalive);
-        let _ = socket.set_tcp_user_timeout(Some(self.user_timeout));
+        if !self.keepalive.is_zero() {
+            let keepalive = TcpKeepalive::new()
+                .with_time(self.keepalive)
+                .with_interval((self.keepalive / 3).max(Duration::from_secs(1)))
+                .with_retries(KEEPALIVE_PROBES);
+            let _ = socket.set_tcp_keepalive(&keepalive);
+        }
+        if !self.user_timeout.is_zero() {
+            let _ = socket.set_tcp_user_timeout(Some(self.user_timeout));
+        }
     }
 }
