@@ -1,2 +1,6 @@
+//! The use cases. They depend on the domain and on ports; adapters are handed in.
+
 pub mod ports;
+pub mod reload;
+pub mod routing;
 pub mod status;

@@ -1,7 +1,5 @@
 //! The flags of the settings, made from the table of settings.
 
-#[cfg(test)]
-use std::path::Path;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
@@ -18,6 +16,11 @@ pub struct SettingArgs {
 }
 
 impl SettingArgs {
+    /// No flag but `--config`.
+    pub(super) fn of_file(config: Option<PathBuf>) -> Self {
+        Self { config, flags: Vec::new() }
+    }
+
     /// The settings in force for this process: defaults < file < environment < these flags.
     pub fn load(&self) -> Result<Effective, CliError> {
         let sources = Sources::of_process(self.config.as_deref(), self.flags.clone());
@@ -81,12 +84,6 @@ impl AdminArgs {
         if let Some(path) = &self.admin_socket {
             return Ok(path.clone());
         }
-        let settings = SettingArgs { config: self.config.clone(), flags: Vec::new() };
-        settings.load().map(|effective| effective.settings.admin_socket)
-    }
-
-    #[cfg(test)]
-    pub(super) fn of(socket: &Path) -> Self {
-        Self { admin_socket: Some(socket.to_owned()), config: None }
+        SettingArgs::of_file(self.config.clone()).load().map(|effective| effective.settings.admin_socket)
     }
 }

@@ -3,6 +3,8 @@
 mod check;
 mod client;
 mod config_cmd;
+pub mod db;
+mod db_cmd;
 mod exit;
 mod flags;
 mod reload;
@@ -14,6 +16,7 @@ use std::ffi::OsString;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 pub use config_cmd::ConfigArgs;
+pub use db_cmd::DbCommandArgs;
 pub use exit::{CliError, Exit};
 pub use flags::{AdminArgs, SettingArgs};
 pub use reload::ReloadArgs;
@@ -21,6 +24,7 @@ pub use status::StatusArgs;
 
 pub use check::run as check;
 pub use config_cmd::run as config;
+pub use db_cmd::run as db;
 pub use reload::run as reload;
 pub use status::run as status;
 pub use version::{VersionFacts, run as version};
@@ -57,6 +61,9 @@ pub enum Command {
     /// Have the running daemon read the routing database now
     #[command(after_help = exit::HELP)]
     Reload(ReloadArgs),
+    /// Make and edit the routing database
+    #[command(after_help = exit::HELP)]
+    Db(DbCommandArgs),
     /// Print the version (`--version`)
     #[command(skip)]
     Version {

@@ -95,8 +95,7 @@ fn table(status: &Status) -> String {
     line("bindings", status.bindings.to_string());
     forwarder(status, &mut line);
     routing(status, &mut line);
-    let geo = [Some(status.geo.source.as_str()), status.geo.build_date.as_deref(), status.geo.licence.as_deref()];
-    line("geo", geo.into_iter().flatten().collect::<Vec<_>>().join(" · "));
+    line("geo", status.geo.to_string());
     backends(&status.backends, &mut out);
     out
 }

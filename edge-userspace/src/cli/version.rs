@@ -3,14 +3,15 @@
 use std::fmt::Write as _;
 
 use super::{CliError, print};
+use crate::application::status::GeoStatus;
 
 /// What only other parts know.
 #[derive(Debug, Clone, Default)]
 pub struct VersionFacts {
     /// Hash of the sources of the BPF object in this binary.
     pub bpf_sources: String,
-    /// Name, build date and licence of the geo database in this binary.
-    pub geo: String,
+    /// The geo database in this binary.
+    pub geo: GeoStatus,
 }
 
 /// Prints the version; `facts` is asked only if it is wanted.
@@ -35,7 +36,8 @@ mod tests {
 
     #[test]
     fn facts_are_for_the_verbose() {
-        let facts = || VersionFacts { bpf_sources: "abc123".to_owned(), geo: "iptoasn".to_owned() };
+        let geo = GeoStatus { source: "iptoasn".to_owned(), ..GeoStatus::default() };
+        let facts = || VersionFacts { bpf_sources: "abc123".to_owned(), geo };
         assert_eq!(text(false, || unreachable!()).lines().count(), 1);
         let text = text(true, facts);
         assert!(text.contains("abc123") && text.contains("iptoasn") && text.contains("MIT"));

@@ -1,6 +1,7 @@
 //! From database rows to backends: parse, don't validate. A row that can't become a backend is named and refused
 //! alone. The loader and the `db` commands use this same code.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -22,15 +23,15 @@ pub enum RawValue {
     Blob,
 }
 
-impl RawValue {
-    fn describe(&self) -> String {
+impl fmt::Display for RawValue {
+    /// Enough to recognise the value; a row may hold megabytes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Null => "NULL".into(),
-            Self::Integer(n) => n.to_string(),
-            Self::Real(n) => n.to_string(),
-            // Enough to recognise the value; a row may hold megabytes.
-            Self::Text(text) => format!("{:?}", text.chars().take(40).collect::<String>()),
-            Self::Blob => "a blob".into(),
+            Self::Null => f.pad("NULL"),
+            Self::Integer(number) => number.fmt(f),
+            Self::Real(number) => number.fmt(f),
+            Self::Text(text) => f.pad(&format!("{:?}", text.chars().take(40).collect::<String>())),
+            Self::Blob => f.pad("a blob"),
         }
     }
 }
@@ -132,6 +133,43 @@ impl BackendSpec {
 }
 
 impl RawBackend {
+    /// All columns by name.
+    pub fn columns(&self) -> [(&'static str, &RawValue); 12] {
+        [
+            ("id", &self.id),
+            ("app", &self.app),
+            ("region", &self.region),
+            ("wg_ip", &self.wg_ip),
+            ("port", &self.port),
+            ("healthy", &self.healthy),
+            ("weight", &self.weight),
+            ("soft_limit", &self.soft_limit),
+            ("hard_limit", &self.hard_limit),
+            ("deleted", &self.deleted),
+            ("country", &self.country),
+            ("state", &self.state),
+        ]
+    }
+
+    /// One column by name.
+    pub fn column_mut(&mut self, name: &str) -> Option<&mut RawValue> {
+        Some(match name {
+            "id" => &mut self.id,
+            "app" => &mut self.app,
+            "region" => &mut self.region,
+            "wg_ip" => &mut self.wg_ip,
+            "port" => &mut self.port,
+            "healthy" => &mut self.healthy,
+            "weight" => &mut self.weight,
+            "soft_limit" => &mut self.soft_limit,
+            "hard_limit" => &mut self.hard_limit,
+            "deleted" => &mut self.deleted,
+            "country" => &mut self.country,
+            "state" => &mut self.state,
+            _ => return None,
+        })
+    }
+
     /// The id, if it is one.
     pub fn id(&self) -> Result<BackendId, RowError> {
         Ok(BackendId::parse(text("id", &self.id)?)?)
@@ -160,7 +198,7 @@ impl RawBackend {
     }
 
     fn port(&self) -> Result<u16, RowError> {
-        let wrong = || RowError::Type { column: "port", found: self.port.describe(), expected: "an integer from 1 to 65535" };
+        let wrong = || RowError::Type { column: "port", found: self.port.to_string(), expected: "an integer from 1 to 65535" };
         match self.port {
             RawValue::Null => Err(RowError::Missing { column: "port" }),
             RawValue::Integer(port) => u16::try_from(port).ok().filter(|port| *port != 0).ok_or_else(wrong),
@@ -176,6 +214,11 @@ impl RawBackend {
 }
 
 impl RawRegion {
+    /// The name, if it is one.
+    pub fn name(&self) -> Option<Region> {
+        Region::parse(text("name", &self.name).ok()?).ok()
+    }
+
     pub fn is_deleted(&self) -> bool {
         matches!(self.deleted, RawValue::Integer(n) if n != 0)
     }
@@ -215,7 +258,7 @@ fn optional_text<'a>(column: &'static str, value: &'a RawValue) -> Result<Option
     match value {
         RawValue::Null => Ok(None),
         RawValue::Text(text) => Ok(Some(text.trim()).filter(|text| !text.is_empty())),
-        other => Err(RowError::Type { column, found: other.describe(), expected: "text" }),
+        other => Err(RowError::Type { column, found: other.to_string(), expected: "text" }),
     }
 }
 
@@ -224,7 +267,7 @@ fn text<'a>(column: &'static str, value: &'a RawValue) -> Result<&'a str, RowErr
 }
 
 fn count(column: &'static str, value: &RawValue) -> Result<Option<u32>, RowError> {
-    let wrong = || RowError::Type { column, found: value.describe(), expected: "an integer from 0 to 4294967295" };
+    let wrong = || RowError::Type { column, found: value.to_string(), expected: "an integer from 0 to 4294967295" };
     match value {
         RawValue::Null => Ok(None),
         RawValue::Integer(n) => u32::try_from(*n).map(Some).map_err(|_| wrong()),
@@ -236,7 +279,7 @@ fn flag(column: &'static str, value: &RawValue) -> Result<Option<bool>, RowError
     match value {
         RawValue::Null => Ok(None),
         RawValue::Integer(n) => Ok(Some(*n != 0)),
-        other => Err(RowError::Type { column, found: other.describe(), expected: "0 or 1" }),
+        other => Err(RowError::Type { column, found: other.to_string(), expected: "0 or 1" }),
     }
 }
 
