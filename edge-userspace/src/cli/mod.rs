@@ -13,6 +13,7 @@ mod version;
 
 use std::ffi::OsString;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 pub use config_cmd::ConfigArgs;
@@ -31,7 +32,7 @@ pub use version::{VersionFacts, run as version};
 
 /// edgeproxy: a TCP proxy for edge points of presence that forwards in the kernel
 #[derive(Debug, Parser)]
-#[command(name = "edgeproxy", disable_version_flag = true, after_help = exit::HELP, subcommand_required = false)]
+#[command(name = "edgeproxy", disable_version_flag = true, after_help = exit::HELP, arg_required_else_help = true)]
 struct Cli {
     /// Print the version
     #[arg(short = 'V', long)]
@@ -89,10 +90,7 @@ fn parse_from(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap:
     match cli.command {
         _ if cli.version => Ok(Command::Version { verbose: cli.verbose }),
         Some(command) => Ok(command),
-        None => {
-            let help = Cli::command().render_help();
-            Err(clap::Error::raw(clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, help))
-        }
+        None => Err(Cli::command().error(ErrorKind::MissingSubcommand, "say what to do: `edgeproxy --help` lists it")),
     }
 }
 

@@ -13,7 +13,7 @@ fn clap_finds_no_fault_and_every_setting_has_its_flag() {
     Cli::command().debug_assert();
     let run = Cli::command().find_subcommand("run").unwrap().clone();
     for key in KEYS {
-        assert!(run.get_arguments().any(|arg| arg.get_long() == Some(&key.flag())), "{}", key.name);
+        assert!(run.get_arguments().any(|arg| arg.get_long() == Some(key.flag())), "{}", key.name);
     }
 }
 
@@ -55,9 +55,22 @@ fn mistakes_are_explained() {
 fn with_daemon(test: impl FnOnce(&str)) {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("admin.sock");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.block_on(serve(&socket, None));
-    test(socket.to_str().unwrap());
+    let (up, is_up) = std::sync::mpsc::channel();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                serve(&socket, None).await;
+                up.send(()).unwrap();
+                let _ = stopped.await;
+            });
+        });
+        is_up.recv().unwrap();
+        // Moved in, so that a failing test stops the daemon, too.
+        let _stop = stop;
+        test(socket.to_str().unwrap());
+    });
 }
 
 fn status_of(line: &str) -> Result<(), CliError> {
