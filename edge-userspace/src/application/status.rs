@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+
+use super::routing::{ReloadReport, RoutingTable};
+use crate::domain::Backend;
 
 /// Everything an operator wants to know first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -155,6 +159,64 @@ pub struct ReloadAnswer {
     pub accepted: u64,
     pub apps: u64,
     pub rejected_rows: Vec<RejectedRow>,
+}
+
+impl RoutingStatus {
+    /// Of the table at this moment.
+    pub fn of(table: &RoutingTable, now: SystemTime) -> Self {
+        let (status, snapshot) = (table.status(), table.load());
+        let age = status.tried_at.map(|at| now.duration_since(at).unwrap_or_default().as_secs_f64());
+        Self {
+            generation: snapshot.generation(),
+            apps: snapshot.apps().len() as u64,
+            backends: snapshot.backends().count() as u64,
+            last_reload: ReloadStatus { age_secs: age, ok: age.is_some() && status.error.is_none(), error: status.error.clone() },
+            reloads_ok: status.accepted_total,
+            reloads_rejected: status.refused_total,
+            rejected_rows: rejected(&status.report),
+        }
+    }
+}
+
+impl BackendStatus {
+    /// `kernel` is the kernel's count of the backend's connections.
+    pub fn of(backend: &Backend, kernel: Option<u32>) -> Self {
+        Self {
+            id: backend.id.to_string(),
+            app: backend.app.to_string(),
+            region: backend.region.to_string(),
+            addr: backend.addr.socket_addr().to_string(),
+            state: backend.state.to_string(),
+            healthy: backend.healthy,
+            weight: backend.weight.0,
+            soft_limit: backend.limits.soft(),
+            hard_limit: backend.limits.hard(),
+            connections: backend.load.active(),
+            kernel_connections: kernel,
+        }
+    }
+}
+
+impl From<&ReloadReport> for ReloadAnswer {
+    fn from(report: &ReloadReport) -> Self {
+        Self {
+            generation: report.generation,
+            accepted: report.accepted as u64,
+            apps: report.apps as u64,
+            rejected_rows: rejected(report),
+        }
+    }
+}
+
+fn rejected(report: &ReloadReport) -> Vec<RejectedRow> {
+    report.rejected.iter().map(|(row, why)| RejectedRow { row: row.clone(), why: why.clone() }).collect()
+}
+
+impl fmt::Display for GeoStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.source)?;
+        [&self.build_date, &self.licence].into_iter().flatten().try_for_each(|part| write!(f, " · {part}"))
+    }
 }
 
 #[cfg(test)]

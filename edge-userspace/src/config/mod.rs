@@ -15,6 +15,7 @@ mod value;
 mod tests;
 
 pub use error::{Origin, SettingError};
+pub(crate) use report::values;
 pub use report::{Effective, markdown};
 pub use sources::Sources;
 pub use table::{KEYS, Key, Settings};

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use super::value::{ForwarderChoice, GeoOverride, LogFormat, LogLevel, LoopbackAddr, Rule, Value};
@@ -36,10 +37,15 @@ impl Key {
     }
 
     /// `listen-addr` for `listen_addr`.
-    pub fn flag(&self) -> String {
-        self.name.replace('_', "-")
+    pub fn flag(&self) -> &'static str {
+        let flag = FLAGS.iter().find(|(name, _)| *name == self.name);
+        flag.map_or(self.name, |(_, flag)| flag)
     }
 }
+
+/// Name and flag of each key: the command line wants flags that live for ever.
+static FLAGS: LazyLock<Vec<(&str, String)>> =
+    LazyLock::new(|| KEYS.iter().map(|key| (key.name, key.name.replace('_', "-"))).collect());
 
 /// Makes of one declaration the struct, the table and the constructor, so that they cannot drift apart.
 macro_rules! settings {

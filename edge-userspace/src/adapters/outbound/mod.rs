@@ -6,6 +6,7 @@ pub mod connector;
 mod file_identity;
 pub mod forward;
 pub mod geo;
+mod geo_status;
 pub mod line_writer;
 pub mod logging;
 pub mod metrics;

@@ -11,6 +11,11 @@ pub(super) fn rfc3339(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
 }
 
+/// The date alone, e.g. `2026-11-22`.
+pub(super) fn date(time: SystemTime) -> String {
+    rfc3339(time).chars().take_while(|c| *c != 'T').collect()
+}
+
 /// Year, month and day of a count of days since 1970-01-01 (Gregorian).
 ///
 /// Counts in eras of 400 years (146,097 days) that begin on 1 March, so that the leap day comes last.
@@ -41,6 +46,7 @@ mod tests {
         ] {
             assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_millis(seconds * 1000 + 7)), text);
         }
+        assert_eq!(date(UNIX_EPOCH + Duration::from_secs(951_782_400)), "2000-02-29");
         assert_eq!(rfc3339(UNIX_EPOCH - Duration::from_secs(1)), "1970-01-01T00:00:00.000Z");
     }
 }
