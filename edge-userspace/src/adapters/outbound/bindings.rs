@@ -235,3 +235,6 @@ impl Binding {
 fn lock(queue: &Mutex<VecDeque<Place>>) -> MutexGuard<'_, VecDeque<Place>> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;
