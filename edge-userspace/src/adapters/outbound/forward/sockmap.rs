@@ -109,6 +109,10 @@ impl Offload {
         sockets: [TcpStream; 2],
         read_before: [u64; 2],
     ) -> Result<Self, (Fallback, [TcpStream; 2])> {
+        // The map takes established sockets only. Found out now the pair can still be copied in the ordinary way.
+        if sockets.iter().any(|socket| socket::tcp_info(socket.as_fd()).map_or(true, |info| info.fin)) {
+            return Err((Fallback::InsertRefused, sockets));
+        }
         let Some(mut slot) = kernel.reserve() else {
             return Err((Fallback::NoFreeRecord, sockets));
         };
