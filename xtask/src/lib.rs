@@ -1,1 +1,3 @@
 //! xtask
+pub mod lab;
+pub mod load;
