@@ -6,9 +6,7 @@ use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 
 use super::Namespace;
-
-/// The object built from `edge-ebpf` by `cargo xtask build-ebpf`.
-const TESTKIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/bpf/testkit.bpf.o");
+use crate::workspace;
 
 /// Packets are lost while this lives.
 #[derive(Debug)]
@@ -19,8 +17,9 @@ pub struct Loss {
 
 impl Loss {
     pub(super) fn start(namespace: &Namespace, interfaces: &[&str], per_mille: u32) -> anyhow::Result<Self> {
-        let object = std::fs::read(TESTKIT)
-            .with_context(|| format!("{TESTKIT} cannot be read: build it with `cargo xtask build-ebpf`"))?;
+        let path = workspace::testkit_object();
+        let object = std::fs::read(&path)
+            .with_context(|| format!("{} cannot be read: build it with `cargo xtask build-ebpf`", path.display()))?;
         let mut loaded = EbpfLoader::new().override_global("DROP_PER_MILLE", &per_mille, true).load(&object)?;
         namespace.run(|| attach(&mut loaded, interfaces))?;
         Ok(Self { namespace: namespace.clone(), loaded: Some(loaded) })
@@ -28,7 +27,7 @@ impl Loss {
 }
 
 fn attach(loaded: &mut Ebpf, interfaces: &[&str]) -> anyhow::Result<()> {
-    let program = loaded.program_mut("drop_random").ok_or_else(|| anyhow!("{TESTKIT} has no program drop_random"))?;
+    let program = loaded.program_mut("drop_random").ok_or_else(|| anyhow!("the testkit object has no program drop_random"))?;
     let classifier: &mut SchedClassifier = program.try_into()?;
     classifier.load()?;
     for interface in interfaces {

@@ -9,9 +9,6 @@
 //! Where namespaces can't be made, [`Lab::loopback`] offers the same places on 127.0.0.0/8.
 
 mod address;
-mod admin;
-pub mod daemon;
-mod logs;
 mod loss;
 mod netns;
 pub mod requirements;
@@ -23,7 +20,6 @@ use std::process::Command;
 use std::thread::JoinHandle;
 
 pub use address::{BRAZIL, COUNTRIES, Country, GERMANY, JAPAN, SOUTH_AFRICA, UNITED_STATES};
-//pub use daemon::{Config, Daemon};
 pub use loss::Loss;
 pub use netns::Namespace;
 
@@ -148,3 +144,6 @@ impl Lab {
 }
 
 
+
+#[cfg(test)]
+mod tests;

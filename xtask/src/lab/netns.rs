@@ -5,6 +5,8 @@
 //! `nsenter --net=/proc/<pid of the daemon>/ns/net`.
 //!
 //! `ip netns exec` is not used because it remounts `/sys` and hides the BPF file system and the cgroups.
+// System calls without a safe wrapper.
+#![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;

@@ -1,4 +1,6 @@
 //! What a test needs from the machine, and what happens when it is not there.
+// System calls without a safe wrapper.
+#![allow(unsafe_code)]
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};

@@ -30,11 +30,12 @@ pub(super) fn links(lab: &Lab) -> io::Result<()> {
     ip(pop, &script)?;
     ip(clients, &far_end(CLIENT_LINK[1], CLIENT_LINK_V6[1], &client_prefixes()))?;
     ip(backends, &far_end(BACKEND_LINK[1], BACKEND_LINK_V6[1], &backend_prefixes()))?;
+    let everything = ["0.0.0.0/0".to_owned(), "::/0".to_owned()];
     // Routes last: an IPv6 gateway is accepted only once its link is up at both ends.
-    ip(clients, &via("default", CLIENT_LINK[0], CLIENT_LINK_V6[0], TO_POP, &[]))?;
-    ip(backends, &via("default", BACKEND_LINK[0], BACKEND_LINK_V6[0], TO_POP, &[]))?;
-    ip(pop, &via("", CLIENT_LINK[1], CLIENT_LINK_V6[1], TO_CLIENTS, &client_prefixes()))?;
-    ip(pop, &via("", BACKEND_LINK[1], BACKEND_LINK_V6[1], TO_BACKENDS, &backend_prefixes()))?;
+    ip(clients, &via(&everything, CLIENT_LINK[0], CLIENT_LINK_V6[0], TO_POP))?;
+    ip(backends, &via(&everything, BACKEND_LINK[0], BACKEND_LINK_V6[0], TO_POP))?;
+    ip(pop, &via(&client_prefixes(), CLIENT_LINK[1], CLIENT_LINK_V6[1], TO_CLIENTS))?;
+    ip(pop, &via(&backend_prefixes(), BACKEND_LINK[1], BACKEND_LINK_V6[1], TO_BACKENDS))?;
     allow_any_source(clients)?;
     allow_any_source(backends)
 }
@@ -59,11 +60,8 @@ fn far_end(v4: &str, v6: &str, own: &[String]) -> String {
     script
 }
 
-/// Routes to `prefixes`, or everything (`default`) where none are given, over one link.
-fn via(everything: &str, v4: &str, v6: &str, dev: &str, prefixes: &[String]) -> String {
-    if prefixes.is_empty() {
-        return format!("route add {everything} via {v4} dev {dev}\n-6 route add {everything} via {v6} dev {dev}\n");
-    }
+/// Routes to `prefixes` over one link.
+fn via(prefixes: &[String], v4: &str, v6: &str, dev: &str) -> String {
     prefixes
         .iter()
         .map(|prefix| {
