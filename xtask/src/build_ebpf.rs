@@ -19,8 +19,9 @@ use crate::{
 /// The target of the BPF programs: little-endian, as every machine this product runs on.
 pub const TARGET: &str = "bpfel-unknown-none";
 
-/// Flags that shape the objects; debug information is what bpf-linker makes BTF from.
-const FLAGS: [&str; 2] = ["-Cdebuginfo=2", "-Clink-arg=--btf"];
+/// Flags that shape the objects; debug information is what bpf-linker makes BTF from, and v3 of the instruction set
+/// has the atomic operations that return a value.
+const FLAGS: [&str; 3] = ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3"];
 
 /// Options of `build-ebpf`.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]

@@ -1,0 +1,5 @@
+//! The use cases. They depend on the domain and on ports; adapters are handed in.
+
+pub mod ports;
+pub mod reload;
+pub mod routing;

@@ -1,0 +1,3 @@
+//! Commands of the `edgeproxy` binary.
+
+pub mod db;
