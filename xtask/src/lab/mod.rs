@@ -9,8 +9,12 @@
 //! Where namespaces can't be made, [`Lab::loopback`] offers the same places on 127.0.0.0/8.
 
 mod address;
+mod admin;
+pub mod daemon;
+mod logs;
 mod loss;
 mod netns;
+mod process;
 pub mod requirements;
 mod setup;
 
@@ -20,7 +24,11 @@ use std::process::Command;
 use std::thread::JoinHandle;
 
 pub use address::{BRAZIL, COUNTRIES, Country, GERMANY, JAPAN, SOUTH_AFRICA, UNITED_STATES};
+pub use admin::Answer;
+pub use daemon::{Config, Daemon, Status};
+pub use logs::Record;
 pub use loss::Loss;
+pub use process::memory_available;
 pub use netns::Namespace;
 
 /// The three places of a lab.

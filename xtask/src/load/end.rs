@@ -52,6 +52,7 @@ struct End {
     sent: u64,
     half_closed: bool,
     stop: Option<Stop>,
+    started: Instant,
     moved: Instant,
 }
 
@@ -69,6 +70,7 @@ impl End {
             sent: 0,
             half_closed: false,
             stop: None,
+            started: Instant::now(),
             moved: Instant::now(),
         }
     }
@@ -134,13 +136,19 @@ impl End {
 
     /// Waits until the socket can do what the script wants next.
     fn wait(&mut self) -> Result<(bool, bool), String> {
-        let wants_read = self.stop.is_none() && (!self.script.read_after_sent || self.sent == self.script.send);
+        let late = self.script.read_after.saturating_sub(self.started.elapsed());
+        let may_read = late.is_zero() && (!self.script.read_after_sent || self.sent == self.script.send);
+        let wants_read = self.stop.is_none() && may_read;
         let wants_write = self.sent < self.allowed();
         if wants_read && let Some(pause) = self.script.read_pause {
             std::thread::sleep(pause);
         }
         let events = if wants_read { libc::POLLIN } else { 0 } | if wants_write { libc::POLLOUT } else { 0 };
-        let wait = if matches!(self.script.finish, Finish::Reset) { 1 } else { 1000 };
+        let wait = match self.script.finish {
+            Finish::Reset => 1,
+            _ if !late.is_zero() => 10,
+            _ => 1000,
+        };
         let ready = poll(&self.stream, events, wait).map_err(|error| format!("poll: {error}"))?;
         let broken = ready & (libc::POLLERR | libc::POLLHUP) != 0;
         Ok((ready & libc::POLLIN != 0 || (broken && self.stop.is_none()), ready & libc::POLLOUT != 0))

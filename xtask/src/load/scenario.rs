@@ -33,6 +33,10 @@ pub enum Behaviour {
     SlowClient,
     /// The backend reads slowly while the client pushes.
     SlowBackend,
+    /// The client reads nothing for two seconds while the backend pushes.
+    LateClient,
+    /// The backend reads nothing for two seconds while the client pushes.
+    LateBackend,
     /// Requests and responses of random sizes take turns.
     PingPong,
     /// The client sends everything before it reads the response, which the backend sends early.
@@ -40,7 +44,7 @@ pub enum Behaviour {
 }
 
 impl Behaviour {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Duplex,
         Self::ClientFirst,
         Self::BackendFirst,
@@ -52,6 +56,8 @@ impl Behaviour {
         Self::BackendAborts,
         Self::SlowClient,
         Self::SlowBackend,
+        Self::LateClient,
+        Self::LateBackend,
         Self::PingPong,
         Self::UnreadUpload,
     ];
@@ -136,6 +142,7 @@ impl Scenario {
             }
             (B::ClientAborts, Side::Backend) | (B::BackendAborts, Side::Client) => script.finish = Finish::AwaitAbort,
             (B::SlowClient, Side::Client) | (B::SlowBackend, Side::Backend) => script.read_pause = Some(PAUSE),
+            (B::LateClient, Side::Client) | (B::LateBackend, Side::Backend) => script.read_after = LATE,
             (B::PingPong, _) => script.turns = self.turns(side),
             (B::UnreadUpload, Side::Client) => script.read_after_sent = true,
             _ => {}
@@ -157,6 +164,9 @@ impl Scenario {
 /// Time a slow reader waits between two reads.
 const PAUSE: Duration = Duration::from_millis(3);
 
+/// Time a late reader waits before its first read.
+const LATE: Duration = Duration::from_secs(2);
+
 fn sizes(behaviour: Behaviour, max: u64, dice: &mut Dice) -> (u64, u64) {
     use Behaviour as B;
     let mut size = |max: u64| dice.size(max);
@@ -170,6 +180,8 @@ fn sizes(behaviour: Behaviour, max: u64, dice: &mut Dice) -> (u64, u64) {
         B::ClientAborts | B::BackendAborts => (max / 8 + size(max / 8), max / 8 + size(max / 8)),
         B::SlowClient => (size(4096), max / 16 + size(max / 8)),
         B::SlowBackend => (max / 16 + size(max / 8), size(4096)),
+        B::LateClient => (size(4096), max),
+        B::LateBackend => (max, size(4096)),
         B::PingPong => (size(max / 8), size(max / 8)),
         B::Duplex | B::ClientFirst | B::BackendFirst | B::UnreadUpload => (size(max), size(max)),
     }
@@ -216,6 +228,8 @@ pub(super) struct Script {
     /// Read only once all is sent.
     pub(super) read_after_sent: bool,
     pub(super) read_pause: Option<Duration>,
+    /// Read only so long after the start.
+    pub(super) read_after: Duration,
     /// `(received, may_send)`: once `received` bytes are in, `may_send` bytes in all may go out. Empty: no waiting.
     pub(super) turns: Vec<(u64, u64)>,
     /// Largest number of bytes handed to the kernel at a time.
@@ -242,6 +256,7 @@ impl Script {
             send_after_end: false,
             read_after_sent: false,
             read_pause: None,
+            read_after: Duration::ZERO,
             turns: Vec::new(),
             chunk,
             dice,

@@ -26,7 +26,7 @@ fn run(fault: Fault, load: &Load) -> LoadReport {
 
 #[test]
 fn a_good_relay_passes() {
-    let report = through(Fault::None, &Behaviour::ALL, 260);
+    let report = through(Fault::None, &Behaviour::ALL, 300);
     report.assert_clean();
     assert!(report.bytes_up() > 1 << 20 && report.bytes_down() > 1 << 20);
 }
