@@ -133,3 +133,6 @@ impl<S: RoutingSource> ReloadLoop<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -194,3 +194,6 @@ impl Member {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -107,3 +107,6 @@ impl Drop for Permit {
         self.load.active.fetch_sub(1, Ordering::AcqRel);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,8 @@ mod random;
 mod regions;
 pub mod row;
 mod select;
+#[cfg(test)]
+pub(crate) mod testing;
 mod tried;
 
 pub use addr::{AddrError, BackendAddr, ClientAddr};

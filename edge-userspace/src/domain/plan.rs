@@ -142,3 +142,6 @@ fn skip(backend: &Backend, active: u32, tried: &Tried) -> Option<Skip> {
         .or_else(|| tried.contains(backend).then_some(Skip::Tried))
         .or_else(|| backend.limits.is_full(active).then_some(Skip::AtHardLimit))
 }
+
+#[cfg(test)]
+mod tests;

@@ -287,3 +287,6 @@ fn address(text: &str) -> Result<IpAddr, RowError> {
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     bare.parse().map_err(|_| RowError::Address(text.chars().take(60).collect()))
 }
+
+#[cfg(test)]
+mod tests;

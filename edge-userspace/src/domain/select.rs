@@ -10,10 +10,10 @@
 //!
 //! Three refinements. Geography outranks load whatever the load (the second term never reaches 100). Within one
 //! region score, backends below their soft limit go before those at or above it; among those elsewhere, near regions
-//! go before far ones. And among the backends that are then left, scores that differ by less than one connection
+//! go before far ones. And among the backends that are then left, scores that differ by a connection or two
 //! count as equal: the first choice comes from a low-discrepancy sequence weighted by weight, a second one at random,
-//! and the second wins only if it stays less loaded with one connection more. So short connections, which leave all
-//! loads near zero, are spread by weight too.
+//! and the second wins only if it is less loaded even with one connection more against one less. So short connections,
+//! which leave all loads near zero, are spread by weight too.
 
 use std::fmt;
 use std::sync::Arc;
@@ -222,9 +222,10 @@ impl Member {
         self.limits.yardstick() * f64::from(self.weight)
     }
 
-    /// Would still be less loaded than `other` after taking one more connection.
+    /// Would, with one connection more, still be less loaded than `other` with one less. The distance between the two
+    /// keeps small numbers of connections, which can't be split exactly by weight, from tilting the shares.
     fn relieves(&self, other: &Self) -> bool {
-        let (own, its) = (f64::from(self.load.active()) + 1.0, f64::from(other.load.active()));
+        let (own, its) = (f64::from(self.load.active()) + 1.0, f64::from(other.load.active()) - 1.0);
         own * other.scale() < its * self.scale()
     }
 }
@@ -413,3 +414,6 @@ fn search<'a>(
     }
     fallback
 }
+
+#[cfg(test)]
+mod tests;

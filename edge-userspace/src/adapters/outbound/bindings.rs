@@ -13,8 +13,8 @@ use crate::application::ports::Bindings;
 use crate::domain::{BackendId, BindingKey};
 
 /// Entries one queue is meant for: it bounds how long [`BindingTable::gc`] holds a lock.
-const QUEUE_SHARE: usize = 4096;
-const MAX_QUEUES: usize = 256;
+const QUEUE_SHARE: usize = 1024;
+const MAX_QUEUES: usize = 1024;
 
 /// Bindings looked at to find one to give up.
 const MAX_LOOKS: usize = 64;
@@ -235,3 +235,6 @@ impl Binding {
 fn lock(queue: &Mutex<VecDeque<Place>>) -> MutexGuard<'_, VecDeque<Place>> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;
