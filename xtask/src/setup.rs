@@ -247,7 +247,9 @@ impl Tool {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo
             .args(["install", "--locked", "--force", "--root"])
-            .arg(workspace::tools_dir());
+            .arg(workspace::tools_dir())
+            // Its own temporary directory: the build leaves nothing but the program.
+            .env_remove("CARGO_TARGET_DIR");
         match self {
             Self::BpfLinker => {
                 cargo.args(["bpf-linker", "--version", toolchain::BPF_LINKER_VERSION]);

@@ -158,7 +158,10 @@ fn debian() -> Result<Compiler, String> {
 /// The rustup nightly, if rustup is there and has one.
 fn nightly() -> Result<Compiler, String> {
     let which = |tool: &str| {
-        process::ask(Command::new("rustup").args(["which", "--toolchain", "nightly", tool]))
+        let mut rustup = Command::new("rustup");
+        rustup.args(["which", "--toolchain", "nightly", tool]);
+        // A question must not change the user's tool chain.
+        process::ask(rustup.env("RUSTUP_AUTO_INSTALL", "0"))
             .map(PathBuf::from)
             .ok_or_else(|| format!("rustup has no {tool} for `nightly`"))
     };
