@@ -60,6 +60,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     report.skips = read_skips(&fs::read_to_string(&skip_log)?);
     report.print();
+    if !args.filter.is_empty() && report.passed + report.failed == 0 {
+        bail!("no test has {} in its name", args.filter.join(" or "));
+    }
     report.verdict(args.require_kernel)
 }
 
@@ -225,6 +228,7 @@ impl Report {
 
     fn print(&self) {
         println!("\n== summary");
+        // A test that skips itself returns, so the harness counts it as passed.
         println!(
             "{} tests passed, {} failed, {} skipped; {} test binaries passed",
             self.passed
