@@ -99,6 +99,8 @@ impl Serialize for BackendAddr {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
     use super::*;
 
     fn client(text: &str) -> ClientAddr {

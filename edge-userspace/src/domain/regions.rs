@@ -161,6 +161,8 @@ impl Regions {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
     use super::*;
 
     fn region(name: &str) -> Region {
