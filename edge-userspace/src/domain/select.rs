@@ -354,8 +354,7 @@ fn scan<'a>(group: &'a Group, draw: &mut Draw<'_>) -> Option<(&'a Member, Standi
             None => {}
         }
     }
-    let (class, standing) =
-        if below.bits != 0 { (below, Standing::BelowSoft) } else { (over, Standing::OverSoft) };
+    let (class, standing) = if below.bits != 0 { (below, Standing::BelowSoft) } else { (over, Standing::OverSoft) };
     if class.bits == 0 {
         return None;
     }

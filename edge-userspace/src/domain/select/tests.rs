@@ -264,7 +264,8 @@ const REGIONS: [&str; 5] = ["sa", "us", "eu", "ap", "lab"];
 fn any_row() -> impl Strategy<Value = (RawBackend, u32)> {
     let app = prop_oneof![5 => Just("web"), 1 => Just("other")];
     let state = prop_oneof![6 => Just("ready"), 1 => Just("drain"), 1 => Just("maint")];
-    let limits = (0i64..4, 0i64..4).prop_map(|(soft, more)| if more == 0 { (soft, 0) } else { (soft, soft + more - 1) });
+    let limits =
+        (0i64..4, 0i64..4).prop_map(|(soft, more)| if more == 0 { (soft, 0) } else { (soft, soft + more - 1) });
     let healthy = prop_oneof![5 => Just(1i64), 1 => Just(0)];
     (app, 0..REGIONS.len(), state, limits, healthy, 0i64..4, 0u32..5).prop_map(
         |(app, at, state, (soft, hard), healthy, weight, active)| {
