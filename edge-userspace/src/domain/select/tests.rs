@@ -351,3 +351,34 @@ proptest! {
         prop_assert!(snapshot.backends().all(|backend| backend.load.active() == 0));
     }
 }
+
+#[test]
+fn threads_with_and_without_bindings_never_exceed_the_hard_limit() {
+    let rows: Vec<RawBackend> =
+        ["a", "b"].iter().map(|id| RawBackend { hard_limit: 5.into(), ..row(id, "sa") }).collect();
+    let snapshot = snapshot(&rows);
+    let (app, sa, a) = (crate::domain::testing::app_name("web"), region("sa"), id("a"));
+    std::thread::scope(|scope| {
+        for seed in 0..8 {
+            let (snapshot, app, sa, a) = (&snapshot, &app, &sa, &a);
+            scope.spawn(move || {
+                let mut rng = fastrand::Rng::with_seed(seed);
+                let mut held = VecDeque::new();
+                for round in 0..5000 {
+                    let bound = (round % 2 == 0).then_some(a);
+                    let request = Request { client_region: Some(sa), pop_region: sa, bound };
+                    let index = snapshot.app(app).unwrap();
+                    match pick(index, snapshot.regions(), &request, &Tried::new(), &mut rng) {
+                        Ok(pick) => held.push_back(pick),
+                        Err(why) => assert_eq!(why, NoBackend::AllFull),
+                    }
+                    assert!(index.backends().iter().all(|backend| backend.load.active() <= 5));
+                    if held.len() > 2 || round % 3 == 0 {
+                        held.pop_front();
+                    }
+                }
+            });
+        }
+    });
+    assert!(snapshot.backends().all(|backend| backend.load.active() == 0));
+}
