@@ -1,1 +1,17 @@
-//! xtask
+//! The commands behind `cargo xtask`, as a library so that they can call each other.
+//!
+//! Every command works from any directory and finds the repository it was compiled in.
+
+#![deny(unsafe_code)]
+// A command-line tool talks to its user on standard output.
+#![allow(clippy::print_stdout)]
+
+pub mod build_ebpf;
+pub mod check_ebpf;
+pub mod lint_ebpf;
+pub mod manifest;
+pub mod process;
+pub mod setup;
+pub mod test;
+pub mod toolchain;
+pub mod workspace;

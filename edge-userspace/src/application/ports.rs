@@ -94,7 +94,7 @@ pub struct ForwardReport {
 pub trait Observer: Send + Sync {
     fn accepted(&self);
     fn located(&self, source: GeoSource);
-    fn closed(&self, outcome: Outcome);
+    fn closed(&self, outcome: &Outcome);
     /// `accept(2)` failed; `kind` is a bounded set (`emfile`, `enfile`, `nomem`, `other`).
     fn accept_failed(&self, listener: SocketAddr, kind: &'static str);
 }
