@@ -1,15 +1,21 @@
+//! The programs that the daemon loads. Each verdict has its reason and its counter.
+//!
+//! - [`forward`]: sk_skb stream verdict; redirects an established pair's bytes between its sockets.
+//! - [`count`]: sock_ops; counts the connections of each backend.
+//!
+//! aya has no CO-RE for programs in Rust, so the offsets of kernel fields come from the running kernel's BTF and are
+//! set as read-only globals before loading ([`kernel`]).
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
-use aya_ebpf::{bindings::TC_ACT_OK, macros::classifier, programs::TcContext};
-
-#[classifier]
-pub fn pass(_ctx: TcContext) -> i32 {
-    TC_ACT_OK
-}
+mod atomic;
+mod count;
+mod forward;
+mod kernel;
 
 #[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 

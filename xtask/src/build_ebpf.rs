@@ -19,11 +19,13 @@ use crate::{
 /// The target of the BPF programs: little-endian, as every machine this product runs on.
 pub const TARGET: &str = "bpfel-unknown-none";
 
-/// Flags that shape the objects; debug information is what bpf-linker makes BTF from.
-const FLAGS: [&str; 3] = [
+/// Flags that shape the objects; debug information is what bpf-linker makes BTF from, and v3 of the instruction set
+/// has the atomic operations that return a value.
+const FLAGS: [&str; 4] = [
     "-Cdebuginfo=2",
     "-Clinker=edge-bpf-linker",
     "-Clink-arg=--btf",
+    "-Ctarget-cpu=v3",
 ];
 
 /// Options of `build-ebpf`.

@@ -1,0 +1,30 @@
+//! The admin API: HTTP/JSON on a Unix socket and, if asked, its reading half on a loopback address.
+//!
+//! It knows the daemon only through [`Control`].
+
+mod routes;
+mod server;
+mod socket;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+
+pub use server::AdminServer;
+pub use socket::AdminError;
+
+use crate::application::status::{ReloadAnswer, Status};
+
+/// What the admin API may see and do.
+pub trait Control: Send + Sync {
+    fn status(&self) -> Status;
+    /// All metrics as OpenMetrics text.
+    fn metrics(&self) -> Result<String, fmt::Error>;
+    /// Reads the routing database now. The error says why the last good snapshot stays.
+    fn reload(&self, allow_empty: bool) -> Pin<Box<dyn Future<Output = Result<ReloadAnswer, String>> + Send + '_>>;
+    /// Begins to drain, as SIGTERM does; returns at once.
+    fn drain(&self);
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,133 @@
+//! The paths of the admin API. Reads by GET, changes by POST.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::json;
+
+use super::Control;
+use crate::application::status::{PopState, ReloadRequest};
+
+/// No request has more to say than a few words.
+const MAX_BODY: usize = 16 * 1024;
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+type Shared = State<Arc<dyn Control>>;
+
+/// All paths, for the Unix socket, whose mode says who may come.
+pub(super) fn full(control: Arc<dyn Control>) -> Router {
+    reading()
+        .route("/api/v1/reload", post(reload))
+        .route("/api/v1/drain", post(drain))
+        .fallback(not_found)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(control)
+}
+
+/// The reading half, for a loopback address: any local user and any page in a local browser can reach it, so that
+/// nothing can be changed there and requests for another host's name (DNS rebinding) are refused.
+pub(super) fn read_only(control: Arc<dyn Control>) -> Router {
+    reading()
+        .route("/api/v1/reload", post(refused))
+        .route("/api/v1/drain", post(refused))
+        .fallback(not_found)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn(only_local_names))
+        .with_state(control)
+}
+
+fn reading() -> Router<Arc<dyn Control>> {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/api/v1/status", get(status))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+}
+
+async fn metrics(State(control): Shared) -> Response {
+    match control.metrics() {
+        Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        Err(why) => error(StatusCode::INTERNAL_SERVER_ERROR, &format!("metrics could not be written: {why}")),
+    }
+}
+
+async fn status(State(control): Shared) -> Response {
+    Json(control.status()).into_response()
+}
+
+async fn ready(State(control): Shared) -> Response {
+    let state = control.status().state;
+    let code = if state == PopState::Ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, format!("{state}\n")).into_response()
+}
+
+/// The body is a [`ReloadRequest`] or empty.
+async fn reload(State(control): Shared, body: Bytes) -> Response {
+    let request = if body.is_empty() { Ok(ReloadRequest::default()) } else { serde_json::from_slice(&body) };
+    let request = match request {
+        Ok(request) => request,
+        Err(why) => return error(StatusCode::BAD_REQUEST, &format!("body is not {{\"allow_empty\": bool}}: {why}")),
+    };
+    match control.reload(request.allow_empty).await {
+        Ok(answer) => Json(answer).into_response(),
+        Err(why) => error(StatusCode::CONFLICT, &why),
+    }
+}
+
+async fn drain(State(control): Shared) -> Response {
+    control.drain();
+    (StatusCode::ACCEPTED, Json(json!({ "state": PopState::Draining }))).into_response()
+}
+
+async fn refused() -> Response {
+    error(StatusCode::FORBIDDEN, "this address is for reading: changes are made through the admin socket")
+}
+
+async fn not_found() -> Response {
+    error(StatusCode::NOT_FOUND, "no such path: try /api/v1/status, /metrics, /healthz or /readyz")
+}
+
+async fn only_local_names(request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    match host {
+        Some(host) if is_local(host) => next.run(request).await,
+        _ => error(StatusCode::FORBIDDEN, "the Host header must name localhost or a loopback address"),
+    }
+}
+
+/// `localhost` or a loopback address, with or without a port.
+fn is_local(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let ip = host.parse::<SocketAddr>().map(|addr| addr.ip()).or_else(|_| bare.parse::<IpAddr>());
+    let ip = ip.or_else(|_| host.rsplit_once(':').map_or(host, |(name, _)| name).parse::<IpAddr>());
+    match ip {
+        Ok(ip) => ip.to_canonical().is_loopback(),
+        Err(_) => host.split(':').next().is_some_and(|name| name.eq_ignore_ascii_case("localhost")),
+    }
+}
+
+fn error(code: StatusCode, why: &str) -> Response {
+    (code, Json(json!({ "error": why }))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_local;
+
+    #[test]
+    fn only_names_of_this_host_are_local() {
+        for host in ["localhost", "LOCALHOST:9090", "127.0.0.1", "127.1.2.3:80", "[::1]:9090", "[::1]", "::1"] {
+            assert!(is_local(host), "{host}");
+        }
+        for host in ["", "evil.example", "localhost.evil.example", "10.0.0.1:9090", "127.0.0.1.evil.example:80", "[::2]"] {
+            assert!(!is_local(host), "{host}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The API as its clients see it, over real sockets.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::application::status::{PopState, RejectedRow, sample};
+
+/// A daemon that accepts a reload only when an empty table is allowed.
+#[derive(Debug, Default)]
+pub(crate) struct Fake {
+    pub(crate) draining: AtomicBool,
+}
+
+impl Control for Fake {
+    fn status(&self) -> Status {
+        let state = if self.draining.load(Ordering::Relaxed) { PopState::Draining } else { PopState::Ready };
+        Status { state, ..sample::status() }
+    }
+
+    fn metrics(&self) -> Result<String, fmt::Error> {
+        Ok("# EOF\n".to_owned())
+    }
+
+    fn reload(&self, allow_empty: bool) -> Pin<Box<dyn Future<Output = Result<ReloadAnswer, String>> + Send + '_>> {
+        let row = RejectedRow { row: "backend b9".to_owned(), why: "port 0".to_owned() };
+        let answer = ReloadAnswer { generation: 8, accepted: 0, apps: 0, rejected_rows: vec![row] };
+        Box::pin(std::future::ready(if allow_empty { Ok(answer) } else { Err("the table is empty".to_owned()) }))
+    }
+
+    fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Serves a fake on `socket` until the handle is aborted.
+pub(crate) async fn serve(socket: &Path, tcp: Option<&str>) -> (Option<std::net::SocketAddr>, JoinHandle<()>) {
+    let server = AdminServer::bind(socket, tcp.map(|addr| addr.parse().unwrap())).await.unwrap();
+    (server.tcp_addr(), tokio::spawn(server.run(Arc::new(Fake::default()))))
+}
+
+use std::sync::Arc;
+
+async fn exchange(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, request: &[u8]) -> String {
+    stream.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    // A server that refuses in mid-request resets; what it said before counts.
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn request(method: &str, path: &str, host: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
+        .into_bytes()
+}
+
+#[tokio::test]
+async fn the_socket_serves_reads_and_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("admin.sock");
+    let (_, server) = serve(&path, None).await;
+    let ask = async |method, at, body| {
+        exchange(UnixStream::connect(&path).await.unwrap(), &request(method, at, "x", body)).await
+    };
+    let answer = ask("GET", "/metrics", "").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("application/openmetrics-text") && answer.ends_with("# EOF\n"));
+    assert!(ask("GET", "/healthz", "").await.ends_with("ok\n"));
+    assert!(ask("GET", "/readyz", "").await.starts_with("HTTP/1.1 200"));
+    assert!(ask("GET", "/api/v1/status", "").await.contains("\"generation\":7"));
+    assert!(ask("POST", "/api/v1/reload", "").await.contains("{\"error\":\"the table is empty\"}"));
+    assert!(ask("POST", "/api/v1/reload", "{\"allow_empty\":true}").await.contains("\"generation\":8"));
+    assert!(ask("POST", "/api/v1/reload", "{\"alow_empty\":true}").await.starts_with("HTTP/1.1 400"));
+    assert!(ask("GET", "/api/v1/reload", "").await.starts_with("HTTP/1.1 405"));
+    assert!(ask("GET", "/nothing", "").await.starts_with("HTTP/1.1 404"));
+    assert!(ask("POST", "/api/v1/drain", "").await.starts_with("HTTP/1.1 202"));
+    let answer = ask("GET", "/readyz", "").await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("draining\n"));
+    server.abort();
+    let _ = server.await;
+    assert!(!path.exists(), "the socket's file goes with its server");
+}
+
+#[tokio::test]
+async fn a_loopback_address_is_for_reading_by_local_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let (addr, server) = serve(&dir.path().join("admin.sock"), Some("127.0.0.1:0")).await;
+    let addr = addr.unwrap();
+    let ask = async |method, at, host: &str| {
+        exchange(TcpStream::connect(addr).await.unwrap(), &request(method, at, host, "")).await
+    };
+    assert!(ask("GET", "/api/v1/status", &addr.to_string()).await.starts_with("HTTP/1.1 200"));
+    assert!(ask("GET", "/api/v1/status", "evil.example").await.starts_with("HTTP/1.1 403"));
+    assert!(ask("POST", "/api/v1/drain", "localhost").await.starts_with("HTTP/1.1 403"));
+    assert!(ask("GET", "/readyz", "localhost").await.starts_with("HTTP/1.1 200"));
+    server.abort();
+}
+
+#[tokio::test]
+async fn garbage_and_too_much_do_no_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("admin.sock");
+    let (_, server) = serve(&path, None).await;
+    let connect = async || UnixStream::connect(&path).await.unwrap();
+    let big_header = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(100_000));
+    let big_body = request("POST", "/api/v1/reload", "x", &" ".repeat(20_000));
+    for (garbage, code) in [
+        (&b"\x16\x03\x01\x00\xff\xff\xff"[..], "HTTP/1.1 400"),
+        (b"GET / HTTP/9.9\r\n\r\n", "HTTP/1.1 400"),
+        (big_header.as_bytes(), "HTTP/1.1 431"),
+        (&big_body, "HTTP/1.1 413"),
+    ] {
+        let mut stream = connect().await;
+        let _ = stream.write_all(garbage).await;
+        let _ = stream.shutdown().await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert!(answer.starts_with(code), "{answer}");
+    }
+    // Clients that say nothing hold a place each, and others are still served.
+    let _silent = futures_of(40, &path).await;
+    assert!(exchange(connect().await, &request("GET", "/healthz", "x", "")).await.ends_with("ok\n"));
+    server.abort();
+}
+
+async fn futures_of(count: usize, path: &Path) -> Vec<UnixStream> {
+    let mut streams = Vec::new();
+    for _ in 0..count {
+        streams.push(UnixStream::connect(path).await.unwrap());
+    }
+    streams
+}

@@ -1,0 +1,80 @@
+//! What the forwarders share: the two sides of a pair, and buffers that exist only while they hold bytes.
+
+use std::cell::RefCell;
+
+/// A side of a pair, and the direction that begins there.
+pub(super) type Side = usize;
+pub(super) const CLIENT: Side = 0;
+pub(super) const BACKEND: Side = 1;
+pub(super) const SIDES: [Side; 2] = [CLIENT, BACKEND];
+
+pub(super) const fn other(side: Side) -> Side {
+    1 - side
+}
+
+/// The largest read. Beyond this a read no longer gets cheaper per byte but falls out of the CPU's cache.
+pub(super) const MAX_READ: usize = 256 * 1024;
+
+thread_local! {
+    /// One buffer for all connections of a thread: bytes stay in it only between a read and the write that follows.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; MAX_READ].into_boxed_slice());
+}
+
+/// Lends the thread's buffer. Not to be called within itself.
+pub(super) fn with_scratch<R>(use_it: impl FnOnce(&mut [u8]) -> R) -> R {
+    SCRATCH.with_borrow_mut(|buffer| use_it(buffer))
+}
+
+/// Bytes that were read and could not be written yet. Takes memory only while there are any.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    bytes: Box<[u8]>,
+    at: usize,
+}
+
+impl Pending {
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    pub(super) fn rest(&self) -> &[u8] {
+        self.bytes.get(self.at..).unwrap_or_default()
+    }
+
+    /// Keeps bytes; only when there are none.
+    pub(super) fn keep(&mut self, bytes: &[u8]) {
+        debug_assert!(self.is_empty(), "what is pending goes out first");
+        *self = Self { bytes: bytes.into(), at: 0 };
+    }
+
+    /// Takes `n` bytes off the front.
+    pub(super) fn advance(&mut self, n: usize) {
+        self.at += n;
+        if self.at >= self.bytes.len() {
+            *self = Self::default();
+        }
+    }
+
+    pub(super) fn discard(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pending_gives_its_bytes_in_order_and_its_memory_back() {
+        let mut pending = Pending::default();
+        pending.keep(b"abcdef");
+        pending.advance(2);
+        assert_eq!(pending.rest(), b"cdef");
+        pending.advance(4);
+        assert!(pending.is_empty() && pending.rest().is_empty());
+        pending.keep(b"x");
+        assert_eq!(pending.rest(), b"x");
+        pending.discard();
+        assert!(pending.is_empty());
+    }
+}

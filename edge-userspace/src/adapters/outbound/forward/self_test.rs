@@ -1,0 +1,119 @@
+//! The self-test at start: two pairs over loopback through the real programs, before the first client.
+//!
+//! Corruption can't be probed for in general; this proves that the programs forward here and now: in both directions,
+//! with bytes queued before the insertion, with a burst beyond the send buffer, with the end of each stream, and with
+//! counts that add up.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::TimeLimits;
+use super::kernel::Kernel;
+use super::sockmap::{Offload, Report};
+use crate::application::drain::Cut;
+use crate::domain::Termination;
+
+/// Beyond any default send buffer, so that the verdict has to spill.
+const BURST: usize = 6 * 1024 * 1024;
+const REPLY: usize = 300_000;
+/// The whole test takes about 20 ms; a kernel that hangs must not keep the daemon from starting.
+const LIMIT: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum SelfTestError {
+    #[error("loopback connections could not be made: {0}")]
+    Loopback(#[from] io::Error),
+    #[error("{0} arrived differently from what was sent")]
+    Corrupt(&'static str),
+    #[error("the connection ended as \"{0}\"")]
+    Ended(&'static str),
+    #[error("the kernel counted {counted} bytes, {moved} were sent")]
+    Counts { counted: u64, moved: u64 },
+    #[error("nothing was forwarded in the kernel")]
+    Idle,
+    #[error("a connection was not taken over")]
+    Refused,
+    #[error("a thread of the test died")]
+    Thread,
+}
+
+/// Runs the test; takes some 20 ms.
+pub fn run(kernel: &Arc<Kernel>) -> Result<(), SelfTestError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let (client, proxy_client) = connected()?;
+    let (proxy_backend, backend) = connected()?;
+    let sent = pattern(BURST, 1);
+    let reply = pattern(REPLY, 2);
+    // Queued before the insertion.
+    (&client).write_all(sent.get(..1_000).unwrap_or_default())?;
+    let sender = spawn_client(client, sent.clone(), reply.clone());
+    let receiver = spawn_backend(backend, sent, reply);
+    proxy_client.set_nonblocking(true)?;
+    proxy_backend.set_nonblocking(true)?;
+    let offload = Offload::begin(kernel, [proxy_client, proxy_backend], [0; 2]).map_err(|_| SelfTestError::Refused)?;
+    let limits = TimeLimits { idle: LIMIT, half_close: LIMIT };
+    let report = runtime.block_on(offload.run(&limits, &Cut::default()));
+    sender.join().map_err(|_| SelfTestError::Thread)??;
+    receiver.join().map_err(|_| SelfTestError::Thread)??;
+    judge(&report)
+}
+
+fn judge(report: &Report) -> Result<(), SelfTestError> {
+    if report.termination != Termination::Normal {
+        return Err(SelfTestError::Ended(report.termination.words()));
+    }
+    for (counted, moved) in report.moved.into_iter().zip([BURST as u64, REPLY as u64]) {
+        if counted != moved {
+            return Err(SelfTestError::Counts { counted, moved });
+        }
+    }
+    if report.in_kernel.contains(&0) { Err(SelfTestError::Idle) } else { Ok(()) }
+}
+
+/// Two ends of one connection over loopback.
+fn connected() -> io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let near = TcpStream::connect_timeout(&listener.local_addr()?, LIMIT)?;
+    let (far, _) = listener.accept()?;
+    for socket in [&near, &far] {
+        socket.set_read_timeout(Some(LIMIT))?;
+        socket.set_write_timeout(Some(LIMIT))?;
+    }
+    Ok((near, far))
+}
+
+type Peer = JoinHandle<Result<(), SelfTestError>>;
+
+fn spawn_client(mut client: TcpStream, sent: Vec<u8>, reply: Vec<u8>) -> Peer {
+    thread::spawn(move || {
+        client.write_all(sent.get(1_000..).unwrap_or_default())?;
+        client.shutdown(Shutdown::Write)?;
+        expect(&mut client, &reply, "the reply")
+    })
+}
+
+fn spawn_backend(mut backend: TcpStream, sent: Vec<u8>, reply: Vec<u8>) -> Peer {
+    thread::spawn(move || {
+        backend.write_all(&reply)?;
+        // Lets the burst fill every buffer on the way.
+        thread::sleep(Duration::from_millis(5));
+        expect(&mut backend, &sent, "the request")
+    })
+}
+
+fn expect(from: &mut TcpStream, want: &[u8], what: &'static str) -> Result<(), SelfTestError> {
+    let mut got = Vec::with_capacity(want.len());
+    from.read_to_end(&mut got)?;
+    if got == want { Ok(()) } else { Err(SelfTestError::Corrupt(what)) }
+}
+
+/// Bytes in which any shift or swap shows.
+fn pattern(len: usize, seed: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut bytes = vec![0; len];
+    random.fill(&mut bytes);
+    bytes
+}

@@ -1,0 +1,134 @@
+//! The socket calls that tokio and socket2 don't offer. All non-blocking, none takes ownership.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use socket2::SockRef;
+
+/// Receives what is there. `Ok(0)` is the end of the stream.
+pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the buffer is valid for its length.
+    let n = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// Queues as much as fits.
+pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the buffer is valid for its length.
+    let n = unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// The socket's cookie: unique while the host runs, the key of all maps.
+pub(super) fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    get_option(socket, libc::SOL_SOCKET, libc::SO_COOKIE)
+}
+
+/// Makes the kernel look at what is queued, so that data from before the insertion passes the verdict.
+///
+/// Setting SO_RCVLOWAT calls `sk_data_ready`; `recv` would do so too, but leaves `copied_seq` wrong for good.
+pub(super) fn kick(socket: BorrowedFd<'_>) {
+    let _ = set_option(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, 1);
+}
+
+/// Closing this socket sends a reset and discards what is unsent.
+pub(super) fn reset_on_close(socket: BorrowedFd<'_>) {
+    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+}
+
+/// Bytes the peer has not acknowledged.
+pub(super) fn unacknowledged(socket: BorrowedFd<'_>) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ (TIOCOUTQ) writes one int.
+    let rc = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
+    if rc == 0 { u64::try_from(bytes).unwrap_or(0) } else { 0 }
+}
+
+/// Lets the socket's send buffer take `more` bytes beyond what it may hold now; wakes the kernel's writer.
+///
+/// Beyond `net.core.wmem_max` this needs CAP_NET_ADMIN; without it the buffer grows as far as it may.
+pub(super) fn enlarge_send_buffer(socket: BorrowedFd<'_>, more: u64) {
+    let now: libc::c_int = get_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap_or(0);
+    // The kernel doubles what is asked for, to account for its own overhead per buffer.
+    let want = i64::from(now) / 2 + i64::try_from(more).unwrap_or(0);
+    let want = libc::c_int::try_from(want).unwrap_or(libc::c_int::MAX / 2);
+    if set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, want).is_err() {
+        let _ = set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, want);
+    }
+}
+
+/// What TCP says of a socket, read in one consistent call.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TcpInfo {
+    /// `TCP_CLOSE`: nothing goes in or out any more.
+    pub(super) closed: bool,
+    /// The peer's FIN came in, or nothing can come in any more.
+    pub(super) fin: bool,
+    /// Bytes received in order, a FIN counting as one.
+    pub(super) received: u64,
+    /// Payload bytes handed to this socket for sending, sent or not.
+    pub(super) written: u64,
+    /// Since the last byte of payload came in.
+    pub(super) quiet: Duration,
+}
+
+/// `struct tcp_info` of the kernel's stable interface (`linux/tcp.h`), as far as it is used.
+#[repr(C)]
+struct RawTcpInfo {
+    state: u8,
+    _bits: [u8; 7],
+    _to_last_data_recv: [u32; 11],
+    last_data_recv: u32,
+    _to_total_retrans: [u32; 12],
+    _pacing: [u64; 2],
+    _bytes_acked: u64,
+    bytes_received: u64,
+    _segs: [u32; 2],
+    notsent_bytes: u32,
+    _min_rtt_and_segs: [u32; 3],
+    _delivery_and_limits: [u64; 4],
+    _delivered: [u32; 2],
+    bytes_sent: u64,
+    bytes_retrans: u64,
+}
+
+const _: () = {
+    assert!(std::mem::offset_of!(RawTcpInfo, bytes_received) == 128);
+    assert!(std::mem::offset_of!(RawTcpInfo, bytes_sent) == 200);
+};
+
+const TCP_CLOSE: u8 = 7;
+/// TIME_WAIT, CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING (`net/tcp_states.h`).
+const FIN_RECEIVED: [u8; 5] = [6, TCP_CLOSE, 8, 9, 11];
+
+pub(super) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
+    let raw: RawTcpInfo = get_option(socket, libc::IPPROTO_TCP, libc::TCP_INFO)?;
+    Ok(TcpInfo {
+        closed: raw.state == TCP_CLOSE,
+        fin: FIN_RECEIVED.contains(&raw.state),
+        received: raw.bytes_received,
+        written: raw.bytes_sent.wrapping_sub(raw.bytes_retrans).wrapping_add(u64::from(raw.notsent_bytes)),
+        quiet: Duration::from_millis(u64::from(raw.last_data_recv)),
+    })
+}
+
+/// Reads an option of plain-old-data type; the kernel may fill less of it than we know, never more.
+fn get_option<T>(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> io::Result<T> {
+    let mut value = MaybeUninit::<T>::zeroed();
+    let mut len = libc::socklen_t::try_from(size_of::<T>()).unwrap_or(0);
+    // SAFETY: the kernel writes at most `len` bytes; callers use integers and `repr(C)` structs of integers only.
+    let rc = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &mut len) };
+    // SAFETY: zero is a valid value of every such type.
+    if rc == 0 { Ok(unsafe { value.assume_init() }) } else { Err(io::Error::last_os_error()) }
+}
+
+fn set_option(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(0);
+    // SAFETY: passes one int.
+    let rc = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), len) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,567 @@
+//! The in-kernel forwarder: one offloaded pair, from insertion to the end.
+//!
+//! The kernel moves the bytes; what is left to do here is what it can't: read and write what the verdict left to
+//! userspace (a spill), carry the end of a stream or a reset across, and never let either happen before the bytes
+//! that came first. The rules and the measurements behind them are in `docs/kernel-path.md`.
+
+use std::future::poll_fn;
+use std::io::ErrorKind;
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use super::kernel::{Interest, Kernel, PairSlot, Ready};
+use super::lane::{BACKEND, CLIENT, Pending, SIDES, Side, other, with_scratch};
+use super::{TimeLimits, socket};
+use crate::application::drain::Cut;
+use crate::domain::{Fallback, Termination};
+
+/// How soon to look again for what the kernel gives no event for (a backlog that drains), the longer the more often
+/// nothing had changed.
+const RETRY_MILLIS: [u64; 9] = [1, 1, 2, 4, 8, 16, 32, 64, 100];
+/// After so many fruitless looks in a row the idle limit is checked, too: about every six seconds.
+const LOOKS_PER_IDLE_CHECK: usize = 64;
+/// Passed bytes that can't be read for so long wait behind this socket's own backlog: the directions are entangled.
+const ENTANGLED_AFTER: Duration = Duration::from_millis(200);
+/// The stream ended, but fewer bytes passed the verdict than TCP received: after so long they are lost.
+const LOST_AFTER: Duration = Duration::from_secs(10);
+/// How long what came before a reset may take to reach the other side.
+pub(super) const RESET_LINGER: Duration = Duration::from_secs(5);
+
+/// What the kernel path did with a pair.
+#[derive(Debug)]
+pub(super) struct Report {
+    /// Bytes since the insertion, by the side where they began.
+    pub(super) moved: [u64; 2],
+    /// The part of `moved` that never came to userspace.
+    pub(super) in_kernel: [u64; 2],
+    pub(super) termination: Termination,
+    pub(super) fallback: Option<Fallback>,
+    /// The byte counts disagree: the kernel path must not be used again until somebody has looked.
+    pub(super) corrupt: Option<String>,
+}
+
+/// A pair in the kernel. The sockets close when it is dropped, before the records are given back.
+#[derive(Debug)]
+pub(super) struct Offload {
+    sockets: [TcpStream; 2],
+    slot: PairSlot,
+    lanes: [Lane; 2],
+    watched: [Interest; 2],
+    wanted: [Interest; 2],
+    /// Which side reset the connection, and when that was seen.
+    reset: Option<(Side, Instant)>,
+    fallback: Option<Fallback>,
+    corrupt: Option<String>,
+}
+
+/// One direction, as userspace sees it.
+#[derive(Debug)]
+struct Lane {
+    /// The socket where it begins is not in the map: nothing is redirected, everything is read here.
+    plain: bool,
+    /// Bytes read from the source, all of them before the insertion included.
+    read_before: u64,
+    /// Bytes read here since the insertion.
+    read: u64,
+    /// Bytes written here since the insertion.
+    written: u64,
+    /// What the target's TCP had taken over at the insertion.
+    target_base: u64,
+    /// The value of `redirected` at which the target was last seen to have taken over everything.
+    drained_at: u64,
+    pending: Pending,
+    source: Source,
+    /// An event said that the source's stream may have ended.
+    hung_up: bool,
+    /// The end of the stream was passed on.
+    shut: bool,
+    /// The target takes nothing any more.
+    broken: bool,
+    /// Since when passed bytes could not be read, or received bytes have not passed the verdict.
+    stuck: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Open,
+    Ended,
+    Reset,
+}
+
+/// What a direction waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Wait {
+    Event,
+    /// The kernel gives no event for it.
+    Soon,
+}
+
+impl Offload {
+    /// Takes over a pair, or gives it back with the reason why it must be copied.
+    ///
+    /// `read_before` are the bytes read from each socket so far; all of them must have been written out.
+    pub(super) fn begin(
+        kernel: &Arc<Kernel>,
+        sockets: [TcpStream; 2],
+        read_before: [u64; 2],
+    ) -> Result<Self, (Fallback, [TcpStream; 2])> {
+        let Some(mut slot) = kernel.reserve() else {
+            return Err((Fallback::NoFreeRecord, sockets));
+        };
+        let [client, backend] = &sockets;
+        let lanes = SIDES.map(|side| Lane::new(&sockets, side, read_before));
+        // Records, then the backend, then the client: a socket whose peer is not in the map passes everything, one
+        // without a record too. If the backend is refused nothing is in the map yet.
+        let prepared = slot
+            .prepare([client.as_fd(), backend.as_fd()])
+            .and_then(|()| slot.insert(BACKEND, backend.as_fd()));
+        if let Err(why) = prepared {
+            tracing::debug!(%why, "backend socket not inserted");
+            return Err((Fallback::InsertRefused, sockets));
+        }
+        let mut offload = Self {
+            sockets,
+            slot,
+            lanes,
+            watched: [Interest::default(); 2],
+            wanted: [Interest::default(); 2],
+            reset: None,
+            fallback: None,
+            corrupt: None,
+        };
+        offload.insert_client();
+        Ok(offload)
+    }
+
+    /// A socket never leaves the map while it lives, so if this fails both directions stay in userspace for life.
+    fn insert_client(&mut self) {
+        let [client, _] = &self.sockets;
+        if let Err(why) = self.slot.insert(CLIENT, client.as_fd()) {
+            tracing::debug!(%why, "client socket not inserted");
+            self.gate(Fallback::InsertRefused);
+            self.lanes[CLIENT].plain = true;
+        }
+    }
+
+    fn gate(&mut self, why: Fallback) {
+        self.slot.flow(CLIENT).gate();
+        self.slot.flow(BACKEND).gate();
+        self.fallback.get_or_insert(why);
+    }
+
+    /// Sees the pair through to its end.
+    pub(super) async fn run(mut self, limits: &TimeLimits, cut: &Cut) -> Report {
+        for side in SIDES {
+            let fd = self.sockets[side].as_fd();
+            if self.slot.watch(side, fd, Interest::default()).is_err() {
+                return self.finish(Termination::OutOfResources);
+            }
+            socket::kick(fd);
+        }
+        let mut timer = pin!(tokio::time::sleep(limits.idle));
+        let mut cut = pin!(cut.wait());
+        let mut ready = Ready::ALL;
+        let mut fruitless = 0;
+        loop {
+            let before = self.progress();
+            let wait = match self.step(ready) {
+                Ok(wait) => wait,
+                Err(termination) => return self.finish(termination),
+            };
+            fruitless = if self.progress() == before { fruitless + 1 } else { 0 };
+            self.rewatch();
+            let pause = match self.pause(wait, fruitless, ready, limits) {
+                Ok(pause) => pause,
+                Err(termination) => return self.finish(termination),
+            };
+            timer.as_mut().reset(tokio::time::Instant::now() + pause);
+            match poll_fn(|cx| self.poll_wake(cx, timer.as_mut(), cut.as_mut())).await {
+                Some(woken) => ready = woken,
+                None => return self.finish(Termination::KilledByDrain),
+            }
+        }
+    }
+
+    fn poll_wake(
+        &self,
+        cx: &mut Context<'_>,
+        timer: Pin<&mut tokio::time::Sleep>,
+        cut: Pin<&mut impl Future<Output = ()>>,
+    ) -> Poll<Option<Ready>> {
+        if let Poll::Ready(ready) = self.slot.poll_ready(cx) {
+            return Poll::Ready(Some(ready));
+        }
+        if cut.poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        timer.poll(cx).map(|()| Some(Ready::NONE))
+    }
+
+    /// Does everything that can be done now. An error is the end.
+    fn step(&mut self, ready: Ready) -> Result<Wait, Termination> {
+        self.wanted = [Interest::default(); 2];
+        for side in SIDES {
+            self.lanes[side].hung_up |= ready.hung_up(side);
+        }
+        let mut wait = Wait::Event;
+        // A direction that finds its target gone changes what the other one has to do: hence the second round.
+        for side in [CLIENT, BACKEND, CLIENT] {
+            wait = wait.max(self.advance(side)?);
+        }
+        if self.reset.is_some() {
+            return self.carry_reset();
+        }
+        if SIDES.iter().all(|&side| self.lanes[side].shut) {
+            return Err(Termination::Normal);
+        }
+        Ok(wait)
+    }
+
+    /// Moves one direction as far as it goes.
+    fn advance(&mut self, side: Side) -> Result<Wait, Termination> {
+        loop {
+            let lane = &self.lanes[side];
+            if lane.shut || lane.broken || lane.source == Source::Reset && lane.pending.is_empty() {
+                if lane.shut && lane.hung_up {
+                    self.look_for_late_reset(side);
+                }
+                return Ok(Wait::Event);
+            }
+            let wait = if !lane.pending.is_empty() {
+                self.write_out(side)?
+            } else if lane.source == Source::Ended {
+                self.pass_on_end(side)?
+            } else if lane.plain || self.slot.flow(side).passed() > lane.read {
+                self.read_in(side)?
+            } else if lane.hung_up {
+                self.examine_end(side)?
+            } else {
+                Some(Wait::Event)
+            };
+            if let Some(wait) = wait {
+                return Ok(wait);
+            }
+        }
+    }
+
+    /// Writes pending bytes; they must not overtake what the kernel still holds for the target.
+    fn write_out(&mut self, side: Side) -> Result<Option<Wait>, Termination> {
+        match self.drained(side) {
+            Drained::Yes => {}
+            Drained::NotYet => return Ok(Some(Wait::Soon)),
+            Drained::TargetGone => {
+                self.target_gone(side);
+                return Ok(None);
+            }
+        }
+        let lane = &mut self.lanes[side];
+        match socket::send(self.sockets[other(side)].as_fd(), lane.pending.rest()) {
+            Ok(n) => {
+                lane.pending.advance(n);
+                self.count_written(side, n);
+                Ok(None)
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                self.wanted[other(side)].writable = true;
+                Ok(Some(Wait::Event))
+            }
+            Err(e) if e.kind() == ErrorKind::Interrupted => Ok(None),
+            Err(_) => {
+                self.target_gone(side);
+                Ok(None)
+            }
+        }
+    }
+
+    fn count_written(&mut self, side: Side, n: usize) {
+        let lane = &mut self.lanes[side];
+        lane.written += n as u64;
+        let flow = self.slot.flow(side);
+        flow.publish_written(lane.written);
+        if lane.pending.is_empty() && !lane.plain {
+            flow.publish_consumed(lane.read);
+        }
+    }
+
+    /// Reads what the verdict left to userspace. `Ok(0)` is no end of stream here: the rest may still be on its way
+    /// through this socket's own backlog.
+    fn read_in(&mut self, side: Side) -> Result<Option<Wait>, Termination> {
+        let received = with_scratch(|buffer| {
+            let n = socket::receive(self.sockets[side].as_fd(), buffer)?;
+            self.lanes[side].pending.keep(buffer.get(..n).unwrap_or_default());
+            Ok::<_, std::io::Error>(n)
+        });
+        let lane = &mut self.lanes[side];
+        match received {
+            Ok(0) if lane.plain => lane.source = Source::Ended,
+            Ok(n) if n > 0 => {
+                lane.read += n as u64;
+                lane.stuck = None;
+            }
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == ErrorKind::WouldBlock && lane.plain => {
+                self.wanted[side].readable = true;
+                return Ok(Some(Wait::Event));
+            }
+            Ok(_) => return self.wait_for_passed(side),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return self.wait_for_passed(side),
+            Err(_) if lane.plain => self.source_reset(side),
+            // The error is reported once; what was received before it can still be read.
+            Err(_) => {
+                lane.hung_up = true;
+                return self.wait_for_passed(side);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Bytes passed the verdict and can't be read yet.
+    fn wait_for_passed(&mut self, side: Side) -> Result<Option<Wait>, Termination> {
+        self.wanted[side].readable = true;
+        let since = *self.lanes[side].stuck.get_or_insert_with(Instant::now);
+        if since.elapsed() >= ENTANGLED_AFTER {
+            self.disentangle(side);
+        }
+        let gone = self.lanes[side].hung_up && self.info(side).is_none_or(|info| info.closed);
+        if gone && since.elapsed() >= RESET_LINGER {
+            // The socket's own backlog died with it, and these bytes behind it: TCP gives no more for a reset.
+            self.source_reset(side);
+            return Ok(None);
+        }
+        Ok(Some(Wait::Soon))
+    }
+
+    /// Passed bytes queue behind the bytes that the kernel still has to send on the same socket. A client that reads
+    /// nothing until all it sends is taken would wait for ever: give its socket room for that backlog, and leave both
+    /// directions to userspace from now on, so that no new backlog can form.
+    fn disentangle(&mut self, side: Side) {
+        let Some(info) = self.info(side) else { return };
+        let reverse = &self.lanes[other(side)];
+        let given = self.slot.flow(other(side)).redirected() + reverse.written;
+        let backlog = given.saturating_sub(info.written - reverse.target_base);
+        if backlog > 0 {
+            self.gate(Fallback::Entangled);
+            socket::enlarge_send_buffer(self.sockets[side].as_fd(), backlog * 2);
+            self.lanes[side].stuck = None;
+        }
+    }
+
+    /// An event said that the stream of `side` may have ended; TCP's own count says whether everything came through.
+    fn examine_end(&mut self, side: Side) -> Result<Option<Wait>, Termination> {
+        let flow = self.slot.flow(side);
+        let counts = || (flow.redirected(), flow.passed());
+        let (redirected, passed) = counts();
+        let Some(info) = self.info(side) else { return Err(Termination::InternalError) };
+        if passed != self.lanes[side].read || counts() != (redirected, passed) {
+            // More came in meanwhile: that first.
+            return Ok(if passed == self.lanes[side].read { Some(Wait::Soon) } else { None });
+        }
+        let lane = &mut self.lanes[side];
+        let seen = lane.read_before + redirected + passed;
+        // A FIN counts as one.
+        if info.fin && info.received == seen + 1 {
+            lane.source = Source::Ended;
+            return Ok(None);
+        }
+        if info.received == seen {
+            if info.closed {
+                self.source_reset(side);
+                return Ok(None);
+            }
+            // No FIN, no reset: the event was a stale one.
+            lane.hung_up = false;
+            lane.stuck = None;
+            return Ok(None);
+        }
+        let since = *lane.stuck.get_or_insert_with(Instant::now);
+        if info.received < seen || since.elapsed() > LOST_AFTER {
+            self.corrupt = Some(format!("{seen} bytes passed the verdict, {} were received", info.received));
+            return Err(Termination::InternalError);
+        }
+        socket::kick(self.sockets[side].as_fd());
+        Ok(Some(Wait::Soon))
+    }
+
+    /// Passes the end of the stream on, once the target has taken over every byte before it.
+    fn pass_on_end(&mut self, side: Side) -> Result<Option<Wait>, Termination> {
+        match self.drained(side) {
+            Drained::Yes => {}
+            Drained::NotYet => return Ok(Some(Wait::Soon)),
+            Drained::TargetGone => {
+                self.target_gone(side);
+                return Ok(None);
+            }
+        }
+        if self.corrupt.is_some() {
+            return Err(Termination::InternalError);
+        }
+        let _ = self.sockets[other(side)].shutdown(Shutdown::Write);
+        self.lanes[side].shut = true;
+        Ok(None)
+    }
+
+    /// Whether the target's TCP has taken over every byte that was meant for it so far. Shutting it down or writing
+    /// before that loses or overtakes the rest.
+    fn drained(&mut self, side: Side) -> Drained {
+        let redirected = self.slot.flow(side).redirected();
+        if self.lanes[side].drained_at == redirected {
+            return Drained::Yes;
+        }
+        let Some(info) = self.info(other(side)) else { return Drained::TargetGone };
+        if info.closed {
+            return Drained::TargetGone;
+        }
+        let lane = &mut self.lanes[side];
+        let (taken, given) = (info.written - lane.target_base, redirected + lane.written);
+        if taken < given {
+            return Drained::NotYet;
+        }
+        if taken > given {
+            self.corrupt = Some(format!("{given} bytes were given to a socket that took {taken}"));
+        }
+        lane.drained_at = redirected;
+        Drained::Yes
+    }
+
+    /// The stream that comes from `side` was cut by a reset: nothing can be sent there any more.
+    fn source_reset(&mut self, side: Side) {
+        self.lanes[side].source = Source::Reset;
+        self.lanes[other(side)].break_off();
+        self.reset.get_or_insert((side, Instant::now()));
+    }
+
+    /// Sending to the target of `side` failed: it was reset, but what it sent before is still to be delivered.
+    fn target_gone(&mut self, side: Side) {
+        self.lanes[side].break_off();
+        let target = &mut self.lanes[other(side)];
+        target.hung_up = true;
+        self.reset.get_or_insert((other(side), Instant::now()));
+        if target.shut {
+            target.source = Source::Reset;
+        }
+    }
+
+    /// After the end of its stream was passed on, a side can still be reset.
+    fn look_for_late_reset(&mut self, side: Side) {
+        let lane = &mut self.lanes[side];
+        lane.hung_up = false;
+        let reverse = &self.lanes[other(side)];
+        if !reverse.shut && !reverse.broken && self.info(side).is_none_or(|info| info.closed) {
+            self.target_gone(other(side));
+        }
+    }
+
+    /// A side reset the connection. Ends with a reset of the other side, after it has everything that came before.
+    fn carry_reset(&mut self) -> Result<Wait, Termination> {
+        let Some((side, since)) = self.reset else { return Ok(Wait::Event) };
+        let termination = if side == CLIENT { Termination::ClientReset } else { Termination::BackendReset };
+        if since.elapsed() >= RESET_LINGER {
+            return Err(termination);
+        }
+        let lane = &self.lanes[side];
+        let at_end = lane.shut || lane.broken || lane.source == Source::Reset && lane.pending.is_empty();
+        if !at_end {
+            return Ok(Wait::Soon);
+        }
+        let target_done = match self.drained(side) {
+            Drained::Yes => socket::unacknowledged(self.sockets[other(side)].as_fd()) == 0,
+            Drained::NotYet => false,
+            Drained::TargetGone => true,
+        };
+        if target_done { Err(termination) } else { Ok(Wait::Soon) }
+    }
+
+    /// How long to sleep if no event comes, or the end: a time limit is reached.
+    fn pause(&self, wait: Wait, fruitless: usize, ready: Ready, limits: &TimeLimits) -> Result<Duration, Termination> {
+        let half_closed = SIDES.iter().any(|&side| self.lanes[side].shut);
+        let limit = if half_closed { limits.half_close } else { limits.idle };
+        // Reading the clock of both sockets costs two calls: only when the time may really be up.
+        let due = if wait == Wait::Event { ready == Ready::NONE } else { fruitless % LOOKS_PER_IDLE_CHECK == 1 };
+        let left = if due { self.idle_left(limit)? } else { limit };
+        if wait == Wait::Event {
+            return Ok(left);
+        }
+        let millis = RETRY_MILLIS.get(fruitless).or(RETRY_MILLIS.last()).copied().unwrap_or(1);
+        Ok(Duration::from_millis(millis))
+    }
+
+    fn idle_left(&self, limit: Duration) -> Result<Duration, Termination> {
+        let quiet = SIDES.iter().filter_map(|&side| self.info(side)).map(|info| info.quiet).min().unwrap_or(limit);
+        match limit.checked_sub(quiet) {
+            Some(left) if !left.is_zero() => Ok(left),
+            _ if self.lanes[CLIENT].shut => Err(Termination::BackendIdle),
+            _ => Err(Termination::ClientIdle),
+        }
+    }
+
+    fn rewatch(&mut self) {
+        for side in SIDES {
+            let wanted = self.wanted[side];
+            if wanted != self.watched[side]
+                && self.slot.rewatch(side, self.sockets[side].as_fd(), wanted).is_ok()
+            {
+                self.watched[side] = wanted;
+            }
+        }
+    }
+
+    fn info(&self, side: Side) -> Option<socket::TcpInfo> {
+        socket::tcp_info(self.sockets[side].as_fd()).ok()
+    }
+
+    /// Changes whenever something was achieved.
+    fn progress(&self) -> (u64, usize) {
+        let lanes = &self.lanes;
+        let bytes = lanes.iter().map(|lane| lane.read + lane.written).sum();
+        (bytes, lanes.iter().filter(|lane| lane.shut || lane.broken || lane.source != Source::Open).count())
+    }
+
+    fn finish(self, termination: Termination) -> Report {
+        if termination != Termination::Normal {
+            self.sockets.iter().for_each(|socket| socket::reset_on_close(socket.as_fd()));
+        }
+        let in_kernel = SIDES.map(|side| self.slot.flow(side).redirected());
+        Report {
+            moved: SIDES.map(|side| in_kernel[side] + self.lanes[side].written),
+            in_kernel,
+            termination,
+            fallback: self.fallback,
+            corrupt: self.corrupt,
+        }
+    }
+}
+
+enum Drained {
+    Yes,
+    NotYet,
+    TargetGone,
+}
+
+impl Lane {
+    fn new(sockets: &[TcpStream; 2], side: Side, read_before: [u64; 2]) -> Self {
+        let target = socket::tcp_info(sockets[other(side)].as_fd());
+        Self {
+            plain: false,
+            read_before: read_before[side],
+            read: 0,
+            written: 0,
+            target_base: target.map_or(0, |info| info.written),
+            drained_at: 0,
+            pending: Pending::default(),
+            source: Source::Open,
+            hung_up: false,
+            shut: false,
+            broken: false,
+            stuck: None,
+        }
+    }
+
+    fn break_off(&mut self) {
+        self.broken = true;
+        self.pending.discard();
+    }
+}

@@ -1,0 +1,38 @@
+//! Every metric's name and help, in one place. Counters are shown with `_total` appended.
+
+pub(super) const PREFIX: &str = "edgeproxy";
+
+/// Name (after the prefix) and help.
+pub(super) type Name = (&'static str, &'static str);
+
+pub(super) const ACCEPTED: Name = ("connections_accepted", "Connections accepted");
+pub(super) const CLOSED: Name = ("connections_closed", "Connections ended, by termination letters");
+pub(super) const ACTIVE: Name = ("connections_active", "Connections accepted and not yet ended");
+pub(super) const REJECTED: Name = ("connections_rejected", "Connections the proxy turned away, by reason");
+pub(super) const CONNECT_SECONDS: Name = ("connect_seconds", "Time from accept to an established upstream connection");
+pub(super) const DURATION_SECONDS: Name = ("connection_duration_seconds", "Time from accept to the end");
+pub(super) const BYTES: Name =
+    ("forwarded_bytes", "Payload of ended connections, by direction and by who moved it (userspace or kernel)");
+pub(super) const CONNECT_FAILURES: Name = ("connect_failures", "Connects to backends that failed, by how");
+pub(super) const RETRIES: Name = ("connect_retries", "Connects that were tried again on another backend");
+pub(super) const PICKS: Name = ("picks", "Backends connected to, by why they were chosen");
+pub(super) const YIELDED: Name = ("bindings_yielded", "Bindings that were not honoured, by why");
+pub(super) const BINDINGS: Name = ("bindings", "Clients bound to a backend");
+pub(super) const RELOADS: Name = ("reloads", "Reloads of the routing database, by result");
+pub(super) const GENERATION: Name = ("routing_generation", "Generation of the routing snapshot in force");
+pub(super) const REJECTED_ROWS: Name = ("routing_rejected_rows", "Bad rows in the last read of the routing database");
+pub(super) const GEO_LOOKUPS: Name = ("geo_lookups", "Clients located, by where the answer came from");
+pub(super) const FLOWS: Name = ("flows", "Connections forwarded, by the forwarder that carried them last");
+pub(super) const FALLBACKS: Name = ("forwarder_fallbacks", "Connections that did not use or left the kernel path, by why");
+pub(super) const KERNEL_PATH: Name = ("kernel_path_active", "1 while new connections may take the kernel path");
+pub(super) const FLOWS_IN_KERNEL: Name = ("kernel_flows", "Connections on the kernel path now");
+pub(super) const KERNEL_BYTES: Name = ("kernel_forwarded_bytes", "Payload the kernel has forwarded, running flows included");
+pub(super) const ACCEPT_ERRORS: Name = ("accept_errors", "Failures of accept, by kind");
+pub(super) const LOST_RECORDS: Name = ("log_records_lost", "Log records dropped because their reader was too slow");
+pub(super) const BACKEND_CONNECTIONS: Name = ("backend_connections", "Connections of a backend, as the balancer counts them");
+pub(super) const BACKEND_KERNEL_CONNECTIONS: Name =
+    ("backend_kernel_connections", "Connections of a backend, as the kernel counts them");
+pub(super) const BACKEND_HARD_LIMIT: Name = ("backend_hard_limit", "Hard limit of a backend; 0 = unlimited");
+pub(super) const BACKEND_AVAILABLE: Name = ("backend_available", "1 if a backend is healthy and in state ready");
+pub(super) const READY: Name = ("ready", "1 while the POP takes new connections");
+pub(super) const BUILD: Name = ("build", "The version that runs");

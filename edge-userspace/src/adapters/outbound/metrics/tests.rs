@@ -1,0 +1,69 @@
+use super::*;
+use crate::adapters::outbound::observer::sample;
+use crate::application::status;
+
+fn counted() -> Arc<Metrics> {
+    let metrics = Metrics::new(vec![("access", Arc::new(AtomicU64::new(4)))]);
+    (0..3).for_each(|_| metrics.accepted());
+    metrics.located(GeoSource::Override);
+    metrics.accept_failed("emfile");
+    metrics.accept_failed("a kind nobody has declared");
+    metrics.closed(&sample::outcome());
+    metrics.closed(&sample::rejected());
+    Arc::new(metrics)
+}
+
+#[test]
+fn every_number_is_in_the_text() {
+    let text = counted().render(status::sample::status()).unwrap();
+    for line in [
+        "edgeproxy_connections_accepted_total 3",
+        "edgeproxy_connections_active 1",
+        "edgeproxy_connections_closed_total{termination=\"CD\"} 1",
+        "edgeproxy_connections_closed_total{termination=\"--\"} 0",
+        "edgeproxy_connections_rejected_total{reason=\"all_full\"} 1",
+        "edgeproxy_accept_errors_total{kind=\"emfile\"} 1",
+        "edgeproxy_accept_errors_total{kind=\"other\"} 1",
+        "edgeproxy_connect_seconds_bucket{le=\"0.001\"} 0",
+        "edgeproxy_connect_seconds_bucket{le=\"0.0025\"} 1",
+        "edgeproxy_connect_seconds_bucket{le=\"+Inf\"} 1",
+        "edgeproxy_connect_seconds_count 1",
+        "edgeproxy_connection_duration_seconds_sum 5.0",
+        "edgeproxy_forwarded_bytes_total{direction=\"up\",path=\"userspace\"} 60",
+        "edgeproxy_forwarded_bytes_total{direction=\"down\",path=\"kernel\"} 1500",
+        "edgeproxy_connect_failures_total{failure=\"refused\"} 1",
+        "edgeproxy_connect_retries_total 1",
+        "edgeproxy_picks_total{reason=\"client_region\"} 1",
+        "edgeproxy_bindings_yielded_total{reason=\"at_hard_limit\"} 1",
+        "edgeproxy_bindings 9",
+        "edgeproxy_reloads_total{result=\"rejected\"} 1",
+        "edgeproxy_routing_rejected_rows 1",
+        "edgeproxy_geo_lookups_total{source=\"override\"} 1",
+        "edgeproxy_flows_total{forwarder=\"sockmap\"} 1",
+        "edgeproxy_forwarder_fallbacks_total{reason=\"entangled\"} 1",
+        "edgeproxy_kernel_path_active 0",
+        "edgeproxy_kernel_flows 5",
+        "edgeproxy_kernel_forwarded_bytes_total 1000000",
+        "edgeproxy_log_records_lost_total{log=\"access\"} 4",
+        "edgeproxy_backend_connections{backend=\"sa-\\\"1\\\"\",app=\"web\",region=\"sa\"} 3",
+        "edgeproxy_backend_kernel_connections{backend=\"sa-\\\"1\\\"\",app=\"web\",region=\"sa\"} 3",
+        "edgeproxy_ready 1",
+        "edgeproxy_build_info{version=\"0.1.0\"} 1",
+        "# EOF",
+    ] {
+        assert!(text.lines().any(|have| have == line), "{line} is not in\n{text}");
+    }
+}
+
+#[test]
+fn no_client_address_is_in_the_text() {
+    let text = counted().render(status::sample::status()).unwrap();
+    assert!(!text.contains("203.0.113") && !text.contains("4444"));
+}
+
+#[test]
+fn status_counts_agree_with_the_counters() {
+    let connections = counted().connections();
+    assert_eq!((connections.accepted, connections.closed, connections.active), (3, 2, 1));
+    assert_eq!(connections.rejected, BTreeMap::from([("all_full".to_owned(), 1)]));
+}

@@ -1,0 +1,166 @@
+//! The OpenMetrics text of the counters and of what is derived from the status.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::counters::{Labelled, Times};
+use super::names::{self, Name};
+use super::{Metrics, Status};
+use crate::application::status::{BackendStatus, PopState};
+
+/// Exemplars are not used; their types still have to be named.
+type Exemplar = prometheus_client::metrics::exemplar::Exemplar<[(String, String); 0], f64>;
+
+pub(super) fn render(metrics: Arc<Metrics>, status: Status) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix(names::PREFIX);
+    registry.register_collector(Box::new(Scrape { metrics, status }));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct Scrape {
+    metrics: Arc<Metrics>,
+    status: Status,
+}
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let out = &mut Out(&mut encoder);
+        self.connections(out)?;
+        self.decisions(out)?;
+        self.forwarding(out)?;
+        self.backends(out)?;
+        out.info(names::BUILD, &[("version", self.status.version.as_str())])
+    }
+}
+
+impl Scrape {
+    fn connections(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let (m, connections) = (&self.metrics, self.metrics.connections());
+        out.counter(names::ACCEPTED, connections.accepted)?;
+        out.counters(names::CLOSED, "termination", &m.closed)?;
+        out.gauge(names::ACTIVE, connections.active)?;
+        out.counters(names::REJECTED, "reason", &m.rejected)?;
+        out.counters(names::ACCEPT_ERRORS, "kind", &m.accept_errors)?;
+        out.times(names::CONNECT_SECONDS, &m.connect)?;
+        out.times(names::DURATION_SECONDS, &m.duration)?;
+        let lost = m.lost.iter().map(|(log, count)| ([("log", *log)], count.load(Ordering::Relaxed)));
+        out.family(names::LOST_RECORDS, MetricType::Counter, lost)
+    }
+
+    fn decisions(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let (m, status) = (&self.metrics, &self.status);
+        out.counters(names::PICKS, "reason", &m.picks)?;
+        out.counters(names::CONNECT_FAILURES, "failure", &m.connect_failures)?;
+        out.counter(names::RETRIES, m.retries.load(Ordering::Relaxed))?;
+        out.counters(names::YIELDED, "reason", &m.yielded)?;
+        out.gauge(names::BINDINGS, status.bindings)?;
+        out.counters(names::GEO_LOOKUPS, "source", &m.geo)?;
+        let reloads = [("ok", status.routing.reloads_ok), ("rejected", status.routing.reloads_rejected)];
+        let reloads = reloads.into_iter().map(|(result, count)| ([("result", result)], count));
+        out.family(names::RELOADS, MetricType::Counter, reloads)?;
+        out.gauge(names::GENERATION, status.routing.generation)?;
+        out.gauge(names::REJECTED_ROWS, status.routing.rejected_rows.len() as u64)?;
+        out.gauge(names::READY, u64::from(status.state == PopState::Ready))
+    }
+
+    fn forwarding(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let (m, forwarder) = (&self.metrics, &self.status.forwarder);
+        out.counters(names::FLOWS, "forwarder", &m.flows)?;
+        out.counters(names::FALLBACKS, "reason", &m.fallbacks)?;
+        let bytes = [
+            ("up", "userspace", &m.bytes.up_user),
+            ("up", "kernel", &m.bytes.up_kernel),
+            ("down", "userspace", &m.bytes.down_user),
+            ("down", "kernel", &m.bytes.down_kernel),
+        ];
+        let bytes = bytes.into_iter().map(|(direction, path, count)| {
+            ([("direction", direction), ("path", path)], count.load(Ordering::Relaxed))
+        });
+        out.family(names::BYTES, MetricType::Counter, bytes)?;
+        out.gauge(names::KERNEL_PATH, u64::from(!matches!(forwarder.active.as_str(), "" | "copy")))?;
+        out.gauge(names::FLOWS_IN_KERNEL, forwarder.flows_in_kernel)?;
+        out.counter(names::KERNEL_BYTES, forwarder.kernel_bytes)
+    }
+
+    fn backends(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let mut gauge = |name, value: fn(&BackendStatus) -> Option<u64>| {
+            let rows = self.status.backends.iter().filter_map(|b| Some((labels(b), value(b)?)));
+            out.family(name, MetricType::Gauge, rows)
+        };
+        gauge(names::BACKEND_CONNECTIONS, |b| Some(b.connections.into()))?;
+        gauge(names::BACKEND_KERNEL_CONNECTIONS, |b| b.kernel_connections.map(u64::from))?;
+        gauge(names::BACKEND_HARD_LIMIT, |b| Some(b.hard_limit.into()))?;
+        gauge(names::BACKEND_AVAILABLE, |b| Some(u64::from(b.healthy && b.state == "ready")))
+    }
+}
+
+fn labels(backend: &BackendStatus) -> [(&'static str, &str); 3] {
+    [("backend", &backend.id), ("app", &backend.app), ("region", &backend.region)]
+}
+
+/// Writes one metric after the other.
+struct Out<'a, 'b>(&'a mut DescriptorEncoder<'b>);
+
+impl Out<'_, '_> {
+    fn describe<'s>(&'s mut self, name: &'s Name, kind: MetricType) -> Result<MetricEncoder<'s>, fmt::Error> {
+        self.0.encode_descriptor(name.0, name.1, None::<&Unit>, kind)
+    }
+
+    fn counter(&mut self, name: Name, count: u64) -> fmt::Result {
+        self.describe(&name, MetricType::Counter)?.encode_counter(&count, None::<&Exemplar>)
+    }
+
+    fn gauge(&mut self, name: Name, value: u64) -> fmt::Result {
+        self.describe(&name, MetricType::Gauge)?.encode_gauge(&to_gauge(value))
+    }
+
+    fn counters(&mut self, name: Name, label: &'static str, counts: &Labelled) -> fmt::Result {
+        self.family(name, MetricType::Counter, counts.counts().map(|(value, count)| ([(label, value)], count)))
+    }
+
+    fn family<S: EncodeLabelSet>(
+        &mut self,
+        name: Name,
+        kind: MetricType,
+        rows: impl Iterator<Item = (S, u64)>,
+    ) -> fmt::Result {
+        let mut rows = rows.peekable();
+        if rows.peek().is_none() {
+            return Ok(());
+        }
+        let gauge = matches!(kind, MetricType::Gauge);
+        let mut metric = self.describe(&name, kind)?;
+        for (labels, value) in rows {
+            let mut row = metric.encode_family(&labels)?;
+            if gauge {
+                row.encode_gauge(&to_gauge(value))?;
+            } else {
+                row.encode_counter(&value, None::<&Exemplar>)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn times(&mut self, name: Name, times: &Times) -> fmt::Result {
+        let (sum, buckets) = times.snapshot();
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        self.describe(&name, MetricType::Histogram)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+    }
+
+    fn info(&mut self, name: Name, labels: &[(&'static str, &str)]) -> fmt::Result {
+        self.describe(&name, MetricType::Info)?.encode_info(&labels)
+    }
+}
+
+fn to_gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

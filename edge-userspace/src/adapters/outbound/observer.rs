@@ -1,0 +1,93 @@
+//! Where the outcomes of connections go: into the metrics and the access log.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::access_log::AccessLog;
+use super::metrics::Metrics;
+use crate::application::ports::{GeoSource, Observer};
+use crate::domain::Outcome;
+
+/// Counts every connection and, where wanted, writes its line.
+#[derive(Debug)]
+pub struct Recorder {
+    pub metrics: Arc<Metrics>,
+    pub access_log: Option<AccessLog>,
+}
+
+impl Observer for Recorder {
+    fn accepted(&self) {
+        self.metrics.accepted();
+    }
+
+    fn located(&self, source: GeoSource) {
+        self.metrics.located(source);
+    }
+
+    fn closed(&self, outcome: &Outcome) {
+        self.metrics.closed(outcome);
+        if let Some(log) = &self.access_log {
+            log.record(outcome);
+        }
+    }
+
+    fn accept_failed(&self, listener: SocketAddr, kind: &'static str) {
+        self.metrics.accept_failed(kind);
+        tracing::warn!(%listener, kind, "accept failed; trying again shortly");
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod sample {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use crate::domain::*;
+
+    /// A connection on the second try, reset by the client.
+    pub(crate) fn outcome() -> Outcome {
+        Outcome {
+            id: 7,
+            client: "203.0.113.9:4444".parse().unwrap(),
+            listener: "0.0.0.0:8080".parse().unwrap(),
+            app: Some(AppName::parse("web").unwrap()),
+            country: Some(CountryCode::parse("BR").unwrap()),
+            client_region: Some(Region::parse("sa").unwrap()),
+            backend: Some(ChosenBackend {
+                id: BackendId::parse("sa-1").unwrap(),
+                addr: BackendAddr::new("10.0.0.1".parse().unwrap(), 80).unwrap(),
+                region: Region::parse("sa").unwrap(),
+                reason: PickReason::ClientRegion,
+                binding_yielded: Some(Skip::AtHardLimit),
+            }),
+            failed: vec![Attempt {
+                backend: BackendId::parse("sa-2").unwrap(),
+                failure: ConnectFailure::Refused,
+                took: Duration::from_micros(250),
+            }],
+            forwarder: Some(ForwarderKind::Sockmap),
+            fallback: Some(Fallback::Entangled),
+            bytes: ByteCounts { up: 100, down: 2000, kernel_up: 40, kernel_down: 1500 },
+            started: UNIX_EPOCH + Duration::from_millis(1500),
+            connect: Some(Duration::from_micros(1500)),
+            duration: Duration::from_millis(2500),
+            termination: Termination::ClientReset,
+            reject: None,
+        }
+    }
+
+    /// A connection that no backend had room for.
+    pub(crate) fn rejected() -> Outcome {
+        Outcome {
+            client: "[::ffff:203.0.113.9]:4444".parse().unwrap(),
+            backend: None,
+            failed: Vec::new(),
+            forwarder: None,
+            fallback: None,
+            bytes: ByteCounts::default(),
+            connect: None,
+            termination: Termination::NoBackendAvailable,
+            reject: Some(RejectReason::NoBackend(NoBackend::AllFull)),
+            ..outcome()
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! The routing database: one SQLite file, opened read-only.
+
+mod rows;
+mod source;
+
+pub use rows::{DatabaseError, add_missing_columns, backend_rows, read_routing};
+pub use source::SqliteSource;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+//! Notices changes of the routing database and reads it.
+//!
+//! The file is opened read-only. That works for a process that may write neither the file nor its directory, with one
+//! difference: a database in WAL mode whose `-wal` file is gone (its last writer has closed) can't be opened the
+//! ordinary way then, because SQLite would have to create the `-shm` file. Such a file is complete in itself, so it is
+//! read as immutable, and the read counts only if the file was the same before and after.
+//!
+//! The file may be replaced by renaming another over it. In WAL mode its `-wal` and `-shm` files must be removed first,
+//! as `edgeproxy db init --force` does: SQLite takes a log that stays behind for the new file's.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+
+use super::rows::{DatabaseError, read_routing};
+use crate::adapters::outbound::file_identity::FileIdentity;
+use crate::application::ports::{RoutingSource, SourceError};
+use crate::domain::RawRouting;
+
+/// A writer that holds the file longer is waited for at the next look instead.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// The routing database as a source of rows.
+#[derive(Debug)]
+pub struct SqliteSource {
+    path: PathBuf,
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    connection: Connection,
+    /// Before the last read.
+    identity: FileIdentity,
+    /// `PRAGMA data_version` before the last read: differs when another process has committed since.
+    version: i64,
+    immutable: bool,
+}
+
+impl SqliteSource {
+    /// Opens nothing yet: the file may come later.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), open: None }
+    }
+
+    fn identity(&self) -> Result<FileIdentity, SourceError> {
+        FileIdentity::of(&self.path).map_err(|why| match why.kind() {
+            std::io::ErrorKind::NotFound => SourceError::Missing { path: self.shown() },
+            _ => self.unreadable(&why),
+        })
+    }
+
+    fn shown(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn unreadable(&self, why: &dyn std::fmt::Display) -> SourceError {
+        SourceError::Unreadable { path: self.shown(), why: why.to_string() }
+    }
+
+    /// With a write-ahead log commits don't touch the main file, and writing the log back changes nothing.
+    fn has_log(&self) -> bool {
+        let mut log = self.path.clone().into_os_string();
+        log.push("-wal");
+        std::fs::metadata(log).is_ok_and(|metadata| metadata.len() > 0)
+    }
+
+    fn read_ordinary(&mut self, identity: FileIdentity) -> Result<RawRouting, DatabaseError> {
+        let mut connection = match self.open.take() {
+            Some(open) if !open.immutable && open.identity == identity => open.connection,
+            _ => connect(&self.path, "")?,
+        };
+        let (version, raw) = read_rows(&mut connection)?;
+        self.open = Some(Open { connection, identity, version, immutable: false });
+        Ok(raw)
+    }
+
+    /// Reads a file whose write-ahead log is gone, without needing to write beside it.
+    pub(super) fn read_without_log(&mut self) -> Result<RawRouting, SourceError> {
+        let identity = self.identity()?;
+        let mut connection = connect(&self.path, "?immutable=1").map_err(|why| self.unreadable(&why))?;
+        let (version, raw) = read_rows(&mut connection).map_err(|why| self.unreadable(&why))?;
+        if self.identity()? != identity || self.has_log() {
+            return Err(self.unreadable(&"it changed while it was read; it is tried again"));
+        }
+        self.open = Some(Open { connection, identity, version, immutable: true });
+        Ok(raw)
+    }
+}
+
+impl RoutingSource for SqliteSource {
+    fn changed(&mut self) -> Result<bool, SourceError> {
+        let identity = self.identity()?;
+        let has_log = self.has_log();
+        let Some(open) = &self.open else { return Ok(true) };
+        if !identity.is_same_file(&open.identity) || (open.immutable && has_log) {
+            return Ok(true);
+        }
+        // A file that was overwritten in place shows by its size and time, whatever its version says.
+        if identity != open.identity && !has_log {
+            return Ok(true);
+        }
+        let version = data_version(&open.connection).map_err(|why| self.unreadable(&why))?;
+        Ok(version != open.version)
+    }
+
+    fn read(&mut self) -> Result<RawRouting, SourceError> {
+        let identity = self.identity()?;
+        match self.read_ordinary(identity) {
+            Ok(raw) => Ok(raw),
+            Err(why) if needs_write_access(&why) && !self.has_log() => self.read_without_log(),
+            Err(why) => Err(self.unreadable(&why)),
+        }
+    }
+}
+
+fn connect(path: &Path, query: &str) -> Result<Connection, rusqlite::Error> {
+    // NO_MUTEX: the connection stays on one thread at a time.
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = if query.is_empty() {
+        Connection::open_with_flags(path, flags)?
+    } else {
+        let uri = format!("file:{}{query}", escaped(path));
+        Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI)?
+    };
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    Ok(connection)
+}
+
+/// The path for a URI, in which `?`, `#` and `%` mean something.
+fn escaped(path: &Path) -> String {
+    path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23")
+}
+
+/// The version is read first: a commit between the two is seen by the next look.
+fn read_rows(connection: &mut Connection) -> Result<(i64, RawRouting), DatabaseError> {
+    let version = data_version(connection)?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+    let raw = read_routing(&transaction)?;
+    transaction.finish()?;
+    Ok((version, raw))
+}
+
+fn data_version(connection: &Connection) -> Result<i64, rusqlite::Error> {
+    connection.query_row("PRAGMA data_version", [], |row| row.get(0))
+}
+
+fn needs_write_access(error: &DatabaseError) -> bool {
+    let DatabaseError::Sqlite(error) = error else { return false };
+    matches!(error.sqlite_error_code(), Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly))
+}

@@ -1,0 +1,116 @@
+//! What the use cases need from the world. Adapters implement these; `main` chooses which.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+use crate::domain::row::RawRouting;
+use crate::domain::{
+    BackendAddr, BackendId, BindingKey, ByteCounts, ClientAddr, ConnectFailure, CountryCode, Fallback, ForwarderKind,
+    Outcome, Termination,
+};
+
+/// Tells where a client is.
+pub trait GeoResolver: Send + Sync {
+    fn locate(&self, client: ClientAddr) -> GeoAnswer;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GeoAnswer {
+    pub country: Option<CountryCode>,
+    pub source: GeoSource,
+}
+
+/// Where a country came from. A bounded set: it labels a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GeoSource {
+    /// The operator mapped the prefix.
+    Override,
+    Database,
+    /// Private, loopback and link-local addresses count as this POP's own.
+    Private,
+    Unknown,
+}
+
+impl GeoSource {
+    pub const ALL: [Self; 4] = [Self::Override, Self::Database, Self::Private, Self::Unknown];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Override => "override",
+            Self::Database => "database",
+            Self::Private => "private",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Remembers which backend a client was given. Entries end by time, enforced when they are looked up.
+pub trait Bindings: Send + Sync {
+    /// The live binding of `key`; a hit renews its time to live.
+    fn get(&self, key: &BindingKey) -> Option<BackendId>;
+    fn bind(&self, key: BindingKey, backend: &BackendId);
+    fn len(&self) -> usize;
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Opens connections to backends.
+pub trait Connector: Send + Sync {
+    /// Connects within `limit`. `slot` is the backend's place in the kernel's count of connections.
+    fn connect(
+        &self,
+        backend: BackendAddr,
+        slot: u32,
+        limit: Duration,
+    ) -> impl Future<Output = Result<TcpStream, ConnectFailure>> + Send;
+}
+
+/// Moves the bytes of an established pair until it ends, in both directions, and closes both sockets.
+pub trait Forwarder: Send + Sync {
+    fn forward(&self, pair: Pair) -> impl Future<Output = ForwardReport> + Send;
+}
+
+/// An established pair of sockets.
+#[derive(Debug)]
+pub struct Pair {
+    pub client: TcpStream,
+    pub backend: TcpStream,
+}
+
+/// How forwarding went.
+#[derive(Debug, Clone)]
+pub struct ForwardReport {
+    pub bytes: ByteCounts,
+    pub forwarder: ForwarderKind,
+    pub fallback: Option<Fallback>,
+    pub termination: Termination,
+}
+
+/// Is told of every connection, exactly once at each point. Must not block.
+pub trait Observer: Send + Sync {
+    fn accepted(&self);
+    fn located(&self, source: GeoSource);
+    fn closed(&self, outcome: &Outcome);
+    /// `accept(2)` failed; `kind` is a bounded set (`emfile`, `enfile`, `nomem`, `other`).
+    fn accept_failed(&self, listener: SocketAddr, kind: &'static str);
+}
+
+/// Where routing rows come from.
+pub trait RoutingSource: Send {
+    /// Whether the rows may differ from those that were read last. Cheap.
+    fn changed(&mut self) -> Result<bool, SourceError>;
+    /// All rows, of one moment.
+    fn read(&mut self) -> Result<RawRouting, SourceError>;
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error("routing database {path} does not exist: create it with `edgeproxy db init --example` or set EDGEPROXY_DB_PATH")]
+    Missing { path: String },
+    #[error("routing database {path} could not be read: {why}")]
+    Unreadable { path: String, why: String },
+}

@@ -1,0 +1,138 @@
+//! The use case that keeps the routing table up to date: notice a change, read, validate, swap; else keep the last
+//! good table and say why. Runs on a thread of its own, so that reading never holds up a connection.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, SystemTime};
+
+use super::ports::{RoutingSource, SourceError};
+use super::routing::{Emptied, ReloadReport, RoutingTable};
+
+/// At most this many refused rows are logged one by one.
+const LOGGED_ROWS: usize = 20;
+
+/// Why a reload was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Emptied(#[from] Emptied),
+}
+
+/// What one look at the source led to.
+#[derive(Debug)]
+pub enum Tick {
+    Unchanged,
+    Reloaded(ReloadReport),
+    Refused(ReloadError),
+}
+
+/// Something asked of the reload thread from outside.
+pub enum ReloadCommand {
+    /// Reload now, changed or not; the answer goes to `done`.
+    Reload { allow_empty: bool, done: Box<dyn FnOnce(Result<ReloadReport, ReloadError>) + Send> },
+    Stop,
+}
+
+impl std::fmt::Debug for ReloadCommand {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Reload { allow_empty, .. } => write!(f, "Reload {{ allow_empty: {allow_empty} }}"),
+            Self::Stop => f.write_str("Stop"),
+        }
+    }
+}
+
+/// Polls a source and applies what changed.
+#[derive(Debug)]
+pub struct ReloadLoop<S> {
+    source: S,
+    table: Arc<RoutingTable>,
+    /// The last read failed: try again even if nothing changed since.
+    retry: bool,
+    /// Why the last attempt was refused, so that a lasting failure is logged once.
+    complaint: Option<String>,
+}
+
+impl<S: RoutingSource> ReloadLoop<S> {
+    pub fn new(source: S, table: Arc<RoutingTable>) -> Self {
+        Self { source, table, retry: true, complaint: None }
+    }
+
+    /// Looks for a change every `interval` until it is told to stop or nobody can tell it any more. `also` runs after
+    /// each look: other files that change under a running daemon are looked after there.
+    pub fn run(mut self, interval: Duration, commands: &Receiver<ReloadCommand>, mut also: impl FnMut()) {
+        loop {
+            match commands.recv_timeout(interval) {
+                Err(RecvTimeoutError::Timeout) => {
+                    self.tick(SystemTime::now());
+                    also();
+                }
+                Ok(ReloadCommand::Reload { allow_empty, done }) => done(self.reload(allow_empty, SystemTime::now())),
+                Ok(ReloadCommand::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Reloads if the source changed or the last read failed.
+    pub fn tick(&mut self, now: SystemTime) -> Tick {
+        match self.source.changed() {
+            Ok(false) if !self.retry => Tick::Unchanged,
+            Ok(_) => match self.reload(false, now) {
+                Ok(report) => Tick::Reloaded(report),
+                Err(error) => Tick::Refused(error),
+            },
+            Err(error) => {
+                self.retry = true;
+                self.refused(&error, now);
+                Tick::Refused(error.into())
+            }
+        }
+    }
+
+    /// Reloads now. `allow_empty` confirms that an empty table may replace a full one.
+    pub fn reload(&mut self, allow_empty: bool, now: SystemTime) -> Result<ReloadReport, ReloadError> {
+        let raw = self.source.read();
+        // Rows that were read and refused stay refused until they change or the operator insists.
+        self.retry = raw.is_err();
+        let result = raw
+            .map_err(ReloadError::from)
+            .and_then(|raw| self.table.apply(&raw, allow_empty).map_err(ReloadError::from));
+        match &result {
+            Ok(report) => self.accepted(report, now),
+            Err(error) => self.refused(error, now),
+        }
+        result
+    }
+
+    fn accepted(&mut self, report: &ReloadReport, now: SystemTime) {
+        self.table.record(now, Ok(report));
+        self.complaint = None;
+        tracing::info!(
+            generation = report.generation,
+            backends = report.accepted,
+            apps = report.apps,
+            rejected = report.rejected.len(),
+            "routing table loaded"
+        );
+        for (row, why) in report.rejected.iter().take(LOGGED_ROWS) {
+            tracing::warn!(row, why, "row of the routing database refused; its last good version stays if there is one");
+        }
+        if report.rejected.len() > LOGGED_ROWS {
+            tracing::warn!(more = report.rejected.len() - LOGGED_ROWS, "further rows refused; see `edgeproxy status`");
+        }
+    }
+
+    fn refused(&mut self, error: &dyn std::error::Error, now: SystemTime) {
+        let why = error.to_string();
+        self.table.record(now, Err(why.clone()));
+        if self.complaint.as_ref() != Some(&why) {
+            tracing::warn!(why, "routing table not reloaded; the last good one stays");
+            self.complaint = Some(why);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

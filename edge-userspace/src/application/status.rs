@@ -1,0 +1,280 @@
+//! What the daemon says about itself. The shape of `GET /api/v1/status` and of `edgeproxy status --json`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::routing::{ReloadReport, RoutingTable};
+use crate::domain::Backend;
+
+/// Everything an operator wants to know first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub pid: u32,
+    pub uptime_secs: f64,
+    /// The region of this POP.
+    pub region: String,
+    pub state: PopState,
+    pub listeners: Vec<ListenerStatus>,
+    pub workers: u32,
+    pub routing: RoutingStatus,
+    pub backends: Vec<BackendStatus>,
+    pub forwarder: ForwarderStatus,
+    pub connections: ConnectionStatus,
+    /// Clients that are bound to a backend, those included whose time has ended and that are not yet swept out.
+    pub bindings: u64,
+    pub geo: GeoStatus,
+}
+
+/// Where the daemon is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PopState {
+    Starting,
+    Ready,
+    Draining,
+}
+
+impl PopState {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+impl fmt::Display for PopState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    pub addr: String,
+    /// The app the listener leads to now; `None` where it leads to none.
+    pub app: Option<String>,
+}
+
+/// The routing snapshot in force and how the last reload went.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RoutingStatus {
+    pub generation: u64,
+    pub apps: u64,
+    pub backends: u64,
+    pub last_reload: ReloadStatus,
+    /// Reloads since the start that changed the snapshot, and those that were refused.
+    pub reloads_ok: u64,
+    pub reloads_rejected: u64,
+    /// Rows of the last read that are bad; each keeps its last good version.
+    pub rejected_rows: Vec<RejectedRow>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReloadStatus {
+    /// Seconds since it ended; `None` before the first.
+    pub age_secs: Option<f64>,
+    pub ok: bool,
+    /// Why it was refused as a whole.
+    pub error: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectedRow {
+    /// The table and the key of the row.
+    pub row: String,
+    pub why: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    pub id: String,
+    pub app: String,
+    pub region: String,
+    pub addr: String,
+    /// `ready`, `drain` or `maint`.
+    pub state: String,
+    pub healthy: bool,
+    pub weight: u32,
+    pub soft_limit: u32,
+    /// 0 = unlimited.
+    pub hard_limit: u32,
+    /// As the balancer counts them.
+    pub connections: u32,
+    /// As the kernel counts them, read back from the BPF map; `None` without one.
+    pub kernel_connections: Option<u32>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwarderStatus {
+    /// What the settings ask for.
+    pub configured: String,
+    /// What new connections get.
+    pub active: String,
+    /// Why the kernel path is off; `None` while it is on or not wanted.
+    pub why: Option<String>,
+    /// How the self-test of the kernel path ended; `None` when it was not run.
+    pub self_test: Option<String>,
+    pub flows_in_kernel: u64,
+    /// Bytes the kernel has forwarded, flows that still run included.
+    pub kernel_bytes: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionStatus {
+    pub active: u64,
+    pub accepted: u64,
+    pub closed: u64,
+    /// By reason; reasons that have not occurred are left out.
+    pub rejected: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GeoStatus {
+    /// The file, or `embedded`.
+    pub source: String,
+    pub build_date: Option<String>,
+    pub licence: Option<String>,
+}
+
+/// What is asked of a reload.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReloadRequest {
+    /// Accept an empty table where there was a full one.
+    #[serde(default)]
+    pub allow_empty: bool,
+}
+
+/// How a reload went that was not refused as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadAnswer {
+    pub generation: u64,
+    /// Backends in the new snapshot.
+    pub accepted: u64,
+    pub apps: u64,
+    pub rejected_rows: Vec<RejectedRow>,
+}
+
+impl RoutingStatus {
+    /// Of the table at this moment.
+    pub fn of(table: &RoutingTable, now: SystemTime) -> Self {
+        let (status, snapshot) = (table.status(), table.load());
+        let age = status.tried_at.map(|at| now.duration_since(at).unwrap_or_default().as_secs_f64());
+        Self {
+            generation: snapshot.generation(),
+            apps: snapshot.apps().len() as u64,
+            backends: snapshot.backends().count() as u64,
+            last_reload: ReloadStatus { age_secs: age, ok: age.is_some() && status.error.is_none(), error: status.error.clone() },
+            reloads_ok: status.accepted_total,
+            reloads_rejected: status.refused_total,
+            rejected_rows: rejected(&status.report),
+        }
+    }
+}
+
+impl BackendStatus {
+    /// `kernel` is the kernel's count of the backend's connections.
+    pub fn of(backend: &Backend, kernel: Option<u32>) -> Self {
+        Self {
+            id: backend.id.to_string(),
+            app: backend.app.to_string(),
+            region: backend.region.to_string(),
+            addr: backend.addr.socket_addr().to_string(),
+            state: backend.state.to_string(),
+            healthy: backend.healthy,
+            weight: backend.weight.0,
+            soft_limit: backend.limits.soft(),
+            hard_limit: backend.limits.hard(),
+            connections: backend.load.active(),
+            kernel_connections: kernel,
+        }
+    }
+}
+
+impl From<&ReloadReport> for ReloadAnswer {
+    fn from(report: &ReloadReport) -> Self {
+        Self {
+            generation: report.generation,
+            accepted: report.accepted as u64,
+            apps: report.apps as u64,
+            rejected_rows: rejected(report),
+        }
+    }
+}
+
+fn rejected(report: &ReloadReport) -> Vec<RejectedRow> {
+    report.rejected.iter().map(|(row, why)| RejectedRow { row: row.clone(), why: why.clone() }).collect()
+}
+
+impl fmt::Display for GeoStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.source)?;
+        [&self.build_date, &self.licence].into_iter().flatten().try_for_each(|part| write!(f, " · {part}"))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod sample {
+    use super::*;
+
+    /// A status with something in every field.
+    pub(crate) fn status() -> Status {
+        Status {
+            version: "0.1.0".to_owned(),
+            pid: 42,
+            uptime_secs: 3725.5,
+            region: "sa".to_owned(),
+            state: PopState::Ready,
+            listeners: vec![ListenerStatus { addr: "0.0.0.0:8080".to_owned(), app: Some("web".to_owned()) }],
+            workers: 2,
+            routing: RoutingStatus {
+                generation: 7,
+                apps: 1,
+                backends: 1,
+                last_reload: ReloadStatus { age_secs: Some(3.0), ok: false, error: Some("file is locked".to_owned()) },
+                reloads_ok: 3,
+                reloads_rejected: 1,
+                rejected_rows: vec![RejectedRow { row: "backend b9".to_owned(), why: "port 0".to_owned() }],
+            },
+            backends: vec![BackendStatus {
+                id: "sa-\"1\"".to_owned(),
+                app: "web".to_owned(),
+                region: "sa".to_owned(),
+                addr: "10.0.0.1:80".to_owned(),
+                state: "ready".to_owned(),
+                healthy: true,
+                weight: 2,
+                soft_limit: 10,
+                hard_limit: 0,
+                connections: 3,
+                kernel_connections: Some(3),
+            }],
+            forwarder: ForwarderStatus {
+                configured: "auto".to_owned(),
+                active: "copy".to_owned(),
+                why: Some("needs CAP_BPF".to_owned()),
+                self_test: None,
+                flows_in_kernel: 5,
+                kernel_bytes: 1_000_000,
+            },
+            connections: ConnectionStatus {
+                active: 3,
+                accepted: 10,
+                closed: 7,
+                rejected: BTreeMap::from([("no_app".to_owned(), 2)]),
+            },
+            bindings: 9,
+            geo: GeoStatus {
+                source: "embedded".to_owned(),
+                build_date: Some("2026-01-01".to_owned()),
+                licence: Some("PDDL".to_owned()),
+            },
+        }
+    }
+}

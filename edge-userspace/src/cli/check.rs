@@ -1,0 +1,129 @@
+//! `edgeproxy check`: would the daemon start, and with what?
+
+use std::fmt::Write as _;
+
+use super::{CliError, SettingArgs, print};
+use crate::adapters::outbound::geo::Geo;
+use crate::adapters::outbound::sqlite::SqliteSource;
+use crate::application::ports::RoutingSource as _;
+use crate::application::routing::RoutingTable;
+use crate::application::status::GeoStatus;
+use crate::config::Settings;
+use crate::domain::Snapshot;
+
+/// Prints what was found good; the error lists all that was not.
+pub fn run(args: &SettingArgs) -> Result<(), CliError> {
+    let settings = args.load()?.settings;
+    let mut findings = Findings { good: "configuration  ok\n".to_owned(), bad: Vec::new() };
+    findings.database(&settings);
+    findings.geo(&settings);
+    print(&findings.good)?;
+    match findings.bad.len() {
+        0 => Ok(()),
+        count => {
+            let list = findings.bad.iter().map(|problem| format!("\n  {problem}")).collect::<String>();
+            Err(CliError::Failed(format!("check found {count} problem{}:{list}", if count == 1 { "" } else { "s" })))
+        }
+    }
+}
+
+struct Findings {
+    good: String,
+    bad: Vec<String>,
+}
+
+impl Findings {
+    fn database(&mut self, settings: &Settings) {
+        let raw = match SqliteSource::new(&settings.db_path).read() {
+            Ok(raw) => raw,
+            Err(error) => return self.bad.push(error.to_string()),
+        };
+        let table = RoutingTable::new();
+        let report = match table.apply(&raw, true) {
+            Ok(report) => report,
+            Err(error) => return self.bad.push(error.to_string()),
+        };
+        self.bad.extend(report.rejected.iter().map(|(row, why)| format!("routing database, {row}: {why}")));
+        let before = self.bad.len();
+        self.apps(settings, &table.load());
+        if self.bad.len() == before {
+            let _ = writeln!(
+                self.good,
+                "database       ok: {} ({} backends of {} apps)",
+                settings.db_path.display(),
+                report.accepted,
+                report.apps
+            );
+        }
+    }
+
+    /// Whether the listeners lead anywhere.
+    fn apps(&mut self, settings: &Settings, snapshot: &Snapshot) {
+        let path = settings.db_path.display();
+        match &settings.app {
+            Some(app) if snapshot.app(app).is_none() => {
+                self.bad.push(format!("app {app} has no backends in {path}: add one with `edgeproxy db add`"));
+            }
+            None if snapshot.backends().next().is_none() => {
+                self.bad.push(format!("{path} has no backends: add one with `edgeproxy db add`"));
+            }
+            None if snapshot.sole_app().is_none() => {
+                self.bad.push(format!("{path} has several apps: set app to the one that the listeners lead to"));
+            }
+            _ => {}
+        }
+    }
+
+    fn geo(&mut self, settings: &Settings) {
+        match Geo::open(settings.geoip_path.as_deref(), &[]) {
+            Ok(geo) => _ = writeln!(self.good, "geo data       ok: {}", GeoStatus::from(geo.info())),
+            Err(error) => self.bad.push(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::db::{EXAMPLE, SCHEMA};
+    use crate::config::Sources;
+
+    fn findings(sql: Option<&str>, env: &[(&str, &str)]) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("routing.db");
+        if let Some(sql) = sql {
+            rusqlite::Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+        }
+        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let path = ("EDGEPROXY_DB_PATH".to_owned(), path.to_str().unwrap().to_owned());
+        let settings = Settings::load(Sources { env: env.chain([path]).collect(), ..Sources::default() }).unwrap();
+        let mut findings = Findings { good: String::new(), bad: Vec::new() };
+        findings.database(&settings);
+        findings.geo(&settings);
+        findings.bad
+    }
+
+    #[test]
+    fn the_example_is_good() {
+        assert_eq!(findings(Some(&format!("{SCHEMA}{EXAMPLE}")), &[]), [""; 0]);
+    }
+
+    #[test]
+    fn a_missing_database_names_its_remedy() {
+        assert!(findings(None, &[])[0].contains("edgeproxy db init --example"));
+    }
+
+    #[test]
+    fn an_app_without_backends_and_an_empty_table_are_problems() {
+        let example = format!("{SCHEMA}{EXAMPLE}");
+        assert!(findings(Some(&example), &[("EDGEPROXY_APP", "nobody")])[0].contains("app nobody has no backends"));
+        assert!(findings(Some(SCHEMA), &[])[0].contains("has no backends: add one"));
+    }
+
+    #[test]
+    fn bad_geo_data_is_reported_beside_other_problems() {
+        let findings = findings(None, &[("EDGEPROXY_GEOIP_PATH", "/dev/null")]);
+        assert_eq!(findings.len(), 2, "{findings:?}");
+        assert!(findings[1].contains("geo database /dev/null"));
+    }
+}

@@ -1,0 +1,85 @@
+//! Exit codes: one module, shown by `--help`.
+
+use std::process::ExitCode;
+
+use crate::config::SettingError;
+
+/// How a command ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    Ok,
+    /// The command was understood and failed.
+    Failure,
+    /// Bad command line or configuration (EX_USAGE).
+    Usage,
+    /// No daemon answers on the admin socket (EX_UNAVAILABLE).
+    Unavailable,
+    /// A defect of edgeproxy itself (EX_SOFTWARE).
+    Internal,
+}
+
+/// The same for people.
+pub(super) const HELP: &str = "\
+Exit codes:
+    0  done
+    1  failed while running
+   64  bad command line or configuration
+   69  no daemon answers on the admin socket
+   70  internal error
+  130, 143  ended at once by a second SIGINT or SIGTERM";
+
+impl Exit {
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::Failure => 1,
+            Self::Usage => 64,
+            Self::Unavailable => 69,
+            Self::Internal => 70,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}
+
+/// Why a command did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    #[error("{}", listed(.0))]
+    Configuration(Vec<SettingError>),
+    #[error("no edgeproxy answers on admin socket {path}: {why}; start one with `edgeproxy run`, or set --admin-socket")]
+    Unreachable { path: String, why: String },
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl CliError {
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::Configuration(_) => Exit::Usage,
+            Self::Unreachable { .. } => Exit::Unavailable,
+            Self::Failed(_) => Exit::Failure,
+        }
+    }
+}
+
+fn listed(errors: &[SettingError]) -> String {
+    let lines = errors.iter().map(|error| format!("\n  {error}")).collect::<String>();
+    format!("the configuration has {} error{}:{lines}", errors.len(), if errors.len() == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_names_every_code() {
+        for exit in [Exit::Ok, Exit::Failure, Exit::Usage, Exit::Unavailable, Exit::Internal] {
+            assert!(HELP.lines().any(|line| line.trim_start().starts_with(&format!("{}  ", exit.code()))), "{exit:?}");
+        }
+    }
+}

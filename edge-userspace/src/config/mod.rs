@@ -1,0 +1,29 @@
+//! Configuration: defaults < file < environment < flags.
+//!
+//! [`table`] declares every setting once; everything that names a setting (parsing, flags, `edgeproxy config`,
+//! docs/settings.md) is driven by it. Parsing is pure: [`Sources`] carries the texts, [`Settings::load`] judges
+//! them, and all that is wrong is reported at once.
+
+mod error;
+mod file;
+mod report;
+mod sources;
+mod table;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{Origin, SettingError};
+pub(crate) use report::values;
+pub use report::{Effective, markdown};
+pub use sources::Sources;
+pub use table::{KEYS, Key, Settings};
+pub use value::{ForwarderChoice, GeoOverride, LogFormat, LogLevel, LoopbackAddr, Unit};
+
+impl Settings {
+    /// The settings in force, or everything that is wrong with the sources.
+    pub fn load(sources: Sources) -> Result<Self, Vec<SettingError>> {
+        Effective::load(&sources).map(|effective| effective.settings)
+    }
+}

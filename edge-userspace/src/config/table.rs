@@ -1,0 +1,171 @@
+//! The table of settings: the one place where a setting is declared.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use super::value::{ForwarderChoice, GeoOverride, LogFormat, LogLevel, LoopbackAddr, Rule, Value};
+use crate::domain::{AppName, Region};
+
+/// One row of the table.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// As in the file; the environment name and the flag are derived from it.
+    pub name: &'static str,
+    /// What a value looks like, for people.
+    pub kind: &'static str,
+    /// Several values, separated by commas (or a TOML array).
+    pub list: bool,
+    pub rule: Rule,
+    /// As a user would write it; empty = not set.
+    pub default: &'static str,
+    pub help: &'static str,
+    /// Parses a text and returns it in its canonical form.
+    pub(super) check: fn(&str) -> Result<String, String>,
+}
+
+impl Key {
+    /// The row with this name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        KEYS.iter().find(|key| key.name == name)
+    }
+
+    /// `EDGEPROXY_LISTEN_ADDR` for `listen_addr`.
+    pub fn env(&self) -> String {
+        format!("EDGEPROXY_{}", self.name.to_ascii_uppercase())
+    }
+
+    /// `listen-addr` for `listen_addr`.
+    pub fn flag(&self) -> &'static str {
+        let flag = FLAGS.iter().find(|(name, _)| *name == self.name);
+        flag.map_or(self.name, |(_, flag)| flag)
+    }
+}
+
+/// Name and flag of each key: the command line wants flags that live for ever.
+static FLAGS: LazyLock<Vec<(&str, String)>> =
+    LazyLock::new(|| KEYS.iter().map(|key| (key.name, key.name.replace('_', "-"))).collect());
+
+/// Makes of one declaration the struct, the table and the constructor, so that they cannot drift apart.
+macro_rules! settings {
+    ($( $(#[doc = $help:literal])+ $field:ident: $type:ty, $name:literal = $default:literal, $rule:expr; )+) => {
+        /// The settings in force. Every value has been checked.
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct Settings { $( $(#[doc = $help])+ pub $field: $type, )+ }
+
+        /// All settings, in the order of the documentation.
+        pub static KEYS: &[Key] = &[ $( Key {
+            name: $name,
+            kind: <$type as Value>::KIND,
+            list: <$type as Value>::LIST,
+            rule: $rule,
+            default: $default,
+            help: concat!($($help),+).trim_ascii(),
+            check: |text| <$type as Value>::parse(text, &$rule).map(|value| value.show(&$rule)),
+        }, )+ ];
+
+        impl Settings {
+            /// Builds the settings from one text for each key, or says which text is bad.
+            pub(super) fn from_texts(text_of: impl Fn(&Key) -> String) -> Result<Self, Vec<(&'static Key, String)>> {
+                let mut bad = Vec::new();
+                let mut keys = KEYS.iter();
+                $( let $field: Option<$type> = keys.next().and_then(|key| {
+                    Value::parse(&text_of(key), &key.rule).map_err(|why| bad.push((key, why))).ok()
+                }); )+
+                match ($($field,)+) {
+                    ($(Some($field),)+) => Ok(Self { $($field),+ }),
+                    _ => Err(bad),
+                }
+            }
+        }
+    };
+}
+
+settings! {
+    /// Addresses the proxy accepts clients on.
+    listen_addr: Vec<SocketAddr>, "listen_addr" = "0.0.0.0:8080", Rule::TEXT;
+    /// The app that the listeners lead to; not set: the only app in the database.
+    app: Option<AppName>, "app" = "", Rule::TEXT;
+    /// The routing database (SQLite).
+    db_path: PathBuf, "db_path" = "routing.db", Rule::TEXT;
+    /// The region of this POP.
+    region: Region, "region" = "sa", Rule::TEXT;
+    /// How often the routing database is looked at for changes.
+    db_reload: Duration, "db_reload_secs" = "5", Rule::seconds(0.05, 3600.0);
+    /// A country or city database (mmdb); not set: the embedded one.
+    geoip_path: Option<PathBuf>, "geoip_path" = "", Rule::TEXT;
+    /// Countries of prefixes, before any database, e.g. `127.0.1.0/24=BR`.
+    geo_override: Vec<GeoOverride>, "geo_override" = "", Rule::TEXT;
+    /// How long a client keeps its backend after its last connection.
+    binding_ttl: Duration, "binding_ttl_secs" = "600", Rule::seconds(0.1, 31_536_000.0);
+    /// How many bindings are kept at most.
+    binding_capacity: usize, "binding_capacity" = "1000000", Rule::count(1, 100_000_000);
+    /// How often bindings that have ended are swept out (they never count as live).
+    binding_gc_interval: Duration, "binding_gc_interval_secs" = "60", Rule::seconds(0.1, 86_400.0);
+    /// Leading bits of an IPv4 client address that tell clients apart for affinity.
+    affinity_prefix_v4: u8, "affinity_prefix_v4" = "32", Rule::count(0, 32);
+    /// Leading bits of an IPv6 client address that tell clients apart for affinity.
+    affinity_prefix_v6: u8, "affinity_prefix_v6" = "64", Rule::count(0, 128);
+    /// Time limit of one connect to a backend.
+    connect_timeout: Duration, "connect_timeout_ms" = "3000", Rule::millis(1, 600_000);
+    /// How many different backends are tried for one connection.
+    connect_attempts: u32, "connect_attempts" = "3", Rule::count(1, 16);
+    /// Time limit of all connects for one connection together.
+    connect_budget: Duration, "connect_budget_ms" = "10000", Rule::millis(1, 3_600_000);
+    /// A connection without a byte in either direction is closed after this time.
+    idle_timeout: Duration, "idle_timeout_secs" = "3600", Rule::seconds(0.1, 31_536_000.0);
+    /// A connection that one side has half-closed is closed after this time without a byte.
+    half_close_timeout: Duration, "half_close_timeout_secs" = "300", Rule::seconds(0.1, 31_536_000.0);
+    /// TCP_USER_TIMEOUT: how long sent data may stay unacknowledged. 0 = the system's limit.
+    tcp_user_timeout: Duration, "tcp_user_timeout_ms" = "30000", Rule::millis(0, 86_400_000);
+    /// Idle time before the first TCP keepalive probe. 0 = no keepalive.
+    keepalive: Duration, "keepalive_secs" = "60", Rule::whole_seconds(0, 32_767);
+    /// Length of the listen queue (the system's net.core.somaxconn caps it).
+    backlog: u32, "backlog" = "4096", Rule::count(1, 65_535);
+    /// Connections held at once. 0 = what the limit on open files allows.
+    max_connections: u32, "max_connections" = "0", Rule::count(0, 10_000_000);
+    /// Worker threads. 0 = one for each core.
+    workers: usize, "workers" = "0", Rule::count(0, 1024);
+    /// What moves the bytes: `auto` takes the kernel path where its self-test passes.
+    forwarder: ForwarderChoice, "forwarder" = "auto", Rule::TEXT;
+    /// Bytes a direction may have queued in the kernel before back-pressure sets in.
+    sockmap_backlog_kib: u32, "sockmap_backlog_kib" = "256", Rule::kib(16, 65_536);
+    /// Bytes all directions together may have queued in the kernel.
+    sockmap_memory_mib: u32, "sockmap_memory_mib" = "256", Rule::mib(1, 1_048_576);
+    /// Connections on the kernel path at once.
+    max_flows: u32, "max_flows" = "8192", Rule::count(1, 1_048_576);
+    /// How long existing connections may go on after SIGTERM.
+    drain_timeout: Duration, "drain_timeout_secs" = "30", Rule::seconds(0.0, 86_400.0);
+    /// The admin socket (Unix): metrics, status and the commands that change anything.
+    admin_socket: PathBuf, "admin_socket" = "/run/edgeproxy/admin.sock", Rule::TEXT;
+    /// A loopback TCP address that serves the reading half of the admin API; not set: none.
+    admin_listen: Option<LoopbackAddr>, "admin_listen" = "", Rule::TEXT;
+    /// The least severe messages that are logged.
+    log_level: LogLevel, "log_level" = "info", Rule::TEXT;
+    /// Format of the log on standard error.
+    log_format: LogFormat, "log_format" = "json", Rule::TEXT;
+    /// Whether each connection is logged, as a JSON line on standard output.
+    access_log: bool, "access_log" = "true", Rule::TEXT;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_default_is_valid_and_canonical() {
+        for key in KEYS {
+            assert_eq!((key.check)(key.default).as_deref(), Ok(key.default), "{}", key.name);
+        }
+        assert!(Settings::from_texts(|key| key.default.to_owned()).is_ok());
+    }
+
+    #[test]
+    fn names_are_unique_and_documented() {
+        let names: HashSet<_> = KEYS.iter().map(|key| key.name).collect();
+        assert_eq!(names.len(), KEYS.len());
+        assert!(KEYS.iter().all(|key| key.help.ends_with(['.', '`']) || key.help.ends_with("none.")));
+    }
+}

@@ -1,0 +1,134 @@
+//! Addresses by role: the client's identity, and where a backend listens.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use serde::{Serialize, Serializer};
+
+/// The address a client is known by: for geography, affinity, limits and logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientAddr(IpAddr);
+
+impl ClientAddr {
+    /// An IPv4 client that arrives on an IPv6 socket (`::ffff:a.b.c.d`) is the same client as on an IPv4 one.
+    pub fn new(ip: IpAddr) -> Self {
+        Self(ip.to_canonical())
+    }
+
+    pub fn ip(self) -> IpAddr {
+        self.0
+    }
+
+    /// Addresses that say nothing about where in the world the client is: RFC 1918, loopback, link-local, carrier
+    /// NAT (RFC 6598), IPv6 unique local (RFC 4193) and the unspecified address.
+    pub fn is_private_or_local(self) -> bool {
+        match self.0 {
+            IpAddr::V4(ip) => {
+                ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_unspecified() || is_carrier_nat(ip)
+            }
+            IpAddr::V6(ip) => {
+                ip.is_loopback() || ip.is_unspecified() || ip.is_unique_local() || ip.is_unicast_link_local()
+            }
+        }
+    }
+}
+
+fn is_carrier_nat(ip: Ipv4Addr) -> bool {
+    let [a, b, ..] = ip.octets();
+    a == 100 && (64..128).contains(&b)
+}
+
+impl fmt::Display for ClientAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Serialize for ClientAddr {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+/// Why an address can't be dialled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AddrError {
+    #[error("port 0 can't be dialled: use 1 to 65535")]
+    PortZero,
+    #[error("address {0} is unspecified: name the backend's own address")]
+    Unspecified(IpAddr),
+    #[error("address {0} is multicast or broadcast: TCP needs a unicast address")]
+    NotUnicast(IpAddr),
+}
+
+/// Where a backend listens: a unicast address and a port that isn't 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendAddr(SocketAddr);
+
+impl BackendAddr {
+    pub fn new(ip: IpAddr, port: u16) -> Result<Self, AddrError> {
+        let ip = ip.to_canonical();
+        if port == 0 {
+            return Err(AddrError::PortZero);
+        }
+        if ip.is_unspecified() {
+            return Err(AddrError::Unspecified(ip));
+        }
+        if ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
+            return Err(AddrError::NotUnicast(ip));
+        }
+        Ok(Self(SocketAddr::new(ip, port)))
+    }
+
+    pub fn socket_addr(self) -> SocketAddr {
+        self.0
+    }
+}
+
+impl fmt::Display for BackendAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Serialize for BackendAddr {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(text: &str) -> ClientAddr {
+        ClientAddr::new(text.parse().unwrap())
+    }
+
+    #[test]
+    fn mapped_clients_are_ipv4_clients() {
+        assert_eq!(client("::ffff:192.0.2.7"), client("192.0.2.7"));
+        assert!(client("::ffff:10.0.0.1").is_private_or_local());
+    }
+
+    #[test]
+    fn private_and_local_addresses_are_told_from_public_ones() {
+        for text in ["10.1.2.3", "127.0.1.9", "169.254.0.1", "100.64.0.1", "100.127.255.255", "::1", "fdaa::1", "fe80::1"] {
+            assert!(client(text).is_private_or_local(), "{text}");
+        }
+        for text in ["100.63.255.255", "100.128.0.0", "200.160.2.3", "2001:4860:4860::8888", "172.32.0.1"] {
+            assert!(!client(text).is_private_or_local(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_backend_address_can_be_dialled() {
+        let ok = |ip: &str, port| BackendAddr::new(ip.parse().unwrap(), port);
+        assert_eq!(ok("::ffff:192.0.2.1", 80).unwrap().to_string(), "192.0.2.1:80");
+        assert_eq!(ok("192.0.2.1", 0), Err(AddrError::PortZero));
+        assert!(matches!(ok("0.0.0.0", 1), Err(AddrError::Unspecified(_))));
+        for ip in ["224.0.0.1", "255.255.255.255", "ff02::1"] {
+            assert!(matches!(ok(ip, 1), Err(AddrError::NotUnicast(_))), "{ip}");
+        }
+    }
+}

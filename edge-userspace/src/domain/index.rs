@@ -1,0 +1,199 @@
+//! The routing table as the data path sees it: immutable, indexed by app and region when it is loaded.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use super::random::spread;
+use super::{AppName, Backend, BackendId, BackendLoad, Limits, Region, Regions};
+
+/// One immutable, validated, indexed view of the routing database.
+#[derive(Debug)]
+pub struct Snapshot {
+    generation: u64,
+    apps: BTreeMap<AppName, AppIndex>,
+    regions: Regions,
+}
+
+impl Snapshot {
+    /// Indexes `backends`, whose ids are distinct. `generation` grows with every snapshot; it also seeds the
+    /// sequences by which near-ties are broken, so that frequent reloads don't start the same sequence again.
+    pub fn new(generation: u64, backends: Vec<Arc<Backend>>, regions: Regions) -> Self {
+        let mut by_app: BTreeMap<AppName, Vec<Arc<Backend>>> = BTreeMap::new();
+        for backend in backends {
+            by_app.entry(backend.app.clone()).or_default().push(backend);
+        }
+        let index = |(name, backends): (AppName, Vec<_>)| {
+            let app = AppIndex::new(name.clone(), backends, &regions, generation);
+            (name, app)
+        };
+        Self { generation, apps: by_app.into_iter().map(index).collect(), regions }
+    }
+
+    /// A table without backends, as before the first load.
+    pub fn empty() -> Self {
+        Self::new(0, Vec::new(), Regions::default())
+    }
+
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    pub fn app(&self, name: &AppName) -> Option<&AppIndex> {
+        self.apps.get(name)
+    }
+
+    /// The app, if there is exactly one: where a listener that names none leads to.
+    pub fn sole_app(&self) -> Option<&AppName> {
+        match self.apps.len() {
+            1 => self.apps.keys().next(),
+            _ => None,
+        }
+    }
+
+    pub fn apps(&self) -> impl ExactSizeIterator<Item = &AppIndex> {
+        self.apps.values()
+    }
+
+    pub fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.apps.values().flat_map(|app| &app.backends)
+    }
+
+    pub fn backend(&self, id: &BackendId) -> Option<&Arc<Backend>> {
+        self.apps.values().find_map(|app| app.backend(id))
+    }
+
+    pub fn regions(&self) -> &Regions {
+        &self.regions
+    }
+}
+
+/// The backends of one app, by id and by region.
+#[derive(Debug)]
+pub struct AppIndex {
+    name: AppName,
+    backends: Vec<Arc<Backend>>,
+    by_id: HashMap<BackendId, usize>,
+    /// Backends that take new clients, by region; sorted by the region's name. Regions without any are left out.
+    groups: Vec<Group>,
+    /// The members of groups whose region has no position, as one group: nothing tells them apart.
+    unplaced: Option<Group>,
+    /// The members of all groups, for requests from regions without a position.
+    everywhere: Option<Group>,
+}
+
+impl AppIndex {
+    fn new(name: AppName, backends: Vec<Arc<Backend>>, regions: &Regions, generation: u64) -> Self {
+        let by_id = backends.iter().enumerate().map(|(at, backend)| (backend.id.clone(), at)).collect();
+        let mut by_region: BTreeMap<&Region, Vec<Member>> = BTreeMap::new();
+        for backend in backends.iter().filter(|backend| backend.closed_to_new().is_none()) {
+            by_region.entry(&backend.region).or_default().push(Member::new(backend));
+        }
+        let mut seed = generation;
+        let mut group = |region: Option<&Region>, members: Vec<Member>| {
+            seed = spread(seed);
+            Group::new(region, members, regions, seed)
+        };
+        let unplaced: Vec<Member> = by_region
+            .iter()
+            .filter(|(region, _)| regions.index_of(region).is_none_or(|at| !regions.has_position(at)))
+            .flat_map(|(_, members)| members.iter().cloned())
+            .collect();
+        let everywhere: Vec<Member> = by_region.values().flatten().cloned().collect();
+        let unplaced = (!unplaced.is_empty()).then(|| group(None, unplaced));
+        let everywhere = (!everywhere.is_empty()).then(|| group(None, everywhere));
+        let groups = by_region.into_iter().map(|(region, members)| group(Some(region), members)).collect();
+        Self { name, backends, by_id, groups, unplaced, everywhere }
+    }
+
+    pub fn name(&self) -> &AppName {
+        &self.name
+    }
+
+    /// All backends of the app, whatever their state.
+    pub fn backends(&self) -> &[Arc<Backend>] {
+        &self.backends
+    }
+
+    pub fn backend(&self, id: &BackendId) -> Option<&Arc<Backend>> {
+        self.backends.get(*self.by_id.get(id)?)
+    }
+
+    pub(super) fn group(&self, region: &Region) -> Option<&Group> {
+        let at = self.groups.binary_search_by(|group| group.region.as_ref().cmp(&Some(region))).ok()?;
+        self.groups.get(at)
+    }
+
+    pub(super) fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    pub(super) fn unplaced(&self) -> Option<&Group> {
+        self.unplaced.as_ref()
+    }
+
+    pub(super) fn everywhere(&self) -> Option<&Group> {
+        self.everywhere.as_ref()
+    }
+}
+
+/// Backends that take new clients and between which geography makes no difference.
+#[derive(Debug)]
+pub(super) struct Group {
+    /// `None` for groups of several regions.
+    region: Option<Region>,
+    /// The region's place in [`Regions`], if it has a position.
+    pub(super) place: Option<usize>,
+    pub(super) members: Vec<Member>,
+    /// Sum of the weights up to and including each member.
+    pub(super) cumulative: Vec<u64>,
+    /// State of the low-discrepancy sequence that spreads first choices over the members.
+    pub(super) sequence: AtomicU64,
+}
+
+impl Group {
+    fn new(region: Option<&Region>, members: Vec<Member>, regions: &Regions, seed: u64) -> Self {
+        let cumulative = members
+            .iter()
+            .scan(0u64, |sum, member| {
+                *sum += u64::from(member.weight);
+                Some(*sum)
+            })
+            .collect();
+        Self {
+            region: region.cloned(),
+            place: region.and_then(|region| regions.index_of(region)).filter(|at| regions.has_position(*at)),
+            members,
+            cumulative,
+            sequence: AtomicU64::new(seed),
+        }
+    }
+
+    pub(super) fn total_weight(&self) -> u64 {
+        self.cumulative.last().copied().unwrap_or(0)
+    }
+}
+
+/// What choosing needs of a backend, side by side in memory.
+#[derive(Debug, Clone)]
+pub(super) struct Member {
+    pub(super) backend: Arc<Backend>,
+    pub(super) load: Arc<BackendLoad>,
+    pub(super) limits: Limits,
+    /// At least 1.
+    pub(super) weight: u32,
+}
+
+impl Member {
+    fn new(backend: &Arc<Backend>) -> Self {
+        Self {
+            backend: Arc::clone(backend),
+            load: Arc::clone(&backend.load),
+            limits: backend.limits,
+            weight: backend.weight.0.max(1),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

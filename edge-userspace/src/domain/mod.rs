@@ -1,0 +1,36 @@
+//! The rules of the product, free of I/O: who may be chosen, in which order, and why.
+//!
+//! Everything here is plain data and arithmetic. Time, randomness and the routing rows come in from outside, so the
+//! same code routes, explains and is tested.
+
+mod addr;
+mod affinity;
+mod backend;
+mod country;
+mod index;
+mod load;
+mod name;
+mod outcome;
+mod plan;
+mod random;
+mod regions;
+pub mod row;
+mod select;
+#[cfg(test)]
+pub(crate) mod testing;
+mod tried;
+
+pub use addr::{AddrError, BackendAddr, ClientAddr};
+pub use affinity::{AffinityPrefix, BindingKey, ClientPrefix, PrefixError};
+pub use backend::{Backend, BackendState, DEFAULT_SOFT_LIMIT, LimitError, Limits, Skip, StateError, Weight};
+pub use country::{CountryCode, CountryError};
+pub use index::{AppIndex, Snapshot};
+pub use load::{BackendLoad, Permit, Slot, SlotPool};
+pub use name::{AppName, BackendId, NameError, Region};
+pub use outcome::*;
+pub use plan::{Plan, PlanEntry, explain};
+pub use random::RandomSource;
+pub use regions::{Position, RegionSpec, Regions};
+pub use row::{BackendSpec, RawBackend, RawRegion, RawRouting, RawValue, RowError};
+pub use select::{NoBackend, Pick, PickReason, Request, pick};
+pub use tried::Tried;

@@ -1,0 +1,247 @@
+//! The one record of how a connection went: who, where to, why there, how, bytes, times, termination.
+
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use super::{AppName, BackendAddr, BackendId, CountryCode, NoBackend, PickReason, Region, Skip};
+
+/// Everything that is said about a finished connection. Built once, by `application::serve`.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Unique within one life of the daemon, increasing in the order of accept.
+    pub id: u64,
+    pub client: SocketAddr,
+    pub listener: SocketAddr,
+    pub app: Option<AppName>,
+    pub country: Option<CountryCode>,
+    pub client_region: Option<Region>,
+    /// The backend that was connected; `None` when none was.
+    pub backend: Option<ChosenBackend>,
+    /// The candidates that did not answer, in the order in which they were tried.
+    pub failed: Vec<Attempt>,
+    /// The forwarder that carried the connection last; `None` when it never got so far.
+    pub forwarder: Option<ForwarderKind>,
+    /// Why the kernel path was wanted and not used, or was left again.
+    pub fallback: Option<Fallback>,
+    pub bytes: ByteCounts,
+    pub started: SystemTime,
+    /// From accept to an established upstream connection.
+    pub connect: Option<Duration>,
+    /// From accept to the end.
+    pub duration: Duration,
+    pub termination: Termination,
+    /// Set when the proxy itself turned the client away.
+    pub reject: Option<RejectReason>,
+}
+
+#[derive(Debug, Clone)]
+pub struct ChosenBackend {
+    pub id: BackendId,
+    pub addr: BackendAddr,
+    pub region: Region,
+    pub reason: PickReason,
+    /// Why the client's binding was not honoured, where there was one.
+    pub binding_yielded: Option<Skip>,
+}
+
+/// Bytes of payload. `up` is client to backend, `down` is backend to client.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ByteCounts {
+    pub up: u64,
+    pub down: u64,
+    /// The part of `up` that the kernel forwarded without userspace.
+    pub kernel_up: u64,
+    /// The part of `down` that the kernel forwarded without userspace.
+    pub kernel_down: u64,
+}
+
+/// One connect that failed.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    pub backend: BackendId,
+    pub failure: ConnectFailure,
+    pub took: Duration,
+}
+
+/// How a connect to a backend failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ConnectFailure {
+    /// RST in answer to our SYN.
+    Refused,
+    /// No answer within the connect limit.
+    TimedOut,
+    /// No route, host or network down.
+    Unreachable,
+    /// This host could not make the socket (descriptors, ports, memory): no fault of the backend's.
+    Local,
+}
+
+impl ConnectFailure {
+    pub const ALL: [Self; 4] = [Self::Refused, Self::TimedOut, Self::Unreachable, Self::Local];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::TimedOut => "timed_out",
+            Self::Unreachable => "unreachable",
+            Self::Local => "local",
+        }
+    }
+}
+
+/// What moves the bytes of an established pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ForwarderKind {
+    /// recv and send in the daemon.
+    Copy,
+    /// Redirected between the sockets by a BPF program.
+    Sockmap,
+}
+
+impl ForwarderKind {
+    pub const ALL: [Self; 2] = [Self::Copy, Self::Sockmap];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Sockmap => "sockmap",
+        }
+    }
+}
+
+/// Why a connection did not take, or did not stay on, the kernel path. A bounded set: it labels a metric.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Fallback {
+    /// The kernel path is off for the whole daemon (`status` says why).
+    Unavailable,
+    /// All flow records are in use (`max_flows`).
+    NoFreeRecord,
+    /// The kernel refused a socket, usually because the peer had closed already.
+    InsertRefused,
+    /// A direction waited behind the other's backlog, so both were gated to userspace.
+    Entangled,
+}
+
+impl Fallback {
+    pub const ALL: [Self; 4] = [Self::Unavailable, Self::NoFreeRecord, Self::InsertRefused, Self::Entangled];
+
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::NoFreeRecord => "no_free_record",
+            Self::InsertRefused => "insert_refused",
+            Self::Entangled => "entangled",
+        }
+    }
+}
+
+/// Who ended a connection and in which phase: two letters in HAProxy's sense, and the same in words.
+///
+/// First letter: `-` nobody (a normal end), `C` the client, `S` the backend, `P` the proxy by its rules,
+/// `R` the proxy for want of a resource, `K` an operator, `I` an internal error, `c`/`s` a time limit while
+/// waiting for the client or the backend. Second: `R` before a backend was sought, `C` connecting, `D` forwarding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Termination {
+    Normal,
+    ClientResetConnecting,
+    ClientReset,
+    ClientIdle,
+    BackendRefused,
+    BackendConnectTimeout,
+    BackendReset,
+    BackendIdle,
+    RejectedByRule,
+    NoBackendAvailable,
+    OutOfResources,
+    KilledByDrain,
+    InternalError,
+}
+
+impl Termination {
+    pub const ALL: [Self; 13] = [
+        Self::Normal,
+        Self::ClientResetConnecting,
+        Self::ClientReset,
+        Self::ClientIdle,
+        Self::BackendRefused,
+        Self::BackendConnectTimeout,
+        Self::BackendReset,
+        Self::BackendIdle,
+        Self::RejectedByRule,
+        Self::NoBackendAvailable,
+        Self::OutOfResources,
+        Self::KilledByDrain,
+        Self::InternalError,
+    ];
+
+    pub const fn letters(self) -> &'static str {
+        match self {
+            Self::Normal => "--",
+            Self::ClientResetConnecting => "CC",
+            Self::ClientReset => "CD",
+            Self::ClientIdle => "cD",
+            Self::BackendRefused => "SC",
+            Self::BackendConnectTimeout => "sC",
+            Self::BackendReset => "SD",
+            Self::BackendIdle => "sD",
+            Self::RejectedByRule => "PR",
+            Self::NoBackendAvailable => "PC",
+            Self::OutOfResources => "RR",
+            Self::KilledByDrain => "KD",
+            Self::InternalError => "ID",
+        }
+    }
+
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Normal => "both sides closed",
+            Self::ClientResetConnecting => "client gone while connecting to a backend",
+            Self::ClientReset => "client reset the connection",
+            Self::ClientIdle => "time limit reached while waiting for the client",
+            Self::BackendRefused => "no candidate accepted the connection",
+            Self::BackendConnectTimeout => "connect time limit reached",
+            Self::BackendReset => "backend reset the connection",
+            Self::BackendIdle => "time limit reached while waiting for the backend",
+            Self::RejectedByRule => "turned away by a rule or limit",
+            Self::NoBackendAvailable => "no eligible backend",
+            Self::OutOfResources => "this host is out of a resource",
+            Self::KilledByDrain => "cut at the drain deadline",
+            Self::InternalError => "internal error, see the log",
+        }
+    }
+}
+
+/// Why the proxy itself turned a client away. A bounded set: it labels a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RejectReason {
+    /// The listener leads to no app: none is configured and the database has none or several.
+    NoApp,
+    /// The app has no backends that may take this client.
+    NoBackend(NoBackend),
+    /// The daemon holds as many connections as it may.
+    MaxConnections,
+}
+
+impl RejectReason {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoApp => "no_app",
+            Self::NoBackend(why) => why.as_str(),
+            Self::MaxConnections => "max_connections",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn letters_are_two_and_tell_terminations_apart() {
+        let letters: HashSet<_> = Termination::ALL.iter().map(|t| t.letters()).collect();
+        assert_eq!(letters.len(), Termination::ALL.len());
+        assert!(letters.iter().all(|l| l.len() == 2));
+    }
+}

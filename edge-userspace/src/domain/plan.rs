@@ -1,0 +1,147 @@
+//! The answer to "why?": every backend of an app with its score, or the reason it is out, by the code that routes.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::select::{Draw, bound, choose, origin, why_none};
+use super::{
+    AppIndex, AppName, Backend, BackendAddr, BackendId, BackendState, CountryCode, NoBackend, PickReason, RandomSource,
+    Region, Regions, Request, Skip, Tried, Weight,
+};
+
+/// Load never outranks geography: its part of the score stays below the 100 that part two regions.
+const MAX_LOAD_SCORE: f64 = 99.999;
+
+/// How a connection would be routed now.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    pub app: AppName,
+    pub client_region: Option<Region>,
+    pub pop_region: Region,
+    /// The binding of the client, and why it yields if it does.
+    pub bound: Option<BackendId>,
+    pub binding_yielded: Option<Skip>,
+    /// The next connection's backend. Near-ties are broken by chance: a later connection may get another one of the
+    /// same score class.
+    pub winner: Option<BackendId>,
+    pub reason: Option<PickReason>,
+    /// Set if there is no winner.
+    pub refused: Option<NoBackend>,
+    /// Best first; those that are out come last.
+    pub entries: Vec<PlanEntry>,
+}
+
+/// One backend as one connection sees it.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlanEntry {
+    pub id: BackendId,
+    pub addr: BackendAddr,
+    pub region: Region,
+    pub country: Option<CountryCode>,
+    pub state: BackendState,
+    pub healthy: bool,
+    pub weight: Weight,
+    pub soft_limit: u32,
+    pub hard_limit: u32,
+    /// Connections now.
+    pub active: u32,
+    /// 0 the client's region, 1 this POP's, 2 elsewhere.
+    pub region_score: u8,
+    /// From the client's region (or this POP's) to the backend's, where both have a position.
+    pub distance_km: Option<f64>,
+    /// Connections ÷ soft limit.
+    pub load_factor: f64,
+    /// Region score × 100 + load factor ÷ weight; lower is better.
+    pub score: f64,
+    /// At or above the soft limit: others of the same region score go first.
+    pub over_soft: bool,
+    /// Why it is out for a new client.
+    pub skip: Option<Skip>,
+}
+
+/// Explains what [`pick`](super::pick) would do with the loads of this moment. Reserves nothing and changes nothing.
+pub fn explain(
+    app: &AppIndex,
+    regions: &Regions,
+    request: &Request<'_>,
+    tried: &Tried,
+    rng: &mut dyn RandomSource,
+) -> Plan {
+    let binding = request.bound.map(|id| bound(app, id, tried));
+    let (winner, reason) = match &binding {
+        Some(Ok(backend)) => (Some(backend.id.clone()), Some(PickReason::Affinity)),
+        _ => match choose(app, regions, request, &mut Draw { rng, tried, advance: false }) {
+            Some((member, reason)) => (Some(member.backend.id.clone()), Some(reason)),
+            None => (None, None),
+        },
+    };
+    let mut entries: Vec<PlanEntry> =
+        app.backends().iter().map(|backend| entry(backend, regions, request, tried)).collect();
+    entries.sort_by(|a, b| order(a).partial_cmp(&order(b)).unwrap_or(std::cmp::Ordering::Equal).then(a.id.cmp(&b.id)));
+    Plan {
+        app: app.name().clone(),
+        client_region: request.client_region.cloned(),
+        pop_region: request.pop_region.clone(),
+        bound: request.bound.cloned(),
+        binding_yielded: binding.and_then(Result::err),
+        refused: winner.is_none().then(|| why_none(app, tried)),
+        winner,
+        reason,
+        entries,
+    }
+}
+
+/// Sort key: the order in which [`pick`](super::pick) considers backends.
+fn order(entry: &PlanEntry) -> (bool, u8, bool, f64, f64) {
+    let distance = if entry.region_score < 2 { 0.0 } else { entry.distance_km.unwrap_or(f64::INFINITY) };
+    (entry.skip.is_some(), entry.region_score, entry.over_soft, distance, entry.score)
+}
+
+fn entry(backend: &Arc<Backend>, regions: &Regions, request: &Request<'_>, tried: &Tried) -> PlanEntry {
+    let active = backend.load.active();
+    let region_score = region_score(&backend.region, request);
+    let load_score = backend.relative_load(active).min(MAX_LOAD_SCORE);
+    PlanEntry {
+        id: backend.id.clone(),
+        addr: backend.addr,
+        region: backend.region.clone(),
+        country: backend.country,
+        state: backend.state,
+        healthy: backend.healthy,
+        weight: backend.weight,
+        soft_limit: backend.limits.soft(),
+        hard_limit: backend.limits.hard(),
+        active,
+        region_score,
+        distance_km: distance(&backend.region, regions, request),
+        load_factor: backend.limits.load_factor(active),
+        score: f64::from(region_score) * 100.0 + load_score,
+        over_soft: backend.limits.is_over_soft(active),
+        skip: skip(backend, active, tried),
+    }
+}
+
+fn region_score(region: &Region, request: &Request<'_>) -> u8 {
+    if request.client_region == Some(region) {
+        0
+    } else if request.pop_region == region {
+        1
+    } else {
+        2
+    }
+}
+
+fn distance(region: &Region, regions: &Regions, request: &Request<'_>) -> Option<f64> {
+    regions.distance_at(origin(regions, request)?, regions.index_of(region)?)
+}
+
+fn skip(backend: &Backend, active: u32, tried: &Tried) -> Option<Skip> {
+    backend
+        .closed_to_new()
+        .or_else(|| tried.contains(backend).then_some(Skip::Tried))
+        .or_else(|| backend.limits.is_full(active).then_some(Skip::AtHardLimit))
+}
+
+#[cfg(test)]
+mod tests;

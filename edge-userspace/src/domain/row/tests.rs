@@ -1,0 +1,109 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::testing::row;
+
+fn refused(change: impl FnOnce(&mut RawBackend)) -> String {
+    let mut row = row("b", "sa");
+    change(&mut row);
+    row.parse().unwrap_err().to_string()
+}
+
+#[test]
+fn null_columns_have_defaults() {
+    let spec = row("b", "sa").parse().unwrap();
+    assert!(spec.healthy);
+    assert_eq!((spec.weight, spec.state, spec.country), (Weight(1), BackendState::Ready, None));
+    assert_eq!((spec.limits.soft(), spec.limits.hard()), (100, 0));
+    let small = RawBackend { hard_limit: 5.into(), ..row("b", "sa") }.parse().unwrap();
+    assert_eq!((small.limits.soft(), small.limits.hard()), (5, 5));
+}
+
+#[test]
+fn addresses_are_of_either_family_with_or_without_brackets() {
+    for (text, want) in [
+        (" 192.0.2.9 ", "192.0.2.9:8080"),
+        ("[2001:db8::1]", "[2001:db8::1]:8080"),
+        ("fdaa:9:3ca6:a7b:5c5:84eb:a8dd:2", "[fdaa:9:3ca6:a7b:5c5:84eb:a8dd:2]:8080"),
+        ("::ffff:192.0.2.9", "192.0.2.9:8080"),
+    ] {
+        let spec = RawBackend { wg_ip: text.into(), ..row("b", "sa") }.parse().unwrap();
+        assert_eq!(spec.addr.to_string(), want);
+    }
+}
+
+#[test]
+fn bad_values_are_named() {
+    for port in [0, -1, 65_536, 65_536 + 80] {
+        let why = refused(|row| row.port = port.into());
+        assert_eq!(why, format!("port is {port}: it must be an integer from 1 to 65535"));
+    }
+    assert_eq!(refused(|row| row.port = "http".into()), "port is \"http\": it must be an integer from 1 to 65535");
+    assert_eq!(refused(|row| row.port = RawValue::Null), "port is missing: give it a value");
+    assert!(refused(|row| row.wg_ip = "backend.example".into()).contains("not an IPv4 or IPv6 address"));
+    assert!(refused(|row| row.wg_ip = "0.0.0.0".into()).contains("unspecified"));
+    assert!(refused(|row| row.app = "".into()).contains("app is missing"));
+    assert!(refused(|row| row.region = RawValue::Blob).contains("region is a blob"));
+    assert!(refused(|row| row.id = RawValue::Null).contains("id is missing"));
+    assert!(refused(|row| row.weight = (-1).into()).contains("weight is -1"));
+    assert!(refused(|row| row.soft_limit = "many".into()).contains("soft_limit is \"many\""));
+    assert!(refused(|row| row.hard_limit = RawValue::Real(1.5)).contains("hard_limit is 1.5"));
+    assert!(refused(|row| (row.soft_limit, row.hard_limit) = (20.into(), 10.into())).contains("above hard_limit 10"));
+    assert!(refused(|row| row.state = "resting".into()).contains("use ready, drain or maint"));
+    assert!(refused(|row| row.country = "Brazil".into()).contains("two letters"));
+    assert!(refused(|row| row.healthy = "yes".into()).contains("healthy is \"yes\""));
+    assert!(refused(|row| row.deleted = "no".into()).contains("deleted is \"no\""));
+}
+
+#[test]
+fn regions_are_parsed() {
+    let raw = RawRegion {
+        name: "af".into(),
+        latitude: RawValue::Real(-26.2),
+        longitude: 28.into(),
+        countries: "ZA, na,BW".into(),
+        deleted: RawValue::Null,
+    };
+    let spec = raw.parse().unwrap();
+    assert_eq!(spec.position, Position::new(-26.2, 28.0));
+    assert_eq!(spec.countries.iter().map(CountryCode::as_str).collect::<Vec<_>>(), ["ZA", "NA", "BW"]);
+    for bad in [
+        RawRegion { latitude: RawValue::Null, ..raw.clone() },
+        RawRegion { latitude: 91.into(), ..raw.clone() },
+        RawRegion { countries: "ZA,Namibia".into(), ..raw.clone() },
+        RawRegion { name: RawValue::Null, ..raw.clone() },
+    ] {
+        assert!(bad.parse().is_err(), "{bad:?}");
+    }
+}
+
+fn any_value() -> impl Strategy<Value = RawValue> {
+    prop_oneof![
+        Just(RawValue::Null),
+        Just(RawValue::Blob),
+        any::<i64>().prop_map(RawValue::Integer),
+        (-2i64..70_000).prop_map(RawValue::Integer),
+        any::<f64>().prop_map(RawValue::Real),
+        any::<String>().prop_map(RawValue::Text),
+        prop::sample::select(vec!["sa", "ready", "drain", "BR", "192.0.2.1", "::1", "[::1]", "b"]).prop_map(RawValue::from),
+    ]
+}
+
+proptest! {
+    /// Whatever a row holds, it becomes a sound backend or a short reason.
+    #[test]
+    fn no_row_panics(values in prop::collection::vec(any_value(), 12)) {
+        let mut row = RawBackend::default();
+        let names: Vec<&str> = row.columns().iter().map(|(name, _)| *name).collect();
+        for (name, value) in names.into_iter().zip(values) {
+            *row.column_mut(name).unwrap() = value;
+        }
+        match row.parse() {
+            Ok(spec) => {
+                prop_assert!(spec.addr.socket_addr().port() != 0);
+                prop_assert!(spec.limits.hard() == 0 || spec.limits.soft() <= spec.limits.hard());
+            }
+            Err(why) => prop_assert!(why.to_string().len() < 2000),
+        }
+    }
+}

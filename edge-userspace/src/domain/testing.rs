@@ -1,0 +1,76 @@
+//! Helpers of the tests: short ways to worlds of backends.
+
+use std::sync::Arc;
+
+use super::*;
+
+pub(crate) fn app_name(name: &str) -> AppName {
+    AppName::parse(name).unwrap()
+}
+
+pub(crate) fn region(name: &str) -> Region {
+    Region::parse(name).unwrap()
+}
+
+pub(crate) fn id(name: &str) -> BackendId {
+    BackendId::parse(name).unwrap()
+}
+
+/// A valid row of the app `web`, unlimited, of weight 1 and soft limit 100.
+pub(crate) fn row(id: &str, region: &str) -> RawBackend {
+    RawBackend {
+        id: id.into(),
+        app: "web".into(),
+        region: region.into(),
+        wg_ip: "192.0.2.1".into(),
+        port: 8080.into(),
+        ..RawBackend::default()
+    }
+}
+
+/// Backends with loads of their own.
+pub(crate) fn backends(rows: &[RawBackend]) -> Vec<Arc<Backend>> {
+    let slots = SlotPool::new(rows.len() as u32);
+    let load = || BackendLoad::new(slots.take().unwrap());
+    rows.iter().map(|row| Arc::new(row.parse().unwrap().with_load(load()))).collect()
+}
+
+pub(crate) fn snapshot(rows: &[RawBackend]) -> Snapshot {
+    Snapshot::new(1, backends(rows), Regions::default())
+}
+
+/// Holds one snapshot and picks from its app `web`.
+pub(crate) struct World {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) rng: fastrand::Rng,
+}
+
+impl World {
+    pub(crate) fn new(rows: &[RawBackend]) -> Self {
+        Self::seeded(rows, 7)
+    }
+
+    pub(crate) fn seeded(rows: &[RawBackend], seed: u64) -> Self {
+        Self { snapshot: Snapshot::new(seed, backends(rows), Regions::default()), rng: fastrand::Rng::with_seed(seed) }
+    }
+
+    pub(crate) fn app(&self) -> &AppIndex {
+        self.snapshot.app(&app_name("web")).unwrap()
+    }
+
+    pub(crate) fn pick(&mut self, request: &Request<'_>, tried: &Tried) -> Result<Pick, NoBackend> {
+        let app = self.snapshot.app(&app_name("web")).unwrap();
+        pick(app, self.snapshot.regions(), request, tried, &mut self.rng)
+    }
+
+    /// A client in `client` that comes to a POP in `pop`.
+    pub(crate) fn route(&mut self, client: Option<&str>, pop: &str) -> Result<Pick, NoBackend> {
+        let (client, pop) = (client.map(region), region(pop));
+        self.pick(&Request { client_region: client.as_ref(), pop_region: &pop, bound: None }, &Tried::new())
+    }
+
+    pub(crate) fn bound(&mut self, backend: &str) -> Result<Pick, NoBackend> {
+        let (pop, bound) = (region("sa"), id(backend));
+        self.pick(&Request { client_region: None, pop_region: &pop, bound: Some(&bound) }, &Tried::new())
+    }
+}

@@ -1,0 +1,47 @@
+-- The routing database of an edgeproxy POP. `edgeproxy db init` creates it.
+--
+-- The columns up to `deleted` are those of the project edgeproxy descends from, so its databases work unmodified; every
+-- column that was added has a default. The daemon only reads, names the columns it uses and ignores others.
+--
+-- Kept inside the limits of Corrosion (replicated SQLite): primary keys are TEXT NOT NULL, other NOT NULL columns have
+-- a default, and there are no UNIQUE constraints, foreign keys, AUTOINCREMENT or views. Rows are removed by setting
+-- `deleted` to 1.
+
+CREATE TABLE backends (
+    id         TEXT NOT NULL PRIMARY KEY CHECK (id <> ''),
+    -- What clients ask for; groups backends.
+    app        TEXT NOT NULL DEFAULT '' CHECK (app <> ''),
+    -- sa, us, eu, ap, or a region of the table `regions`.
+    region     TEXT NOT NULL DEFAULT '' CHECK (region <> ''),
+    -- Address to connect to, IPv4 or IPv6.
+    wg_ip      TEXT NOT NULL DEFAULT '' CHECK (wg_ip <> ''),
+    port       INTEGER NOT NULL DEFAULT 0 CHECK (typeof(port) = 'integer' AND port BETWEEN 1 AND 65535),
+    -- 0 takes the backend out of service.
+    healthy    INTEGER DEFAULT 1 CHECK (healthy IN (0, 1)),
+    -- Share of new clients; 0 takes none.
+    weight     INTEGER DEFAULT 1 CHECK (typeof(weight) IN ('integer', 'null') AND weight BETWEEN 0 AND 4294967295),
+    -- Connections from which on others of the same region score are preferred; 0 for never.
+    soft_limit INTEGER DEFAULT 100
+        CHECK (typeof(soft_limit) IN ('integer', 'null') AND soft_limit BETWEEN 0 AND 4294967295),
+    -- Connections it takes at most; 0 for unlimited.
+    hard_limit INTEGER DEFAULT 0
+        CHECK (typeof(hard_limit) IN ('integer', 'null') AND hard_limit BETWEEN 0 AND 4294967295),
+    deleted    INTEGER DEFAULT 0 CHECK (deleted IN (0, 1)),
+    -- ISO 3166-1 alpha-2; shown where backends are listed and explained.
+    country    TEXT CHECK (length(country) = 2),
+    -- ready takes clients, drain keeps those it has, maint is out of service.
+    state      TEXT DEFAULT 'ready' CHECK (state IN ('ready', 'drain', 'maint')),
+    CHECK (hard_limit = 0 OR soft_limit <= hard_limit)
+);
+
+-- Optional: regions besides the default ones, or default ones moved or given other countries.
+CREATE TABLE regions (
+    name      TEXT NOT NULL PRIMARY KEY CHECK (name <> ''),
+    -- Degrees; used to find the next nearest region. Leave both out if it has no place.
+    latitude  REAL CHECK (latitude BETWEEN -90 AND 90),
+    longitude REAL CHECK (longitude BETWEEN -180 AND 180),
+    -- ISO 3166-1 codes separated by commas, such as 'ZA,NA,BW'.
+    countries TEXT,
+    deleted   INTEGER DEFAULT 0 CHECK (deleted IN (0, 1)),
+    CHECK ((latitude IS NULL) = (longitude IS NULL))
+);
