@@ -18,10 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={}", object.display());
     let embedded = PathBuf::from(env::var("OUT_DIR")?).join("edge.bpf.o");
     let bytes = fs::read(&object).map_err(|error| {
-        format!(
-            "the BPF object {} can't be read: {error}; build it with `cargo xtask build-ebpf`",
-            object.display()
-        )
+        format!("the BPF object {} can't be read: {error}; build it with `cargo xtask build-ebpf`", object.display())
     })?;
     fs::write(embedded, bytes)?;
     Ok(())
