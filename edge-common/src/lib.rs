@@ -61,6 +61,13 @@ pub struct Flow {
     _user_rest: [u64; 5],
 }
 
+impl Flow {
+    /// A fresh record of the direction that writes to `peer`.
+    pub fn towards(peer: u64) -> Self {
+        Self { peer, ..Self::default() }
+    }
+}
+
 /// [`Flow::start_seq`] is valid.
 pub const STARTED: u32 = 1;
 /// [`Flow::peer_base`] is valid.

@@ -8,7 +8,9 @@
 
 pub mod build_ebpf;
 pub mod check_ebpf;
+pub mod lab;
 pub mod lint_ebpf;
+pub mod load;
 pub mod manifest;
 pub mod process;
 pub mod setup;

@@ -1,6 +1,8 @@
 //! The use cases. They depend on the domain and on ports; adapters are handed in.
 
+pub mod drain;
 pub mod ports;
 pub mod reload;
 pub mod routing;
+pub mod serve;
 pub mod status;

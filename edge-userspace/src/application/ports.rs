@@ -94,7 +94,7 @@ pub struct ForwardReport {
 pub trait Observer: Send + Sync {
     fn accepted(&self);
     fn located(&self, source: GeoSource);
-    fn closed(&self, outcome: Outcome);
+    fn closed(&self, outcome: &Outcome);
     /// `accept(2)` failed; `kind` is a bounded set (`emfile`, `enfile`, `nomem`, `other`).
     fn accept_failed(&self, listener: SocketAddr, kind: &'static str);
 }
@@ -109,7 +109,9 @@ pub trait RoutingSource: Send {
 
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    #[error("routing database {path} does not exist: create it with `edgeproxy db init --example` or set EDGEPROXY_DB_PATH")]
+    #[error(
+        "routing database {path} does not exist: create it with `edgeproxy db init --example` or set EDGEPROXY_DB_PATH"
+    )]
     Missing { path: String },
     #[error("routing database {path} could not be read: {why}")]
     Unreadable { path: String, why: String },

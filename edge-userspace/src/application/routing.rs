@@ -212,3 +212,6 @@ impl Intake<'_> {
         Regions::new(&specs)
     }
 }
+
+#[cfg(test)]
+mod tests;

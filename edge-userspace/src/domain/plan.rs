@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::select::{Draw, bound, choose, origin, why_none};
+use super::group::Draw;
+use super::select::{bound, choose, origin, why_none};
 use super::{
     AppIndex, AppName, Backend, BackendAddr, BackendId, BackendState, CountryCode, NoBackend, PickReason, RandomSource,
     Region, Regions, Request, Skip, Tried, Weight,
@@ -142,3 +143,6 @@ fn skip(backend: &Backend, active: u32, tried: &Tried) -> Option<Skip> {
         .or_else(|| tried.contains(backend).then_some(Skip::Tried))
         .or_else(|| backend.limits.is_full(active).then_some(Skip::AtHardLimit))
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,8 +13,8 @@ use crate::application::ports::Bindings;
 use crate::domain::{BackendId, BindingKey};
 
 /// Entries one queue is meant for: it bounds how long [`BindingTable::gc`] holds a lock.
-const QUEUE_SHARE: usize = 4096;
-const MAX_QUEUES: usize = 256;
+const QUEUE_SHARE: usize = 1024;
+const MAX_QUEUES: usize = 1024;
 
 /// Bindings looked at to find one to give up.
 const MAX_LOOKS: usize = 64;
@@ -138,7 +138,9 @@ impl<C: Clock> BindingTable<C> {
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
         match self.map.entry(key.clone()) {
             Entry::Occupied(entry) => return entry.into_ref().renew(backend, now),
-            Entry::Vacant(entry) => entry.insert(Binding { backend: backend.clone(), used: AtomicU64::new(now), ticket }),
+            Entry::Vacant(entry) => {
+                entry.insert(Binding { backend: backend.clone(), used: AtomicU64::new(now), ticket })
+            }
         };
         let home = self.hasher.hash_one(&key) as usize % self.queues.len().max(1);
         if let Some(queue) = self.queues.get(home) {
@@ -235,3 +237,6 @@ impl Binding {
 fn lock(queue: &Mutex<VecDeque<Place>>) -> MutexGuard<'_, VecDeque<Place>> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

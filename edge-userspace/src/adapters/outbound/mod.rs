@@ -2,7 +2,9 @@
 
 pub mod access_log;
 pub mod bindings;
+pub mod connector;
 mod file_identity;
+pub mod forward;
 pub mod geo;
 mod geo_status;
 pub mod line_writer;
@@ -10,4 +12,5 @@ pub mod logging;
 pub mod metrics;
 pub mod observer;
 pub mod sqlite;
+pub mod tcp_options;
 mod timestamp;

@@ -24,10 +24,10 @@ impl Observer for Recorder {
         self.metrics.located(source);
     }
 
-    fn closed(&self, outcome: Outcome) {
-        self.metrics.closed(&outcome);
+    fn closed(&self, outcome: &Outcome) {
+        self.metrics.closed(outcome);
         if let Some(log) = &self.access_log {
-            log.record(&outcome);
+            log.record(outcome);
         }
     }
 

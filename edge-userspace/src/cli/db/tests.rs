@@ -1,0 +1,132 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use clap::Parser;
+use tempfile::TempDir;
+
+use super::*;
+
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(flatten)]
+    db: DbArgs,
+}
+
+struct Database {
+    _directory: TempDir,
+    path: PathBuf,
+}
+
+impl Database {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("routing.db");
+        Self { _directory: directory, path }
+    }
+
+    fn run(&self, line: &str) -> Result<String> {
+        let cli = Cli::try_parse_from(std::iter::once("db").chain(line.split_whitespace()))?;
+        let mut out = Vec::new();
+        execute(cli.db.command, &self.path, &mut out)?;
+        Ok(String::from_utf8(out)?)
+    }
+
+    fn fails(&self, line: &str) -> String {
+        format!("{:#}", self.run(line).unwrap_err())
+    }
+
+    fn rows(&self) -> serde_json::Value {
+        serde_json::from_str(&self.run("list --json").unwrap()).unwrap()
+    }
+}
+
+#[test]
+fn init_makes_a_database_once() {
+    let db = Database::new();
+    assert!(db.fails("list").contains("edgeproxy db init"));
+    db.run("init --example").unwrap();
+    assert_eq!(db.rows().as_array().unwrap().len(), 4);
+    assert!(db.fails("init").contains("--force"));
+    db.run("init --force").unwrap();
+    assert_eq!(db.rows().as_array().unwrap().len(), 0);
+    let nowhere = Database { path: db.path.join("under/a/file"), _directory: tempfile::tempdir().unwrap() };
+    assert!(nowhere.fails("init").contains("can't be"));
+}
+
+#[test]
+fn a_backend_is_added_changed_and_removed() {
+    let db = Database::new();
+    db.run("init").unwrap();
+    db.run("add b1 --app web --region sa --addr [2001:db8::1]:8080 --weight 2 --hard-limit 50 --country br").unwrap();
+    let row = &db.rows()[0];
+    assert_eq!(row["addr"], "[2001:db8::1]:8080");
+    assert_eq!((&row["weight"], &row["soft_limit"], &row["hard_limit"]), (&json!(2), &json!(50), &json!(50)));
+    assert_eq!((&row["country"], &row["state"], &row["healthy"]), (&json!("BR"), &json!("ready"), &json!(true)));
+    assert!(db.fails("add b1 --app web --region sa --addr 192.0.2.1:1").contains("exists already"));
+
+    for state in ["drain", "maint", "ready"] {
+        db.run(&format!("{state} b1")).unwrap();
+        assert_eq!(db.rows()[0]["state"], state);
+    }
+    db.run("set b1 weight=0 wg_ip=192.0.2.7 region=7 country=").unwrap();
+    let row = &db.rows()[0];
+    assert_eq!((&row["weight"], &row["addr"], &row["region"]), (&json!(0), &json!("192.0.2.7:8080"), &json!("7")));
+    assert_eq!(row["country"], serde_json::Value::Null);
+    assert!(db.run("list").unwrap().contains("192.0.2.7:8080"));
+
+    db.run("rm b1").unwrap();
+    assert_eq!(db.rows().as_array().unwrap().len(), 0);
+    assert!(db.fails("drain b1").contains("no backend b1"));
+    db.run("add b1 --app web --region us --addr 192.0.2.1:1").unwrap();
+    assert_eq!(db.rows()[0]["region"], "us");
+}
+
+#[test]
+fn what_the_loader_would_refuse_is_refused_and_nothing_changes() {
+    let db = Database::new();
+    db.run("init --example").unwrap();
+    let before = db.rows();
+    for (line, why) in [
+        ("set sa-node-1 weight=3 port=0", "port is 0"),
+        ("set sa-node-1 port=http", "an integer from 1 to 65535"),
+        ("set sa-node-1 soft_limit=300", "above hard_limit 200"),
+        ("set sa-node-1 state=resting", "ready, drain or maint"),
+        ("set sa-node-1 wg_ip=backend.example", "not an IPv4 or IPv6 address"),
+        ("set sa-node-1 app=", "app is missing"),
+        ("set sa-node-1 colour=red", "no column \"colour\""),
+        ("set sa-node-1 id=other", "no column \"id\""),
+        ("set sa-node-1 weight", "write COLUMN=VALUE"),
+        ("set nobody weight=1", "no backend nobody"),
+        ("add x --app web --region sa --addr 0.0.0.0:80", "unspecified"),
+        ("add x --app web --region sa --addr 192.0.2.1:80 --soft-limit 9 --hard-limit 5", "above hard_limit 5"),
+        ("add x --app web --region sa --addr 192.0.2.1:80 --country Brazil", "two letters"),
+    ] {
+        let said = db.fails(line);
+        assert!(said.contains(why), "{line}: {said}");
+    }
+    assert_eq!(db.rows(), before);
+}
+
+#[test]
+fn the_seed_s_databases_can_be_edited() {
+    let db = Database::new();
+    let seed = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../sql/seed.sql"));
+    Connection::open(&db.path).unwrap().execute_batch(seed).unwrap();
+    db.run("drain sa-node-1").unwrap();
+    let rows = db.rows();
+    let state = |id: &str| rows.as_array().unwrap().iter().find(|row| row["id"] == id).unwrap()["state"].clone();
+    assert_eq!((state("sa-node-1"), state("sa-node-2")), (json!("drain"), json!("ready")));
+}
+
+#[test]
+fn refused_rows_are_listed_with_the_reason() {
+    let db = Database::new();
+    Connection::open(&db.path)
+        .unwrap()
+        .execute_batch(
+            "CREATE TABLE backends (id TEXT, app TEXT, region TEXT, wg_ip TEXT, port INTEGER);
+             INSERT INTO backends VALUES ('a', 'web', 'sa', '192.0.2.1', 'http');",
+        )
+        .unwrap();
+    assert!(db.run("list").unwrap().contains("refused: port is \"http\""));
+    assert!(db.rows()[0]["refused"].as_str().unwrap().contains("port"));
+}

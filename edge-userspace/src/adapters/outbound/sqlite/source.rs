@@ -4,6 +4,9 @@
 //! difference: a database in WAL mode whose `-wal` file is gone (its last writer has closed) can't be opened the
 //! ordinary way then, because SQLite would have to create the `-shm` file. Such a file is complete in itself, so it is
 //! read as immutable, and the read counts only if the file was the same before and after.
+//!
+//! The file may be replaced by renaming another over it. In WAL mode its `-wal` and `-shm` files must be removed first,
+//! as `edgeproxy db init --force` does: SQLite takes a log that stays behind for the new file's.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -73,7 +76,9 @@ impl SqliteSource {
         Ok(raw)
     }
 
-    fn read_immutable(&mut self, identity: FileIdentity) -> Result<RawRouting, SourceError> {
+    /// Reads a file whose write-ahead log is gone, without needing to write beside it.
+    pub(super) fn read_without_log(&mut self) -> Result<RawRouting, SourceError> {
+        let identity = self.identity()?;
         let mut connection = connect(&self.path, "?immutable=1").map_err(|why| self.unreadable(&why))?;
         let (version, raw) = read_rows(&mut connection).map_err(|why| self.unreadable(&why))?;
         if self.identity()? != identity || self.has_log() {
@@ -104,7 +109,7 @@ impl RoutingSource for SqliteSource {
         let identity = self.identity()?;
         match self.read_ordinary(identity) {
             Ok(raw) => Ok(raw),
-            Err(why) if needs_write_access(&why) && !self.has_log() => self.read_immutable(identity),
+            Err(why) if needs_write_access(&why) && !self.has_log() => self.read_without_log(),
             Err(why) => Err(self.unreadable(&why)),
         }
     }

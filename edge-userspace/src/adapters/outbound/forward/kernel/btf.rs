@@ -26,7 +26,7 @@ pub enum BtfError {
 
 /// The type information of a kernel.
 #[derive(Debug)]
-pub struct Btf {
+pub(super) struct Btf {
     data: Vec<u8>,
     strings: usize,
     /// Offset of each type's record; index 0 is `void`.
@@ -34,7 +34,7 @@ pub struct Btf {
 }
 
 impl Btf {
-    pub fn of_running_kernel() -> Result<Self, BtfError> {
+    pub(super) fn of_running_kernel() -> Result<Self, BtfError> {
         Self::read(Path::new("/sys/kernel/btf/vmlinux"))
     }
 
@@ -61,7 +61,7 @@ impl Btf {
     }
 
     /// Offset in bytes of `member` in `struct name`.
-    pub fn offset_of(&self, name: &'static str, member: &'static str) -> Result<u32, BtfError> {
+    pub(super) fn offset_of(&self, name: &'static str, member: &'static str) -> Result<u32, BtfError> {
         let found = self.types.iter().skip(1).find_map(|&at| {
             let at = at as usize;
             (kind(word(&self.data, at + 4)?) == KIND_STRUCT && self.is_named(word(&self.data, at)?, name))

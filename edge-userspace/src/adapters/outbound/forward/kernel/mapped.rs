@@ -84,7 +84,7 @@ impl MappedArray<Flow> {
 
 /// One flow record. Reads what BPF counts, writes what userspace owns.
 #[derive(Clone, Copy)]
-pub(super) struct FlowView<'a> {
+pub(in super::super) struct FlowView<'a> {
     flow: *mut Flow,
     _array: PhantomData<&'a Flow>,
 }
@@ -92,7 +92,7 @@ pub(super) struct FlowView<'a> {
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),*) => { $(
         $(#[$doc])*
-        pub(super) fn $name(self) -> u64 {
+        pub(in super::super) fn $name(self) -> u64 {
             // SAFETY: an aligned u64 inside the mapping, only accessed atomically.
             unsafe { AtomicU64::from_ptr(&raw mut (*self.flow).$name) }.load(Ordering::SeqCst)
         }
@@ -103,25 +103,25 @@ impl FlowView<'_> {
     counters!(redirected, passed, consumed);
 
     /// Makes the record that of a new flow. No socket may lead to it yet.
-    pub(super) fn begin(self, peer: u64) {
+    pub(in super::super) fn begin(self, peer: u64) {
         // SAFETY: no program reads a record that no cookie leads to.
-        unsafe { ptr::write_volatile(self.flow, Flow { peer, ..Flow::default() }) };
+        unsafe { ptr::write_volatile(self.flow, Flow::towards(peer)) };
     }
 
     /// Publishes bytes written to the peer; always before [`Self::publish_consumed`].
-    pub(super) fn publish_written(self, bytes: u64) {
+    pub(in super::super) fn publish_written(self, bytes: u64) {
         // SAFETY: as in `counters`.
         unsafe { AtomicU64::from_ptr(&raw mut (*self.flow).user_written) }.store(bytes, Ordering::SeqCst);
     }
 
     /// Publishes that the first `bytes` passed bytes have been written out: BPF may redirect again.
-    pub(super) fn publish_consumed(self, bytes: u64) {
+    pub(in super::super) fn publish_consumed(self, bytes: u64) {
         // SAFETY: as in `counters`. Sequentially consistent: see `pass` in edge-ebpf.
         unsafe { AtomicU64::from_ptr(&raw mut (*self.flow).consumed) }.store(bytes, Ordering::SeqCst);
     }
 
     /// From now on everything is left to userspace.
-    pub(super) fn gate(self) {
+    pub(in super::super) fn gate(self) {
         // SAFETY: as in `counters`.
         unsafe { AtomicU32::from_ptr(&raw mut (*self.flow).gate) }.store(GATE_FOR_LIFE, Ordering::SeqCst);
     }

@@ -1,0 +1,37 @@
+//! The TCP options of both sides of a connection.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+
+/// Probes after which a silent peer counts as gone.
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// What is set on every client and backend socket, besides TCP_NODELAY.
+#[derive(Debug, Clone, Copy)]
+pub struct TcpOptions {
+    /// Quiet time before the first keepalive probe, and between probes a third of it. Zero: no keepalive.
+    pub keepalive: Duration,
+    /// How long sent bytes may stay unacknowledged (TCP_USER_TIMEOUT, RFC 5482). Zero: the system's limit.
+    pub user_timeout: Duration,
+}
+
+impl TcpOptions {
+    /// Sets the options. A socket that refuses one works without it.
+    pub fn apply(&self, socket: &impl AsFd) {
+        let socket = SockRef::from(socket);
+        // A proxy that waits for more to send turns a write-write-read conversation from 0.6 into 44 ms.
+        let _ = socket.set_tcp_nodelay(true);
+        if !self.keepalive.is_zero() {
+            let keepalive = TcpKeepalive::new()
+                .with_time(self.keepalive)
+                .with_interval((self.keepalive / 3).max(Duration::from_secs(1)))
+                .with_retries(KEEPALIVE_PROBES);
+            let _ = socket.set_tcp_keepalive(&keepalive);
+        }
+        if !self.user_timeout.is_zero() {
+            let _ = socket.set_tcp_user_timeout(Some(self.user_timeout));
+        }
+    }
+}

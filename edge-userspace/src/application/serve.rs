@@ -1,0 +1,269 @@
+//! The life of a connection, from accept to outcome. Read this first.
+//!
+//! admission → where is the client → plan → reserve, connect, next candidate → bind → forward → outcome, once.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::drain::{Connections, Held};
+use super::ports::{Bindings, Connector, Forwarder, GeoResolver, GeoSource, Observer, Pair};
+use super::routing::RoutingTable;
+use crate::domain::{
+    AffinityPrefix, AppName, Attempt, ByteCounts, ChosenBackend, ClientAddr, ConnectFailure, NoBackend, Outcome,
+    Permit, Pick, RandomSource, Region, RejectReason, Request, Termination, Tried, pick,
+};
+
+/// What serving a connection takes. One for each worker; the parts are shared.
+pub struct Proxy<C, F> {
+    pub routing: Arc<RoutingTable>,
+    pub geo: Arc<dyn GeoResolver>,
+    pub bindings: Arc<dyn Bindings>,
+    pub observer: Arc<dyn Observer>,
+    pub connections: Arc<Connections>,
+    /// The last connection id given out.
+    pub ids: Arc<AtomicU64>,
+    pub random: fn() -> u64,
+    pub connector: C,
+    pub forwarder: F,
+    pub rules: Rules,
+}
+
+/// The settings that shape a connection's way.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// The app that listeners lead to; `None`: the only app of the database.
+    pub app: Option<AppName>,
+    pub pop_region: Region,
+    pub affinity: AffinityPrefix,
+    /// Connections held at once; 0 is no limit.
+    pub max_connections: usize,
+    /// Of one connect.
+    pub connect_timeout: Duration,
+    /// Different backends tried for one connection.
+    pub connect_attempts: usize,
+    /// Of all connects for one connection together.
+    pub connect_budget: Duration,
+}
+
+impl<C, F> std::fmt::Debug for Proxy<C, F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Proxy").field("rules", &self.rules).finish_non_exhaustive()
+    }
+}
+
+impl<C: Connector, F: Forwarder> Proxy<C, F> {
+    /// Serves one accepted connection to its end.
+    pub async fn serve(&self, client: TcpStream, from: SocketAddr, listener: SocketAddr) {
+        let mut record = Record::start(self, from, listener);
+        match self.establish(&client, &mut record).await {
+            Ok(Established { backend, permit, held }) => {
+                let report = self.forwarder.forward(Pair { client, backend }).await;
+                record.outcome.bytes = report.bytes;
+                record.outcome.forwarder = Some(report.forwarder);
+                record.outcome.fallback = report.fallback;
+                record.outcome.termination = report.termination;
+                // The sockets are closed: only now may others have the place.
+                drop((permit, held));
+            }
+            Err(refusal) => {
+                record.outcome.termination = refusal.termination;
+                record.outcome.reject = refusal.reject;
+                // A reset, not an end of stream: the client must not take this for an empty answer.
+                let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
+            }
+        }
+    }
+
+    /// Everything before the first byte is forwarded.
+    async fn establish(&self, client: &TcpStream, record: &mut Record<'_>) -> Result<Established, Refusal> {
+        let held =
+            self.connections.hold(self.rules.max_connections).ok_or(Refusal::rule(RejectReason::MaxConnections))?;
+        let address = ClientAddr::new(record.outcome.client.ip());
+        self.locate(address, record);
+        let app = self.app().ok_or(Refusal::rule(RejectReason::NoApp))?;
+        record.outcome.app = Some(app.clone());
+        let (backend, permit) = tokio::select! {
+            connected = self.connect_best(&app, address, record) => connected?,
+            () = gone(client) => return Err(Refusal::because(Termination::ClientResetConnecting)),
+        };
+        Ok(Established { backend, permit, held })
+    }
+
+    /// Finds the client's country and region. Private clients are this POP's own.
+    fn locate(&self, address: ClientAddr, record: &mut Record<'_>) {
+        let answer = self.geo.locate(address);
+        self.observer.located(answer.source);
+        record.outcome.country = answer.country;
+        record.outcome.client_region = match answer.source {
+            GeoSource::Private => Some(self.rules.pop_region.clone()),
+            _ => answer.country.and_then(|country| self.routing.load().regions().region_of(country).cloned()),
+        };
+    }
+
+    /// The app the listener leads to.
+    fn app(&self) -> Option<AppName> {
+        self.rules.app.clone().or_else(|| self.routing.load().sole_app().cloned())
+    }
+
+    /// Tries candidates, best first and each once, until one answers or the attempts or the time are used up.
+    async fn connect_best(
+        &self,
+        app: &AppName,
+        client: ClientAddr,
+        record: &mut Record<'_>,
+    ) -> Result<(TcpStream, Permit), Refusal> {
+        let key = self.rules.affinity.key(app, client);
+        let bound = self.bindings.get(&key);
+        let deadline = Instant::now() + self.rules.connect_budget;
+        let mut tried = Tried::new();
+        loop {
+            let request = Request {
+                client_region: record.outcome.client_region.as_ref(),
+                pop_region: &self.rules.pop_region,
+                bound: bound.as_ref().filter(|_| tried.is_empty()),
+            };
+            let picked = self.pick(app, &request, &tried);
+            let left = deadline.saturating_duration_since(Instant::now());
+            let spent = tried.len() >= self.rules.connect_attempts || left.is_zero();
+            let Pick { backend, reason, permit, binding_yielded } = match picked {
+                Ok(picked) if !spent => picked,
+                Err(why) if tried.is_empty() => return Err(Refusal::no_backend(why)),
+                _ => return Err(Refusal::after(&record.outcome.failed)),
+            };
+            tried.push(&backend);
+            let started = Instant::now();
+            let limit = self.rules.connect_timeout.min(left);
+            match self.connector.connect(backend.addr, backend.load.slot(), limit).await {
+                Ok(stream) => {
+                    self.bindings.bind(key, &backend.id);
+                    record.connected(ChosenBackend {
+                        id: backend.id.clone(),
+                        addr: backend.addr,
+                        region: backend.region.clone(),
+                        reason,
+                        binding_yielded,
+                    });
+                    return Ok((stream, permit));
+                }
+                Err(failure) => {
+                    let took = started.elapsed();
+                    tracing::debug!(backend = %backend.id, failure = failure.as_str(), "connect failed");
+                    record.outcome.failed.push(Attempt { backend: backend.id.clone(), failure, took });
+                }
+            }
+        }
+    }
+
+    /// Chooses and reserves by the snapshot of this moment.
+    fn pick(&self, app: &AppName, request: &Request<'_>, tried: &Tried) -> Result<Pick, NoBackend> {
+        let snapshot = self.routing.load();
+        let index = snapshot.app(app).ok_or(NoBackend::NoSuchApp)?;
+        pick(index, snapshot.regions(), request, tried, &mut Random(self.random))
+    }
+}
+
+/// A connection that has a backend.
+struct Established {
+    backend: TcpStream,
+    permit: Permit,
+    held: Held,
+}
+
+/// Why a client is turned away.
+struct Refusal {
+    termination: Termination,
+    reject: Option<RejectReason>,
+}
+
+impl Refusal {
+    fn because(termination: Termination) -> Self {
+        Self { termination, reject: None }
+    }
+
+    fn rule(reason: RejectReason) -> Self {
+        Self { termination: Termination::RejectedByRule, reject: Some(reason) }
+    }
+
+    fn no_backend(why: NoBackend) -> Self {
+        Self { termination: Termination::NoBackendAvailable, reject: Some(RejectReason::NoBackend(why)) }
+    }
+
+    /// Candidates were tried and none answered.
+    fn after(failed: &[Attempt]) -> Self {
+        Self::because(match failed.last().map(|attempt| attempt.failure) {
+            Some(ConnectFailure::TimedOut) => Termination::BackendConnectTimeout,
+            Some(ConnectFailure::Local) => Termination::OutOfResources,
+            _ => Termination::BackendRefused,
+        })
+    }
+}
+
+/// Returns when the client has reset the connection. A client that has only closed its sending side may wait for an
+/// answer.
+async fn gone(client: &TcpStream) {
+    while client.ready(Interest::ERROR).await.is_ok_and(|ready| !ready.is_error()) {
+        // An end of the stream shows as this, too, and would show again at once.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The outcome in the making. It is handed over exactly once, also when the task is cancelled.
+struct Record<'a> {
+    observer: &'a dyn Observer,
+    accepted: Instant,
+    outcome: Outcome,
+}
+
+impl<'a> Record<'a> {
+    fn start<C, F>(proxy: &'a Proxy<C, F>, client: SocketAddr, listener: SocketAddr) -> Self {
+        let observer = &*proxy.observer;
+        observer.accepted();
+        let outcome = Outcome {
+            id: proxy.ids.fetch_add(1, Ordering::Relaxed) + 1,
+            client,
+            listener,
+            app: None,
+            country: None,
+            client_region: None,
+            backend: None,
+            failed: Vec::new(),
+            forwarder: None,
+            fallback: None,
+            bytes: ByteCounts::default(),
+            started: SystemTime::now(),
+            connect: None,
+            duration: Duration::ZERO,
+            // What stays if the task is cancelled.
+            termination: Termination::KilledByDrain,
+            reject: None,
+        };
+        Self { observer, accepted: Instant::now(), outcome }
+    }
+
+    fn connected(&mut self, backend: ChosenBackend) {
+        self.outcome.backend = Some(backend);
+        self.outcome.connect = Some(self.accepted.elapsed());
+    }
+}
+
+impl Drop for Record<'_> {
+    fn drop(&mut self) {
+        self.outcome.duration = self.accepted.elapsed();
+        self.observer.closed(&self.outcome);
+    }
+}
+
+/// The random source of the port, as the domain wants it.
+struct Random(fn() -> u64);
+
+impl RandomSource for Random {
+    fn next_u64(&mut self) -> u64 {
+        (self.0)()
+    }
+}

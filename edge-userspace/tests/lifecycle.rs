@@ -1,0 +1,211 @@
+//! Start, end, limits of time and files, and what happens without privileges.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+mod common;
+
+use std::io::Read;
+use std::net::Shutdown;
+use std::process::Output;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Database, KERNEL, NETWORK, SOON, World, eventually};
+use xtask::lab::{Config, Daemon, Ns};
+use xtask::load::{Manner, Visit, connect_from};
+
+/// A user without privileges: `nobody`.
+const NOBODY: u32 = 65_534;
+
+/// Runs `edgeproxy` to its end.
+fn run(world: &World, config: &Config, arguments: &[&str]) -> Output {
+    config.command(&world.lab, arguments).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn sigterm_drains_and_then_ends() {
+    let Some(world) = World::new(NETWORK, "sigterm_drains_and_then_ends") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let mut daemon = world.daemon(&[]);
+    let mut held = world.visit(0, daemon.addr()).unwrap();
+    daemon.ask_to_end();
+    eventually("new connections are refused", || world.visit(1, daemon.addr()).is_err());
+    held.echo(b"a drain lets connections finish").unwrap();
+    thread::sleep(Duration::from_millis(300));
+    held.echo(b"however long they take").unwrap();
+    held.finish().unwrap();
+    assert_eq!(daemon.wait(SOON).unwrap().code(), Some(0));
+    assert_eq!(daemon.access_log(SOON, |_| true).first().unwrap().termination, "--");
+}
+
+#[test]
+fn a_drain_ends_at_its_deadline() {
+    let Some(world) = World::new(NETWORK, "a_drain_ends_at_its_deadline") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let mut daemon = world.daemon(&[("drain_timeout_secs", "1")]);
+    let held = world.visit(0, daemon.addr()).unwrap();
+    let started = Instant::now();
+    assert_eq!(daemon.terminate().unwrap().code(), Some(0));
+    let took = started.elapsed();
+    assert!((Duration::from_millis(900)..Duration::from_secs(4)).contains(&took), "took {took:?}");
+    assert_eq!(daemon.record_of(held.local, SOON).unwrap().termination, "KD");
+}
+
+#[test]
+fn an_idle_daemon_ends_at_once() {
+    let Some(world) = World::new(NETWORK, "an_idle_daemon_ends_at_once") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let mut daemon = world.daemon(&[]);
+    let started = Instant::now();
+    assert_eq!(daemon.terminate().unwrap().code(), Some(0));
+    assert!(started.elapsed() < Duration::from_secs(3), "took {:?}", started.elapsed());
+}
+
+#[test]
+fn a_killed_daemon_can_be_started_again_at_once() {
+    let Some(world) = World::new(NETWORK, "a_killed_daemon_can_be_started_again_at_once") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let mut first = world.daemon(&[]);
+    let _held: Vec<_> = (0..20).map(|n| world.visit(n, first.addr()).unwrap()).collect();
+    let socket = first.admin_socket().display().to_string();
+    first.kill();
+    assert!(first.admin_socket().exists(), "a killed daemon leaves its socket");
+    let second = world.daemon(&[("admin_socket", &socket)]);
+    // The harness looks for the socket where it put it: ask clients instead.
+    world.visit(30, second.addr()).unwrap().finish().unwrap();
+}
+
+#[test]
+fn a_second_instance_is_refused_clearly() {
+    let Some(world) = World::new(NETWORK, "a_second_instance_is_refused_clearly") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let daemon = world.daemon(&[]);
+    let socket = daemon.admin_socket().display().to_string();
+    let config = world.config().set("admin_socket", socket).set("listen_addr", "10.63.0.1:8081");
+    let output = run(&world, &config, &["run"]);
+    assert!(!output.status.success());
+    assert!(stderr(&output).contains("admin.sock"), "{}", stderr(&output));
+    assert_eq!(daemon.get("/readyz").unwrap().code, 200, "the first instance goes on");
+}
+
+#[test]
+fn running_out_of_files_is_survived() {
+    let Some(world) = World::new(NETWORK, "running_out_of_files_is_survived") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let daemon = Daemon::start(&world.lab, &world.config().open_files(96)).unwrap();
+    // Some are served, others wait in the listener's queue or are turned away.
+    let streams: Vec<_> = world.visits(200, 50, |n| connect_from(world.lab.client(n), daemon.addr()));
+    thread::sleep(Duration::from_millis(500));
+    let before = daemon.cpu();
+    thread::sleep(Duration::from_secs(1));
+    let busy = daemon.cpu() - before;
+    assert!(busy < Duration::from_millis(300), "the daemon spins: {busy:?} of processor time in a second");
+    drop(streams);
+    eventually("clients are served again", || world.visit(1_000, daemon.addr()).is_ok_and(|v| v.finish().is_ok()));
+}
+
+#[test]
+fn an_idle_connection_ends_at_its_limit() {
+    let Some(world) = World::new(NETWORK, "an_idle_connection_ends_at_its_limit") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let daemon = world.daemon(&[("idle_timeout_secs", "1")]);
+    let mut held = world.visit(0, daemon.addr()).unwrap();
+    for _ in 0..4 {
+        thread::sleep(Duration::from_millis(500));
+        held.echo(b"busy connections stay").unwrap();
+    }
+    let started = Instant::now();
+    let _ = held.stream().read(&mut [0]);
+    let took = started.elapsed();
+    assert!((Duration::from_millis(700)..Duration::from_secs(4)).contains(&took), "took {took:?}");
+    let record = daemon.record_of(held.local, SOON).unwrap();
+    assert!(["cD", "sD"].contains(&record.termination.as_str()), "{record:?}");
+}
+
+#[test]
+fn a_half_closed_connection_ends_at_its_limit() {
+    let Some(world) = World::new(NETWORK, "a_half_closed_connection_ends_at_its_limit") else { return };
+    let addr = world.backend_addr(1);
+    world.database.add(&common::Row::new("mute", addr));
+    // Accepts, and never answers nor closes.
+    let _listener = world.lab.run_in(Ns::Backends, || std::net::TcpListener::bind(addr)).unwrap();
+    let daemon = world.daemon(&[("half_close_timeout_secs", "1")]);
+    let mut client = world.lab.run_in(Ns::Clients, || connect_from(world.lab.client(0), daemon.addr())).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    client.set_read_timeout(Some(SOON)).unwrap();
+    let started = Instant::now();
+    let answer = client.read(&mut [0]).map_err(|error| error.kind());
+    assert!(started.elapsed() < Duration::from_secs(4), "{answer:?} after {:?}", started.elapsed());
+    let record = daemon.record_of(client.local_addr().unwrap(), SOON).unwrap();
+    assert_eq!(record.termination, "sD", "{record:?}");
+}
+
+#[test]
+fn without_privileges_auto_copies_and_says_why() {
+    let Some(world) = World::new(NETWORK, "without_privileges_auto_copies_and_says_why") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let daemon = Daemon::start(&world.lab, &readable(&world).user(NOBODY).set("forwarder", "auto")).unwrap();
+    let status = daemon.status().unwrap();
+    assert_eq!(status.text("/forwarder/active"), Some("copy"), "{:#}", status.0);
+    assert!(status.text("/forwarder/why").is_some_and(|why| why.contains("CAP_BPF")), "{:#}", status.0);
+    let mut visit = world.visit(0, daemon.addr()).unwrap();
+    visit.echo(b"copied").unwrap();
+    visit.finish().unwrap();
+}
+
+#[test]
+fn without_privileges_a_forced_kernel_path_fails_at_the_start() {
+    let test = "without_privileges_a_forced_kernel_path_fails_at_the_start";
+    let Some(world) = World::new(NETWORK, test) else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let error = Daemon::start(&world.lab, &readable(&world).user(NOBODY).set("forwarder", "sockmap")).unwrap_err();
+    assert!(error.to_string().contains("CAP_BPF"), "{error}");
+}
+
+/// A copy of the binary that other users may run: a build directory can be out of their reach.
+fn readable(world: &World) -> Config {
+    let binary = world.database.path().with_file_name("edgeproxy");
+    std::fs::copy(common::BINARY, &binary).unwrap();
+    Config::new(binary, world.database.path())
+}
+
+#[test]
+fn with_privileges_the_kernel_path_is_chosen() {
+    let Some(world) = World::new(KERNEL, "with_privileges_the_kernel_path_is_chosen") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let status = world.daemon(&[("forwarder", "auto")]).status().unwrap();
+    assert_eq!(status.text("/forwarder/active"), Some("sockmap"), "{:#}", status.0);
+}
+
+#[test]
+fn bad_settings_are_all_named() {
+    let Some(world) = World::new(NETWORK, "bad_settings_are_all_named") else { return };
+    let config = world.config().set("connect_timeout_ms", "soon").set("frowarder", "copy").set("region", "");
+    let output = run(&world, &config, &["run"]);
+    assert_eq!(output.status.code(), Some(64), "{}", stderr(&output));
+    for part in ["EDGEPROXY_CONNECT_TIMEOUT_MS", "EDGEPROXY_FROWARDER", "EDGEPROXY_FORWARDER"] {
+        assert!(stderr(&output).contains(part), "{part} is not in: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_missing_database_names_the_command_that_makes_one() {
+    let Some(world) = World::new(NETWORK, "a_missing_database_names_the_command_that_makes_one") else { return };
+    let world = World { database: Database::missing(), ..world };
+    let output = run(&world, &world.config(), &["run"]);
+    assert!(!output.status.success());
+    assert!(stderr(&output).contains("edgeproxy db init"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_visit_says_goodbye() {
+    let Some(world) = World::new(NETWORK, "a_visit_says_goodbye") else { return };
+    let backend = world.backend(1, Manner::Echo, |row| row);
+    let daemon = world.daemon(&[]);
+    let done = world.visits(50, 10, |n| Visit::start(world.lab.client(n), daemon.addr()).and_then(Visit::finish));
+    assert!(done.iter().all(Result::is_ok), "{done:?}");
+    eventually("the backend is left alone", || backend.gauge().active() == 0);
+}

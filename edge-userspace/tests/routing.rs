@@ -1,0 +1,250 @@
+//! Each client gets the right backend, and a broken backend costs nobody a connection.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+mod common;
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Database, NETWORK, Row, SOON, World, eventually, tally};
+use xtask::lab::{BRAZIL, Daemon, GERMANY, JAPAN, Lab, Ns, SOUTH_AFRICA, UNITED_STATES};
+use xtask::load::{Manner, NamedBackend, Visit, connect_from};
+
+/// 1,000 connections, one after the other on 16 lanes; how long each took, or how it failed.
+fn thousand(world: &World, daemon: &Daemon) -> Vec<std::io::Result<Duration>> {
+    world.visits(1_000, 16, |n| {
+        let started = Instant::now();
+        Visit::start(world.lab.client(n), daemon.addr()).and_then(Visit::finish).map(|()| started.elapsed())
+    })
+}
+
+#[test]
+fn a_backend_that_refuses_costs_no_client() {
+    let Some(world) = World::new(NETWORK, "a_backend_that_refuses_costs_no_client") else { return };
+    let _live = world.backend(1, Manner::Close, |row| row);
+    world.database.add(&Row::new("dead", world.backend_addr(2)));
+    let daemon = world.daemon(&[]);
+    let failures: Vec<_> = thousand(&world, &daemon).into_iter().filter_map(Result::err).collect();
+    assert!(failures.is_empty(), "{} failed, the first by {:?}", failures.len(), failures[0]);
+    let records = daemon.access_log(SOON, |records| records.len() >= 1_000);
+    assert!(records.iter().any(|record| record.attempts == 2), "the dead backend was never tried");
+    assert!(records.iter().all(|record| record.backend.as_deref() == Some("b1")));
+}
+
+#[test]
+fn a_backend_that_is_silent_costs_the_connect_limit_at_most() {
+    let test = "a_backend_that_is_silent_costs_the_connect_limit_at_most";
+    let Some(world) = World::new(NETWORK, test) else { return };
+    let _live = world.backend(1, Manner::Close, |row| row);
+    world.database.add(&Row::new("silent", world.backend_addr(2)));
+    world.lab.mute(world.lab.backend(2)).unwrap();
+    let daemon = world.daemon(&[("connect_timeout_ms", "250")]);
+    let longest = thousand(&world, &daemon).into_iter().map(Result::unwrap).max().unwrap();
+    assert!(longest >= Duration::from_millis(250), "the silent backend was never tried");
+    assert!(longest < Duration::from_millis(1_000), "a client waited {longest:?}");
+}
+
+#[test]
+fn three_equal_backends_get_a_third_each() {
+    shares([1, 1, 1], "three_equal_backends_get_a_third_each");
+}
+
+#[test]
+fn weighted_backends_get_their_shares() {
+    shares([1, 2, 4], "weighted_backends_get_their_shares");
+}
+
+/// 3,000 short connections from as many addresses, on 8 lanes, are spread by weight within 10 %.
+fn shares(weights: [u32; 3], test: &str) {
+    let Some(world) = World::new(NETWORK, test) else { return };
+    let start = |n: usize| world.backend(n as u8 + 1, Manner::Close, |row| row.weight(weights[n]));
+    let _backends = [0, 1, 2].map(start);
+    let daemon = world.daemon(&[]);
+    let names = world.visits(3_000, 8, |n| {
+        let visit = Visit::start(world.lab.client(n), daemon.addr()).unwrap();
+        let name = visit.backend.clone();
+        visit.finish().unwrap();
+        name
+    });
+    let got = tally(names);
+    let total: u32 = weights.iter().sum();
+    for (n, weight) in weights.iter().enumerate() {
+        let (count, share) = (got[&format!("b{}", n + 1)] as f64, 3_000.0 * f64::from(*weight) / f64::from(total));
+        assert!((count - share).abs() <= share / 10.0, "weights {weights:?}: {got:?}");
+    }
+}
+
+/// Backend `b1`, which takes five connections, and as many as come from clients bound to it are no exception.
+#[test]
+fn a_hard_limit_holds_against_a_crowd() {
+    let Some(world) = World::new(NETWORK, "a_hard_limit_holds_against_a_crowd") else { return };
+    let backend = world.backend(1, Manner::Echo, |row| row.limits(2, 5));
+    let daemon = world.daemon(&[]);
+    // Every client of the crowd is bound to the backend before it comes again.
+    for n in 0..200 {
+        world.visit(n, daemon.addr()).unwrap().finish().unwrap();
+        daemon.wait_status(SOON, |status| status.active() == 0).unwrap();
+    }
+    let outcomes = world.visits(200, 200, |n| {
+        let outcome = Visit::start(world.lab.client(n), daemon.addr());
+        thread::sleep(Duration::from_millis(1_500));
+        outcome.map(Visit::finish)
+    });
+    assert_eq!(backend.gauge().most(), 5);
+    let (served, refused): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
+    assert_eq!(served.len(), 5);
+    let kinds = tally(refused.into_iter().map(|refusal| refusal.unwrap_err().kind()));
+    assert_eq!(kinds, HashMap::from([(std::io::ErrorKind::ConnectionReset, 195)]));
+    let records = daemon.access_log(SOON, |records| records.len() >= 400);
+    assert_eq!(records.iter().filter(|record| record.reject.as_deref() == Some("all_full")).count(), 195);
+}
+
+#[test]
+fn the_limit_is_free_again_when_connections_end() {
+    let Some(world) = World::new(NETWORK, "the_limit_is_free_again_when_connections_end") else { return };
+    let backend = world.backend(1, Manner::Echo, |row| row.limits(2, 5));
+    let daemon = world.daemon(&[]);
+    for round in 0..20 {
+        let held: Vec<_> = (0..5).map(|n| world.visit(round * 5 + n, daemon.addr()).unwrap()).collect();
+        assert!(world.visit(1_000, daemon.addr()).is_err());
+        held.into_iter().for_each(|visit| visit.finish().unwrap());
+        daemon.wait_status(SOON, |status| status.active() == 0).unwrap();
+    }
+    assert_eq!(backend.gauge().most(), 5);
+}
+
+#[test]
+fn clients_reach_the_region_of_their_country() {
+    let Some(world) = World::new(NETWORK, "clients_reach_the_region_of_their_country") else { return };
+    let regions = ["sa", "eu", "us", "ap"];
+    let _backends: Vec<_> =
+        regions.iter().zip(1..).map(|(region, n)| world.backend(n, Manner::Close, |row| row.region(region))).collect();
+    let daemon = world.daemon(&[("region", "sa")]);
+    for (country, region) in [(BRAZIL, "sa"), (GERMANY, "eu"), (UNITED_STATES, "us"), (JAPAN, "ap"), (SOUTH_AFRICA, "eu")] {
+        for (from, to) in [(country.v4(7), daemon.addr()), (country.v6(7), daemon.addr_v6())] {
+            let visit = world.lab.run_in(Ns::Clients, || Visit::start(from, to)).unwrap();
+            let client = visit.local;
+            visit.finish().unwrap();
+            let record = daemon.record_of(client, SOON).unwrap();
+            assert_eq!(record.country.as_deref(), Some(country.code), "{from}");
+            assert_eq!(record.backend_region.as_deref(), Some(region), "{from}");
+            assert_eq!(record.why.as_deref(), Some("client_region"), "{from}");
+        }
+    }
+}
+
+#[test]
+fn a_client_returns_to_its_backend_until_the_binding_ends() {
+    let test = "a_client_returns_to_its_backend_until_the_binding_ends";
+    let Some(world) = World::new(NETWORK, test) else { return };
+    let _backends = [1, 2, 3].map(|n| world.backend(n, Manner::Close, |row| row));
+    let daemon = world.daemon(&[("binding_ttl_secs", "2")]);
+    let visit = || world.visit(9, daemon.addr()).unwrap();
+    let first = visit().backend;
+    for _ in 0..20 {
+        let again = visit();
+        assert_eq!(again.backend, first);
+        assert_eq!(daemon.record_of(again.local, SOON).unwrap().why.as_deref(), Some("affinity"));
+    }
+    thread::sleep(Duration::from_millis(2_300));
+    let later = visit();
+    assert_eq!(daemon.record_of(later.local, SOON).unwrap().why.as_deref(), Some("pop_region"));
+}
+
+#[test]
+fn a_binding_yields_when_its_backend_drains() {
+    let Some(world) = World::new(NETWORK, "a_binding_yields_when_its_backend_drains") else { return };
+    let _backends = [1, 2].map(|n| world.backend(n, Manner::Echo, |row| row));
+    let daemon = world.daemon(&[]);
+    let mut held = world.visit(9, daemon.addr()).unwrap();
+    let first = held.backend.clone();
+    world.database.execute(&format!("UPDATE backends SET state = 'drain' WHERE id = '{first}'"));
+    wait_generation(&daemon, 2);
+    let second = world.visit(9, daemon.addr()).unwrap();
+    assert_ne!(second.backend, first);
+    let client = second.local;
+    second.finish().unwrap();
+    assert_eq!(daemon.record_of(client, SOON).unwrap().binding_yielded.as_deref(), Some("drain"));
+    held.echo(b"a drain leaves existing connections alone").unwrap();
+}
+
+/// Waits until the daemon routes by its `generation`-th snapshot.
+fn wait_generation(daemon: &Daemon, generation: u64) {
+    let status = daemon.wait_status(SOON, |status| status.number("/routing/generation") >= generation).unwrap();
+    assert!(status.number("/routing/generation") >= generation, "{:#}", status.0);
+}
+
+#[test]
+fn a_changed_row_is_live_without_a_restart() {
+    let Some(world) = World::new(NETWORK, "a_changed_row_is_live_without_a_restart") else { return };
+    let _first = world.backend(1, Manner::Echo, |row| row);
+    let daemon = world.daemon(&[]);
+    let mut held = world.visit(0, daemon.addr()).unwrap();
+    let _second = world.backend(2, Manner::Echo, |row| row);
+    world.database.execute("UPDATE backends SET deleted = 1 WHERE id = 'b1'");
+    eventually("clients reach the new backend", || world.visit(1, daemon.addr()).is_ok_and(|visit| visit.backend == "b2"));
+    assert_eq!(held.backend, "b1");
+    held.echo(b"a reload leaves existing connections alone").unwrap();
+    held.finish().unwrap();
+    daemon.wait_status(SOON, |status| status.active() == 0).unwrap();
+}
+
+#[test]
+fn a_bad_row_is_rejected_alone() {
+    let Some(world) = World::new(NETWORK, "a_bad_row_is_rejected_alone") else { return };
+    // The old schema has no CHECKs, so that anything can be in a row.
+    let database = Database::missing();
+    database.execute(include_str!("../../sql/seed.sql"));
+    database.execute("DELETE FROM backends");
+    let world = World { database, ..world };
+    let _backends = [1, 2].map(|n| world.backend(n, Manner::Close, |row| row));
+    let daemon = world.daemon(&[]);
+    world.database.execute(
+        "UPDATE backends SET port = 'seventy' WHERE id = 'b1'; UPDATE backends SET weight = 3 WHERE id = 'b2'",
+    );
+    let rejected = |status: &xtask::lab::Status| status.0.pointer("/routing/rejected_rows").map(ToString::to_string);
+    let status = daemon.wait_status(SOON, |status| rejected(status).is_some_and(|rows| rows.contains("b1"))).unwrap();
+    let rows = rejected(&status).unwrap();
+    assert!(rows.contains("b1") && rows.contains("port") && !rows.contains("b2"), "{rows}");
+    assert_eq!(status.number("/backends/1/weight"), 3, "the good row took effect: {:#}", status.0);
+    let names = tally((0..200).map(|n| world.visit(n, daemon.addr()).unwrap().backend));
+    assert_eq!(names.len(), 2, "the bad row keeps its last good version: {names:?}");
+}
+
+#[test]
+fn the_seeds_database_works_unmodified() {
+    let Some(world) = World::new(NETWORK, "the_seeds_database_works_unmodified") else { return };
+    let database = Database::missing();
+    database.execute(include_str!("../../sql/seed.sql"));
+    let world = World { database, ..world };
+    let daemon = world.daemon(&[]);
+    let status = daemon.status().unwrap();
+    assert_eq!(status.backends().len(), 5, "{:#}", status.0);
+    assert_eq!(status.text("/listeners/0/app"), Some("myapp"), "{:#}", status.0);
+    // Its addresses are not those of the lab: move one, as an operator would.
+    let addr = world.backend_addr(1);
+    let _backend = NamedBackend::start(world.lab.namespace(Ns::Backends), "moved", addr, Manner::Close).unwrap();
+    world.database.execute(&format!(
+        "UPDATE backends SET wg_ip = '{}', port = {} WHERE id = 'sa-node-1'; \
+         UPDATE backends SET deleted = 1 WHERE id = 'sa-node-2'",
+        addr.ip(),
+        addr.port()
+    ));
+    eventually("the moved backend answers", || world.visit(0, daemon.addr()).is_ok_and(|visit| visit.backend == "moved"));
+}
+
+#[test]
+fn an_app_without_backends_is_refused_with_a_reset() {
+    let Some(world) = World::new(NETWORK, "an_app_without_backends_is_refused_with_a_reset") else { return };
+    let _backend = world.backend(1, Manner::Close, |row| row);
+    world.database.execute("UPDATE backends SET healthy = 0");
+    let daemon = world.daemon(&[]);
+    let lab: &Lab = &world.lab;
+    let mut stream = lab.run_in(Ns::Clients, || connect_from(lab.client(0), daemon.addr())).unwrap();
+    let error = stream.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    let record = daemon.record_of(stream.local_addr().unwrap(), SOON).unwrap();
+    assert_eq!((record.termination.as_str(), record.reject.as_deref()), ("PC", Some("none_eligible")));
+}
