@@ -3,7 +3,12 @@
 //! The committed object is the rule, so that stable Rust alone builds a working daemon.
 //! `EDGEPROXY_BPF_OBJECT` names another one, such as a fresh build of `cargo xtask check-ebpf --rebuild`.
 
-use std::{env, error::Error, fs, path::{Path, PathBuf}};
+use std::{
+    env,
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+};
 
 const OBJECT_ENV: &str = "EDGEPROXY_BPF_OBJECT";
 const COMMITTED: &str = "assets/bpf/edge.bpf.o";
@@ -19,10 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={}", object.display());
     let embedded = PathBuf::from(env::var("OUT_DIR")?).join("edge.bpf.o");
     let bytes = fs::read(&object).map_err(|error| {
-        format!(
-            "the BPF object {} can't be read: {error}; build it with `cargo xtask build-ebpf`",
-            object.display()
-        )
+        format!("the BPF object {} can't be read: {error}; build it with `cargo xtask build-ebpf`", object.display())
     })?;
     fs::write(embedded, bytes)?;
     name_sources(&package)

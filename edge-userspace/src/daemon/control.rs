@@ -58,7 +58,10 @@ impl DaemonControl {
             apps: status.report.apps as u64,
             backends: status.report.accepted as u64,
             last_reload: ReloadStatus {
-                age_secs: status.tried_at.and_then(|at| SystemTime::now().duration_since(at).ok()).map(|d| d.as_secs_f64()),
+                age_secs: status
+                    .tried_at
+                    .and_then(|at| SystemTime::now().duration_since(at).ok())
+                    .map(|d| d.as_secs_f64()),
                 ok: status.error.is_none(),
                 error: status.error.clone(),
             },

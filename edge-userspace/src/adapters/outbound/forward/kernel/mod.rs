@@ -17,13 +17,13 @@ use aya::programs::{ProgramError, SkSkb};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use edge_common::{Control, Flow, MAX_FLOWS};
 
-pub(super) use self::events::{Interest, Ready};
-pub(super) use self::pairs::PairSlot;
 use self::btf::{Btf, BtfError};
 pub use self::counts::BackendCounts;
 use self::events::Events;
+pub(super) use self::events::{Interest, Ready};
 use self::mapped::{FlowView, MappedArray};
 use self::pairs::PairPool;
+pub(super) use self::pairs::PairSlot;
 
 /// The programs, compiled by `cargo xtask build-ebpf` (or a fresh build of them, see build.rs).
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/edge.bpf.o"));
@@ -138,7 +138,8 @@ impl Kernel {
     /// Bytes redirected since the start, flows that still run included.
     pub fn forwarded(&self) -> u64 {
         let live = self.events.live_pairs();
-        let running: u64 = live.map(|pair| self.flow(pair * 2).redirected() + self.flow(pair * 2 + 1).redirected()).sum();
+        let running: u64 =
+            live.map(|pair| self.flow(pair * 2).redirected() + self.flow(pair * 2 + 1).redirected()).sum();
         self.forwarded.load(Ordering::Relaxed) + running
     }
 
