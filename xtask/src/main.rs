@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{build_ebpf, check_ebpf, lint_ebpf, setup, test};
+use xtask::{build_ebpf, check_ebpf, demo, lint_ebpf, setup, test};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -23,6 +23,8 @@ enum Command {
     CheckEbpf(check_ebpf::Args),
     /// Run clippy over the BPF programs.
     LintEbpf(lint_ebpf::Args),
+    /// Run a POP between clients of five countries and backends in three regions, and account for every byte.
+    Demo(demo::Args),
     /// Install what is missing; says first what that is.
     Setup(setup::Args),
     /// Run every test, from unit to kernel, and list what was skipped.
@@ -34,6 +36,7 @@ fn main() -> Result<()> {
         Command::BuildEbpf(args) => build_ebpf::run(&args),
         Command::CheckEbpf(args) => check_ebpf::run(&args),
         Command::LintEbpf(args) => lint_ebpf::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Setup(args) => setup::run(&args),
         Command::Test(args) => test::run(&args),
     }
