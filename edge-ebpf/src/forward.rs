@@ -71,8 +71,8 @@ unsafe fn decide(ctx: &SkBuffContext, slot: u32, flow: *mut Flow, control: *cons
         if len == 0 {
             return SK_DROP;
         }
-        let gated = volatile(&raw const (*flow).gate) & GATE_FOR_LIFE != 0
-            || volatile(&raw const (*control).gate_all) != 0;
+        let gated =
+            volatile(&raw const (*flow).gate) & GATE_FOR_LIFE != 0 || volatile(&raw const (*control).gate_all) != 0;
         // Userspace still owes bytes that came before these: nothing may overtake them.
         let behind = (*flow).passed != volatile(&raw const (*flow).consumed);
         if gated || behind {

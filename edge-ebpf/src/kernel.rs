@@ -2,8 +2,8 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_skc_to_tcp_sock};
 use aya_ebpf::cty::c_void;
+use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_skc_to_tcp_sock};
 
 /// Offset of `tcp_sock.copied_seq`, bytes.
 #[unsafe(no_mangle)]

@@ -1,1 +1,40 @@
-fn main() {}
+//! The `edgeproxy` binary: the only place that knows all parts.
+
+mod daemon;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use edgeproxy::adapters::outbound::forward::kernel;
+use edgeproxy::adapters::outbound::geo::Geo;
+use edgeproxy::application::status::GeoStatus;
+use edgeproxy::cli::{self, CliError, Command, Exit, VersionFacts};
+
+fn main() -> ExitCode {
+    let done = match cli::parse() {
+        Command::Run(args) => return report(daemon::run(&args)),
+        Command::Check(args) => cli::check(&args),
+        Command::Config(args) => cli::config(&args),
+        Command::Status(args) => cli::status(&args),
+        Command::Reload(args) => cli::reload(&args),
+        Command::Db(args) => cli::db(args),
+        Command::Version { verbose } => cli::version(verbose, version_facts),
+    };
+    report(done.map(|()| Exit::Ok.code()))
+}
+
+fn version_facts() -> VersionFacts {
+    let geo = Geo::open(None, &[]).map(|geo| GeoStatus::from(geo.info())).unwrap_or_default();
+    VersionFacts { bpf_sources: kernel::SOURCES.to_owned(), geo }
+}
+
+fn report(result: Result<u8, CliError>) -> ExitCode {
+    match result {
+        Ok(code) => code.into(),
+        Err(error) => {
+            // Where this cannot be printed, no one is left to be told.
+            let _ = writeln!(std::io::stderr(), "edgeproxy: {error}");
+            error.exit().into()
+        }
+    }
+}

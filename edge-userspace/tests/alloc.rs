@@ -6,9 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
 
-use edgeproxy::domain::{
-    AppName, BackendLoad, RawBackend, Region, Regions, Request, SlotPool, Snapshot, Tried, pick,
-};
+use edgeproxy::domain::{AppName, BackendLoad, RawBackend, Region, Regions, Request, SlotPool, Snapshot, Tried, pick};
 
 struct Counting;
 
@@ -62,7 +60,11 @@ fn picking_allocates_nothing() {
             // Near and far clients, bound and retrying ones, below and above the soft limit.
             let client = if round % 2 == 0 { &sa } else { &ap };
             let bound = held.last().map(|pick: &edgeproxy::domain::Pick| pick.backend.id.clone());
-            let request = Request { client_region: Some(client), pop_region: &ap, bound: bound.as_ref().filter(|_| round % 5 == 0) };
+            let request = Request {
+                client_region: Some(client),
+                pop_region: &ap,
+                bound: bound.as_ref().filter(|_| round % 5 == 0),
+            };
             let before = COUNT.with(Cell::get);
             let mut tried = Tried::new();
             let index = snapshot.app(&app).unwrap();

@@ -21,7 +21,7 @@ pub const TARGET: &str = "bpfel-unknown-none";
 
 /// Flags that shape the objects; debug information is what bpf-linker makes BTF from, and v3 of the instruction set
 /// has the atomic operations that return a value.
-const FLAGS: [&str; 3] = ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3"];
+const FLAGS: [&str; 4] = ["-Cdebuginfo=2", "-Clinker=edge-bpf-linker", "-Clink-arg=--btf", "-Ctarget-cpu=v3"];
 
 /// Options of `build-ebpf`.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
@@ -124,8 +124,7 @@ pub fn cargo(compiler: &Compiler, linker: &BpfLinker) -> Result<Command> {
             workspace::root().join(manifest::RUSTC_WRAPPER),
         )
         .env("CARGO_TARGET_DIR", bpf_target_dir(linker)?);
-    // rustc looks for the linker in PATH; naming its place in a flag would change the objects.
-    process::prefer_path(&mut command, std::slice::from_ref(&linker.dir))?;
+    process::prefer_path(&mut command, &path_dirs(linker))?;
     Ok(command)
 }
 
@@ -151,10 +150,25 @@ fn belongs_to_another_build(name: &str) -> bool {
         && !kept.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// One directory for each linker and wrapper: cargo does not notice when those change.
+/// rustc looks for the linker, and our script for bpf-linker, in `PATH`: naming a place in a flag would
+/// change the objects.
+#[must_use]
+pub fn path_dirs(linker: &BpfLinker) -> [PathBuf; 2] {
+    [
+        workspace::root().join("xtask/assets/bpf-build"),
+        linker.dir.clone(),
+    ]
+}
+
+/// One directory for each set of linker and wrappers: cargo does not notice when those change.
 fn bpf_target_dir(linker: &BpfLinker) -> Result<PathBuf> {
-    let wrapper = manifest::hash_file(&workspace::root().join(manifest::RUSTC_WRAPPER))?;
-    let name = format!("{}-llvm{}-{wrapper:.8}", linker.version, linker.llvm);
+    let root = workspace::root();
+    let rustc = manifest::hash_file(&root.join(manifest::RUSTC_WRAPPER))?;
+    let wrapper = manifest::hash_file(&root.join(manifest::LINKER_WRAPPER))?;
+    let name = format!(
+        "{}-llvm{}-{rustc:.6}{wrapper:.6}",
+        linker.version, linker.llvm
+    );
     Ok(workspace::target_dir().join("bpf").join(name))
 }
 
@@ -227,4 +241,49 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
         .with_context(what)?;
     temporary.persist(to).with_context(what)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_of_a_package_comes_from_the_lock_file() {
+        let lock = "[[package]]\nname = \"aya-ebpf\"\nversion = \"0.2.1\"\n\n\
+                    [[package]]\nname = \"aya-ebpf-bindings\"\nversion = \"0.2.0\"\n";
+        assert_eq!(locked_version(lock, "aya-ebpf").as_deref(), Some("0.2.1"));
+        assert_eq!(
+            locked_version(lock, "aya-ebpf-bindings").as_deref(),
+            Some("0.2.0")
+        );
+        assert_eq!(locked_version(lock, "aya"), None);
+    }
+
+    #[test]
+    fn the_outer_cargo_does_not_leak_into_the_build() {
+        for name in [
+            "CARGO_MANIFEST_DIR",
+            "RUSTUP_TOOLCHAIN",
+            "RUSTFLAGS",
+            "RUSTC_WRAPPER",
+            "LD_LIBRARY_PATH",
+        ] {
+            assert!(belongs_to_another_build(name), "{name}");
+        }
+        for name in [
+            "CARGO_HOME",
+            "CARGO_HTTP_PROXY",
+            "CARGO_NET_OFFLINE",
+            "HTTPS_PROXY",
+            "PATH",
+            "HOME",
+        ] {
+            assert!(!belongs_to_another_build(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn flags_name_no_place() {
+        assert!(flags().iter().all(|flag| !flag.contains('/')));
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 use crate::{
     build_ebpf::{self, Built},
@@ -51,7 +51,7 @@ pub fn check(root: &Path) -> Result<Manifest> {
     let (sources, objects) = (manifest::hash_sources(root)?, manifest::hash_objects(root)?);
     committed
         .verify(&sources, &build_ebpf::flags(), &objects)
-        .context(REMEDY)?;
+        .map_err(|stale| anyhow!("{stale}; {REMEDY}"))?;
     Ok(committed)
 }
 

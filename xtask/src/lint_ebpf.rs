@@ -39,7 +39,8 @@ pub fn run(args: &Args) -> Result<()> {
         .cargo
         .parent()
         .context("the compiler is not in a directory")?;
-    process::prefer_path(&mut clippy, &[linker.dir.clone(), beside.to_path_buf()])?;
+    let [scripts, linker] = build_ebpf::path_dirs(&linker);
+    process::prefer_path(&mut clippy, &[scripts, linker, beside.to_path_buf()])?;
     process::run(&mut clippy).context(
         "clippy failed for the BPF programs; if it is missing: `cargo xtask setup` (apt-get install rust-web-clippy)",
     )

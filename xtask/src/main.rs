@@ -1,5 +1,7 @@
 //! `cargo xtask`: the repository's own commands.
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::{build_ebpf, check_ebpf, demo, lint_ebpf, setup, test};
@@ -31,13 +33,85 @@ enum Command {
     Test(test::Args),
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Every cause in one line; a backtrace would hide the remedy.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::BuildEbpf(args) => build_ebpf::run(&args),
         Command::CheckEbpf(args) => check_ebpf::run(&args),
         Command::LintEbpf(args) => lint_ebpf::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Setup(args) => setup::run(&args),
         Command::Test(args) => test::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use clap::CommandFactory as _;
+    use xtask::{setup::Need, toolchain::Choice};
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(line.split(' ')).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_filter_follows_two_dashes() {
+        let Command::Test(args) = parse("xtask test --require-kernel -- half_close").unwrap()
+        else {
+            panic!("not the test command");
+        };
+        assert!(args.require_kernel);
+        assert_eq!(args.filter, ["half_close"]);
+    }
+
+    #[test]
+    fn setup_installs_everything_unless_told_what_for() {
+        for (line, need) in [
+            ("xtask setup", Need::Everything),
+            ("xtask setup --for ci", Need::Everything),
+            ("xtask setup --for demo", Need::Lab),
+            ("xtask setup --for test", Need::Lab),
+            ("xtask setup --for ebpf", Need::Ebpf),
+        ] {
+            let Command::Setup(args) = parse(line).unwrap() else {
+                panic!("not the setup command")
+            };
+            assert_eq!(args.need, need, "{line}");
+        }
+        assert!(parse("xtask setup --for fun").is_err());
+    }
+
+    #[test]
+    fn a_tool_chain_is_chosen_only_where_something_is_built() {
+        let Command::CheckEbpf(args) =
+            parse("xtask check-ebpf --rebuild --toolchain debian").unwrap()
+        else {
+            panic!("not the check command");
+        };
+        assert_eq!((args.rebuild, args.toolchain), (true, Choice::Debian));
+        assert!(parse("xtask check-ebpf --toolchain debian").is_err());
+        let Command::BuildEbpf(args) = parse("xtask build-ebpf").unwrap() else {
+            panic!("not the build command");
+        };
+        assert_eq!(args.toolchain, Choice::Auto);
     }
 }

@@ -16,7 +16,9 @@ use thiserror::Error;
 use crate::workspace::{MANIFEST, OBJECTS};
 
 /// The script between cargo and rustc that keeps the clone's place out of symbols.
-pub const RUSTC_WRAPPER: &str = "xtask/assets/stable-crate-names.sh";
+pub const RUSTC_WRAPPER: &str = "xtask/assets/bpf-build/edge-rustc";
+/// The script between rustc and bpf-linker that keeps it out of the order of BTF types.
+pub const LINKER_WRAPPER: &str = "xtask/assets/bpf-build/edge-bpf-linker";
 
 /// Hexadecimal SHA-256 by path relative to the repository, in the order of the paths.
 pub type Hashes = BTreeMap<String, String>;
@@ -188,6 +190,7 @@ pub fn hash_sources(root: &Path) -> Result<Hashes> {
         "edge-ebpf/Cargo.toml",
         "edge-ebpf/Cargo.lock",
         RUSTC_WRAPPER,
+        LINKER_WRAPPER,
     ];
     let mut files: Vec<PathBuf> = single.map(PathBuf::from).to_vec();
     for dir in ["edge-common/src", "edge-ebpf/src"] {
@@ -253,4 +256,180 @@ fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+    use super::*;
+
+    /// A repository in small: sources, two objects and the manifest that describes them.
+    fn repository() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let files = [
+            ("edge-common/Cargo.toml", "common"),
+            ("edge-common/src/lib.rs", "pub mod flow;"),
+            ("edge-common/src/flow.rs", "pub struct Flow;"),
+            ("edge-ebpf/Cargo.toml", "ebpf"),
+            ("edge-ebpf/Cargo.lock", "lock"),
+            ("edge-ebpf/src/main.rs", "fn verdict() {}"),
+            (RUSTC_WRAPPER, "exec"),
+            (LINKER_WRAPPER, "exec"),
+            (OBJECTS[0].committed, "daemon object"),
+            (OBJECTS[1].committed, "testkit object"),
+        ];
+        for (path, text) in files {
+            put(dir.path(), path, text);
+        }
+        let sources = hash_sources(dir.path()).unwrap();
+        let objects = hash_objects(dir.path()).unwrap();
+        Manifest::new(sources, flags(), objects, tools())
+            .store(dir.path())
+            .unwrap();
+        dir
+    }
+
+    fn put(root: &Path, path: &str, text: &str) {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn flags() -> Vec<String> {
+        vec!["-Cdebuginfo=2".to_owned()]
+    }
+
+    fn tools() -> Tools {
+        Tools {
+            rustc: "1.96.0".to_owned(),
+            rustc_llvm: "22.1.8".to_owned(),
+            bpf_linker: "0.13.0".to_owned(),
+            bpf_linker_llvm: "22.1.8".to_owned(),
+            aya_ebpf: "0.2.1".to_owned(),
+        }
+    }
+
+    fn verify(root: &Path) -> Result<(), Stale> {
+        let manifest = Manifest::load(root).unwrap();
+        manifest.verify(
+            &hash_sources(root).unwrap(),
+            &flags(),
+            &hash_objects(root).unwrap(),
+        )
+    }
+
+    #[test]
+    fn an_untouched_repository_is_in_order() {
+        assert_eq!(verify(repository().path()), Ok(()));
+    }
+
+    #[test]
+    fn a_changed_byte_is_found_and_its_file_named() {
+        let dir = repository();
+        put(dir.path(), "edge-common/src/flow.rs", "pub struct Flaw;");
+        let error = verify(dir.path()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the BPF objects were not built from these sources; changed: edge-common/src/flow.rs"
+        );
+    }
+
+    #[test]
+    fn every_kind_of_source_counts() {
+        let counted = [
+            "edge-common/Cargo.toml",
+            "edge-ebpf/Cargo.toml",
+            "edge-ebpf/Cargo.lock",
+            "edge-ebpf/src/main.rs",
+            RUSTC_WRAPPER,
+            LINKER_WRAPPER,
+        ];
+        for path in counted {
+            let dir = repository();
+            put(dir.path(), path, "other");
+            let changes = vec![format!("changed: {path}")];
+            assert_eq!(verify(dir.path()), Err(Stale::Sources { changes }));
+        }
+    }
+
+    #[test]
+    fn added_and_removed_files_are_found_wherever_they_are() {
+        let dir = repository();
+        put(dir.path(), "edge-ebpf/src/maps/flows.rs", "");
+        fs::remove_file(dir.path().join("edge-common/src/flow.rs")).unwrap();
+        let changes = vec![
+            "added: edge-ebpf/src/maps/flows.rs".to_owned(),
+            "removed: edge-common/src/flow.rs".to_owned(),
+        ];
+        assert_eq!(verify(dir.path()), Err(Stale::Sources { changes }));
+    }
+
+    #[test]
+    fn files_that_the_compiler_does_not_read_do_not_count() {
+        let dir = repository();
+        put(dir.path(), "edge-ebpf/src/main.rs~", "an editor's copy");
+        assert_eq!(verify(dir.path()), Ok(()));
+    }
+
+    #[test]
+    fn swapped_objects_are_found() {
+        let dir = repository();
+        put(dir.path(), OBJECTS[0].committed, "testkit object");
+        put(dir.path(), OBJECTS[1].committed, "daemon object");
+        let error = verify(dir.path()).unwrap_err();
+        assert!(
+            matches!(&error, Stale::Object { path, .. } if path == OBJECTS[0].committed),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_missing_object_is_found() {
+        let dir = repository();
+        fs::remove_file(dir.path().join(OBJECTS[1].committed)).unwrap();
+        let error = verify(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("testkit.bpf.o"), "{error}");
+        assert!(error.to_string().contains("missing"), "{error}");
+    }
+
+    #[test]
+    fn other_flags_and_an_edited_manifest_are_found() {
+        let dir = repository();
+        let mut manifest = Manifest::load(dir.path()).unwrap();
+        let (sources, objects) = (
+            hash_sources(dir.path()).unwrap(),
+            hash_objects(dir.path()).unwrap(),
+        );
+        let flags_now = ["-Cdebuginfo=0".to_owned()];
+        let found = manifest.verify(&sources, &flags_now, &objects);
+        assert!(matches!(found, Err(Stale::Flags { .. })));
+        manifest.combined = "0".repeat(64);
+        assert_eq!(
+            manifest.verify(&sources, &flags(), &objects),
+            Err(Stale::Edited)
+        );
+    }
+
+    #[test]
+    fn the_manifest_is_the_same_bytes_each_time() {
+        let (one, two) = (repository(), repository());
+        let read = |dir: &tempfile::TempDir| fs::read(dir.path().join(MANIFEST)).unwrap();
+        assert_eq!(read(&one), read(&two));
+    }
+
+    #[test]
+    fn a_missing_or_damaged_manifest_names_the_remedy() {
+        let dir = repository();
+        put(dir.path(), MANIFEST, "{");
+        let damaged = Manifest::load(dir.path()).unwrap_err();
+        fs::remove_file(dir.path().join(MANIFEST)).unwrap();
+        let missing = Manifest::load(dir.path()).unwrap_err();
+        for error in [damaged, missing] {
+            assert!(
+                error.to_string().contains("cargo xtask build-ebpf"),
+                "{error}"
+            );
+        }
+    }
 }

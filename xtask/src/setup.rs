@@ -247,7 +247,9 @@ impl Tool {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo
             .args(["install", "--locked", "--force", "--root"])
-            .arg(workspace::tools_dir());
+            .arg(workspace::tools_dir())
+            // Its own temporary directory: the build leaves nothing but the program.
+            .env_remove("CARGO_TARGET_DIR");
         match self {
             Self::BpfLinker => {
                 cargo.args(["bpf-linker", "--version", toolchain::BPF_LINKER_VERSION]);
@@ -319,4 +321,74 @@ fn path_of(pid: u32) -> Option<std::ffi::OsString> {
         .split(|byte| *byte == 0)
         .find_map(|entry| entry.strip_prefix(b"PATH="))?;
     Some(std::ffi::OsString::from_vec(path.to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn the_sudo_line_installs_but_never_removes() {
+        assert_eq!(
+            sudo_line(&["iproute2", "gcc"]),
+            "sudo apt-get install --no-remove --no-install-recommends iproute2 gcc"
+        );
+    }
+
+    #[test]
+    fn the_lab_needs_neither_llvm_nor_another_compiler() {
+        let names: Vec<&str> = Need::Lab
+            .packages()
+            .iter()
+            .flat_map(|group| group.names)
+            .copied()
+            .collect();
+        assert_eq!(names, ["gcc", "libc6-dev", "iproute2"]);
+        assert!(Need::Lab.tools().is_empty());
+    }
+
+    #[test]
+    fn ci_has_all_that_the_others_have() {
+        let names = |need: Need| -> Vec<&str> {
+            need.packages()
+                .iter()
+                .flat_map(|group| group.names)
+                .copied()
+                .collect()
+        };
+        let everything = names(Need::Everything);
+        for need in [Need::Lab, Need::Ebpf] {
+            assert!(names(need).iter().all(|name| everything.contains(name)));
+            assert!(
+                need.tools()
+                    .iter()
+                    .all(|tool| Need::Everything.tools().contains(tool))
+            );
+        }
+    }
+
+    #[test]
+    fn a_shadowed_rustup_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let rustup_bin = dir.path().join("bin");
+        fs::create_dir(&rustup_bin).unwrap();
+        let cargo = rustup_bin.join("cargo");
+        fs::write(&cargo, "").unwrap();
+        fs::set_permissions(&cargo, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+
+        let first = std::env::join_paths([rustup_bin.as_path(), Path::new("/usr/bin")]).unwrap();
+        assert_eq!(shadow_warning_for(&first, &rustup_bin), None);
+
+        let behind = std::env::join_paths([Path::new("/usr/bin"), rustup_bin.as_path()]).unwrap();
+        let warning = shadow_warning_for(&behind, &rustup_bin);
+        if Path::new("/usr/bin/cargo").exists() {
+            let warning = warning.unwrap();
+            assert!(warning.contains("/usr/bin/cargo"), "{warning}");
+            assert!(warning.contains(rustup_bin.to_str().unwrap()), "{warning}");
+        } else {
+            assert_eq!(warning, None);
+        }
+    }
 }

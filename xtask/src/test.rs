@@ -60,6 +60,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     report.skips = read_skips(&fs::read_to_string(&skip_log)?);
     report.print();
+    if !args.filter.is_empty() && report.passed + report.failed == 0 {
+        bail!("no test has {} in its name", args.filter.join(" or "));
+    }
     report.verdict(args.require_kernel)
 }
 
@@ -225,6 +228,7 @@ impl Report {
 
     fn print(&self) {
         println!("\n== summary");
+        // A test that skips itself returns, so the harness counts it as passed.
         println!(
             "{} tests passed, {} failed, {} skipped; {} test binaries passed",
             self.passed
@@ -258,4 +262,81 @@ impl Report {
 fn read_skips(log: &str) -> Vec<String> {
     let lines = log.lines().filter_map(|line| line.strip_prefix("SKIP "));
     lines.map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn results_are_counted_over_binaries() {
+        let mut report = Report::default();
+        report.count("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out");
+        report.count("test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 9 filtered out");
+        report.count(
+            "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out",
+        );
+        report.count("test pick::tests::weights ... ok");
+        assert_eq!((report.passed, report.failed, report.binaries), (15, 2, 1));
+    }
+
+    #[test]
+    fn skips_are_read_from_the_log() {
+        let log = "SKIP sockmap_half_close: needs root\nnoise\nSKIP loss: tc: not found\n";
+        assert_eq!(
+            read_skips(log),
+            ["sockmap_half_close: needs root", "loss: tc: not found"]
+        );
+    }
+
+    #[test]
+    fn a_skip_fails_only_where_the_kernel_is_required() {
+        let report = Report {
+            skips: vec!["loss: needs root".to_owned()],
+            ..Report::default()
+        };
+        assert!(report.verdict(false).is_ok());
+        assert!(report.verdict(true).is_err());
+    }
+
+    #[test]
+    fn a_failed_step_is_named() {
+        let report = Report {
+            failed_steps: vec!["unit tests".to_owned()],
+            ..Report::default()
+        };
+        assert!(
+            report
+                .verdict(false)
+                .unwrap_err()
+                .to_string()
+                .contains("unit tests")
+        );
+    }
+
+    #[test]
+    fn end_to_end_tests_run_alone_and_unit_tests_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let tests = dir.path().join("edge-userspace/tests");
+        fs::create_dir_all(tests.join("common")).unwrap();
+        for name in ["forwarding.rs", "admission.rs", "notes.md"] {
+            fs::write(tests.join(name), "").unwrap();
+        }
+        let steps = steps(dir.path()).unwrap();
+        let alone: Vec<&str> = steps
+            .iter()
+            .filter(|step| step.alone)
+            .map(|step| step.title.as_str())
+            .collect();
+        assert_eq!(
+            alone,
+            [
+                "edge-userspace/tests/admission.rs",
+                "edge-userspace/tests/forwarding.rs"
+            ]
+        );
+        assert_eq!(steps.len(), 4);
+    }
 }

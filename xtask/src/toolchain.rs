@@ -158,7 +158,10 @@ fn debian() -> Result<Compiler, String> {
 /// The rustup nightly, if rustup is there and has one.
 fn nightly() -> Result<Compiler, String> {
     let which = |tool: &str| {
-        process::ask(Command::new("rustup").args(["which", "--toolchain", "nightly", tool]))
+        let mut rustup = Command::new("rustup");
+        rustup.args(["which", "--toolchain", "nightly", tool]);
+        // A question must not change the user's tool chain.
+        process::ask(rustup.env("RUSTUP_AUTO_INSTALL", "0"))
             .map(PathBuf::from)
             .ok_or_else(|| format!("rustup has no {tool} for `nightly`"))
     };
@@ -249,4 +252,87 @@ pub fn find_bpf_linker() -> Result<BpfLinker, Missing> {
         version,
         llvm: llvm.unwrap_or_else(|| format!("{LLVM_MAJOR}")),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn every_missing_tool_is_named_with_the_command_that_installs_it() {
+        let path = PathBuf::from("/repository/target/tools/bin/bpf-linker");
+        let found = "no library sources".to_owned();
+        let reason = "libLLVM.so.22.1 not found".to_owned();
+        let all = [
+            (Missing::Compiler, "rustc-web rust-web-src cargo-web"),
+            (
+                Missing::Compiler,
+                "rustup toolchain install nightly --component rust-src",
+            ),
+            (
+                Missing::Debian {
+                    found: found.clone(),
+                },
+                "apt-get install rustc-web",
+            ),
+            (
+                Missing::Debian {
+                    found: found.clone(),
+                },
+                "no library sources",
+            ),
+            (
+                Missing::Nightly { found },
+                "rustup toolchain install nightly --component rust-src",
+            ),
+            (
+                Missing::BpfLinker { path: path.clone() },
+                "cargo install bpf-linker --version 0.13.0",
+            ),
+            (
+                Missing::BpfLinker { path: path.clone() },
+                "LLVM_SYS_221_PREFIX=/usr/lib/llvm-22",
+            ),
+            (
+                Missing::BpfLinkerBroken { path, reason },
+                "apt-get install llvm-22-dev",
+            ),
+        ];
+        for (missing, command) in all {
+            let message = missing.to_string();
+            assert!(message.contains(command), "{message}");
+            let nightly = matches!(missing, Missing::Nightly { .. });
+            assert!(
+                nightly || message.contains("cargo xtask setup --for ebpf"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_compiler_says_its_versions() {
+        let said = "rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)\nbinary: rustc\n\
+                    release: 1.96.0\nLLVM version: 22.1.8";
+        let version = RustcVersion::parse(said).unwrap();
+        assert_eq!(
+            version.full,
+            "1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)"
+        );
+        assert_eq!(version.llvm, "22.1.8");
+        assert!(version.llvm_fits());
+        assert_eq!(RustcVersion::parse("error: no such command"), None);
+    }
+
+    #[test]
+    fn another_llvm_does_not_fit() {
+        for llvm in ["21.1.0", "23.0.0", "2", "220.1", ""] {
+            let version = RustcVersion {
+                full: "1.99.0-nightly".to_owned(),
+                llvm: llvm.to_owned(),
+            };
+            assert!(!version.llvm_fits(), "{llvm}");
+        }
+    }
 }

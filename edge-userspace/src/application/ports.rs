@@ -109,7 +109,9 @@ pub trait RoutingSource: Send {
 
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    #[error("routing database {path} does not exist: create it with `edgeproxy db init --example` or set EDGEPROXY_DB_PATH")]
+    #[error(
+        "routing database {path} does not exist: create it with `edgeproxy db init --example` or set EDGEPROXY_DB_PATH"
+    )]
     Missing { path: String },
     #[error("routing database {path} could not be read: {why}")]
     Unreadable { path: String, why: String },

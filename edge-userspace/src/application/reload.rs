@@ -31,7 +31,10 @@ pub enum Tick {
 /// Something asked of the reload thread from outside.
 pub enum ReloadCommand {
     /// Reload now, changed or not; the answer goes to `done`.
-    Reload { allow_empty: bool, done: Box<dyn FnOnce(Result<ReloadReport, ReloadError>) + Send> },
+    Reload {
+        allow_empty: bool,
+        done: Box<dyn FnOnce(Result<ReloadReport, ReloadError>) + Send>,
+    },
     Stop,
 }
 
@@ -117,7 +120,11 @@ impl<S: RoutingSource> ReloadLoop<S> {
             "routing table loaded"
         );
         for (row, why) in report.rejected.iter().take(LOGGED_ROWS) {
-            tracing::warn!(row, why, "row of the routing database refused; its last good version stays if there is one");
+            tracing::warn!(
+                row,
+                why,
+                "row of the routing database refused; its last good version stays if there is one"
+            );
         }
         if report.rejected.len() > LOGGED_ROWS {
             tracing::warn!(more = report.rejected.len() - LOGGED_ROWS, "further rows refused; see `edgeproxy status`");

@@ -82,7 +82,8 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
 
     /// Everything before the first byte is forwarded.
     async fn establish(&self, client: &TcpStream, record: &mut Record<'_>) -> Result<Established, Refusal> {
-        let held = self.connections.hold(self.rules.max_connections).ok_or(Refusal::rule(RejectReason::MaxConnections))?;
+        let held =
+            self.connections.hold(self.rules.max_connections).ok_or(Refusal::rule(RejectReason::MaxConnections))?;
         let address = ClientAddr::new(record.outcome.client.ip());
         self.locate(address, record);
         let app = self.app().ok_or(Refusal::rule(RejectReason::NoApp))?;

@@ -170,7 +170,11 @@ impl RoutingStatus {
             generation: snapshot.generation(),
             apps: snapshot.apps().len() as u64,
             backends: snapshot.backends().count() as u64,
-            last_reload: ReloadStatus { age_secs: age, ok: age.is_some() && status.error.is_none(), error: status.error.clone() },
+            last_reload: ReloadStatus {
+                age_secs: age,
+                ok: age.is_some() && status.error.is_none(),
+                error: status.error.clone(),
+            },
             reloads_ok: status.accepted_total,
             reloads_rejected: status.refused_total,
             rejected_rows: rejected(&status.report),

@@ -84,6 +84,8 @@ impl Findings {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
     use super::*;
     use crate::cli::db::{EXAMPLE, SCHEMA};
     use crate::config::Sources;

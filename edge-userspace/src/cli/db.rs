@@ -119,8 +119,9 @@ fn init(path: &Path, example: bool, force: bool, out: &mut dyn Write) -> Result<
     }
     let draft = beside(path, "-draft");
     remove(&draft)?;
-    let connection = Connection::open(&draft)
-        .with_context(|| format!("{} can't be created: does its directory exist, and may you write it?", path.display()))?;
+    let connection = Connection::open(&draft).with_context(|| {
+        format!("{} can't be created: does its directory exist, and may you write it?", path.display())
+    })?;
     connection.execute_batch(&format!("BEGIN; {SCHEMA} {}; COMMIT;", if example { EXAMPLE } else { "" }))?;
     connection.close().map_err(|(_, error)| error)?;
     // Journals of a replaced database must not be taken for the new one's.

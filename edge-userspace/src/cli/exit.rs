@@ -51,7 +51,9 @@ impl From<Exit> for ExitCode {
 pub enum CliError {
     #[error("{}", listed(.0))]
     Configuration(Vec<SettingError>),
-    #[error("no edgeproxy answers on admin socket {path}: {why}; start one with `edgeproxy run`, or set --admin-socket")]
+    #[error(
+        "no edgeproxy answers on admin socket {path}: {why}; start one with `edgeproxy run`, or set --admin-socket"
+    )]
     Unreachable { path: String, why: String },
     #[error("{0}")]
     Failed(String),

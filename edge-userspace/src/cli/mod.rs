@@ -67,22 +67,16 @@ pub enum Command {
     Db(DbCommandArgs),
     /// Print the version (`--version`)
     #[command(skip)]
-    Version {
-        verbose: bool,
-    },
+    Version { verbose: bool },
 }
 
-/// Reads the command line of this process. Prints help, and ends the process on a mistake (code 64).
-pub fn parse() -> Command {
-    match parse_from(std::env::args_os()) {
-        Ok(command) => command,
-        Err(error) => {
-            let code = if error.use_stderr() { Exit::Usage } else { Exit::Ok };
-            // Where help cannot be printed, no one is left to be told.
-            let _ = error.print();
-            std::process::exit(code.code().into());
-        }
-    }
+/// Reads the command line of this process. Help and mistakes are printed; what is left is to exit so.
+pub fn parse() -> Result<Command, Exit> {
+    parse_from(std::env::args_os()).map_err(|error| {
+        // Where help cannot be printed, no one is left to be told.
+        let _ = error.print();
+        if error.use_stderr() { Exit::Usage } else { Exit::Ok }
+    })
 }
 
 fn parse_from(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {

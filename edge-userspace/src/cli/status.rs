@@ -118,7 +118,8 @@ fn routing(status: &Status, line: &mut impl FnMut(&str, String)) {
     let mut text = format!("generation {} · {} apps · {} backends", routing.generation, routing.apps, routing.backends);
     if let Some(secs) = routing.last_reload.age_secs {
         let how = if routing.last_reload.ok { "ok" } else { "rejected" };
-        let _ = write!(text, " · last reload {how}, {} ago", age(Duration::from_secs_f64(secs.clamp(0.0, 1e9)).as_secs()));
+        let _ =
+            write!(text, " · last reload {how}, {} ago", age(Duration::from_secs_f64(secs.clamp(0.0, 1e9)).as_secs()));
     }
     line("routing", text);
     if let Some(error) = &routing.last_reload.error {
@@ -133,12 +134,16 @@ fn backends(backends: &[BackendStatus], out: &mut String) {
     if backends.is_empty() {
         return;
     }
-    let mut rows = vec![["BACKEND", "APP", "REGION", "ADDRESS", "STATE", "WEIGHT", "CONNS", "SOFT", "HARD", "KERNEL"].map(str::to_owned)];
+    let mut rows = vec![
+        ["BACKEND", "APP", "REGION", "ADDRESS", "STATE", "WEIGHT", "CONNS", "SOFT", "HARD", "KERNEL"]
+            .map(str::to_owned),
+    ];
     rows.extend(backends.iter().map(|backend| {
         let state = if backend.healthy { backend.state.clone() } else { format!("{}, unhealthy", backend.state) };
         let hard = if backend.hard_limit == 0 { "-".to_owned() } else { backend.hard_limit.to_string() };
         let kernel = backend.kernel_connections.map_or_else(|| "-".to_owned(), |count| count.to_string());
-        let [weight, connections, soft] = [backend.weight, backend.connections, backend.soft_limit].map(|n| n.to_string());
+        let [weight, connections, soft] =
+            [backend.weight, backend.connections, backend.soft_limit].map(|n| n.to_string());
         let [id, app, region, addr] = [&backend.id, &backend.app, &backend.region, &backend.addr].map(String::clone);
         [id, app, region, addr, state, weight, connections, soft, hard, kernel]
     }));
@@ -149,7 +154,8 @@ fn backends(backends: &[BackendStatus], out: &mut String) {
     out.push('\n');
     for row in &rows {
         let cells = row.iter().zip(widths).enumerate();
-        let cells = cells.map(|(n, (cell, width))| if n < 5 { format!("{cell:width$}") } else { format!("{cell:>width$}") });
+        let cells =
+            cells.map(|(n, (cell, width))| if n < 5 { format!("{cell:width$}") } else { format!("{cell:>width$}") });
         let _ = writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
     }
 }
@@ -166,6 +172,8 @@ fn age(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
     use super::*;
     use crate::application::status::sample;
 

@@ -1,5 +1,7 @@
 //! The command line as users type it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
 use super::*;
 use crate::adapters::inbound::admin::tests::serve;
 use crate::config::KEYS;
@@ -29,7 +31,9 @@ fn flags_become_settings() {
 
 #[test]
 fn bad_values_of_flags_are_reported_together() {
-    let Command::Check(args) = parse("edgeproxy check --backlog -1 --forwarder fast").unwrap() else { panic!("not check") };
+    let Command::Check(args) = parse("edgeproxy check --backlog -1 --forwarder fast").unwrap() else {
+        panic!("not check")
+    };
     let error = args.load().unwrap_err();
     assert_eq!(error.exit(), Exit::Usage);
     assert_eq!(error.to_string().lines().count(), 3, "{error}");
@@ -55,7 +59,7 @@ fn mistakes_are_explained() {
 fn with_daemon(test: impl FnOnce(&str)) {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("admin.sock");
-    let (up, is_up) = std::sync::mpsc::channel();
+    let (up, is_up) = std::sync::mpsc::sync_channel(1);
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -22,8 +22,9 @@ pub(super) fn read(path: &Path, text: &str, errors: &mut Vec<SettingError>) -> V
     let mut given = Vec::new();
     for (name, value) in table.get_ref() {
         let origin = at(name.span().start);
-        let outcome = known_key(name.get_ref(), &str::to_owned)
-            .and_then(|key| Ok(Given { key, text: text_of(value.get_ref(), key.list, key.name)?, origin: origin.clone() }));
+        let outcome = known_key(name.get_ref(), &str::to_owned).and_then(|key| {
+            Ok(Given { key, text: text_of(value.get_ref(), key.list, key.name)?, origin: origin.clone() })
+        });
         match outcome {
             Ok(row) => given.push(row),
             Err(problem) => errors.push(SettingError::new(origin, problem)),

@@ -34,9 +34,8 @@ impl Effective {
         let origin_of = |rows: &[(&Key, String, Origin)], key: &Key| {
             rows.iter().find(|row| row.0.name == key.name).map_or(Origin::Default, |row| row.2.clone())
         };
-        let text_of = |key: &Key| {
-            rows.iter().find(|row| row.0.name == key.name).map_or_else(String::new, |row| row.1.clone())
-        };
+        let text_of =
+            |key: &Key| rows.iter().find(|row| row.0.name == key.name).map_or_else(String::new, |row| row.1.clone());
         match Settings::from_texts(text_of) {
             Ok(settings) => {
                 errors.extend(contradictions(&settings, &|name| {
@@ -45,9 +44,9 @@ impl Effective {
                 if errors.is_empty() { Ok(Self { settings, rows }) } else { Err(errors) }
             }
             Err(bad) => {
-                let bad = bad.into_iter().map(|(key, why)| {
-                    SettingError::new(origin_of(&rows, key), format!("{} {why}", key.name))
-                });
+                let bad = bad
+                    .into_iter()
+                    .map(|(key, why)| SettingError::new(origin_of(&rows, key), format!("{} {why}", key.name)));
                 errors.extend(bad);
                 Err(errors)
             }
@@ -70,7 +69,10 @@ impl Effective {
     pub fn json(&self) -> Value {
         let rows = self.rows.iter().map(|(key, text, origin)| {
             let value = if text.is_empty() { Value::Null } else { Value::from(text.as_str()) };
-            (key.name.to_owned(), json!({ "value": value, "origin": origin.to_string(), "unit": key.rule.unit.as_str() }))
+            (
+                key.name.to_owned(),
+                json!({ "value": value, "origin": origin.to_string(), "unit": key.rule.unit.as_str() }),
+            )
         });
         Value::Object(rows.collect::<Map<_, _>>())
     }

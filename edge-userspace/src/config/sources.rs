@@ -53,7 +53,8 @@ impl Sources {
             None => Vec::new(),
         };
         given.extend(self.debug_switch());
-        let own = self.env.iter().filter(|(name, value)| name.starts_with(PREFIX) && name != CONFIG && !value.is_empty());
+        let own =
+            self.env.iter().filter(|(name, value)| name.starts_with(PREFIX) && name != CONFIG && !value.is_empty());
         for (name, value) in own {
             let key = name.strip_prefix(PREFIX).unwrap_or(name);
             push(&mut given, errors, key, value, Origin::Environment(name.clone()), &|key| {

@@ -1,5 +1,7 @@
 //! What a user may write in each source, and what is said when it is wrong.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

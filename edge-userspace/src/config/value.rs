@@ -313,7 +313,9 @@ impl Value for LoopbackAddr {
         if addr.ip().to_canonical().is_loopback() {
             return Ok(Self(addr));
         }
-        Err(format!("must be a loopback address such as 127.0.0.1:9090, because the admin API has no log-in; not {addr}"))
+        Err(format!(
+            "must be a loopback address such as 127.0.0.1:9090, because the admin API has no log-in; not {addr}"
+        ))
     }
 
     fn show(&self, _: &Rule) -> String {

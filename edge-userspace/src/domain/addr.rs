@@ -99,6 +99,8 @@ impl Serialize for BackendAddr {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
     use super::*;
 
     fn client(text: &str) -> ClientAddr {
@@ -113,7 +115,9 @@ mod tests {
 
     #[test]
     fn private_and_local_addresses_are_told_from_public_ones() {
-        for text in ["10.1.2.3", "127.0.1.9", "169.254.0.1", "100.64.0.1", "100.127.255.255", "::1", "fdaa::1", "fe80::1"] {
+        for text in
+            ["10.1.2.3", "127.0.1.9", "169.254.0.1", "100.64.0.1", "100.127.255.255", "::1", "fdaa::1", "fe80::1"]
+        {
             assert!(client(text).is_private_or_local(), "{text}");
         }
         for text in ["100.63.255.255", "100.128.0.0", "200.160.2.3", "2001:4860:4860::8888", "172.32.0.1"] {

@@ -79,6 +79,8 @@ impl AffinityPrefix {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
     use super::*;
 
     fn prefix(affinity: AffinityPrefix, client: &str) -> String {

@@ -95,6 +95,8 @@ pub(super) const DEFAULT_REGIONS: [(&str, &str); 4] = [
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
     use std::collections::BTreeMap;
 
     use super::*;

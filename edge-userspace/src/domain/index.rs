@@ -141,7 +141,7 @@ impl AppIndex {
 #[derive(Debug)]
 pub(super) struct Group {
     /// `None` for groups of several regions.
-    region: Option<Region>,
+    pub(super) region: Option<Region>,
     /// The region's place in [`Regions`], if it has a position.
     pub(super) place: Option<usize>,
     pub(super) members: Vec<Member>,

@@ -7,6 +7,7 @@ mod addr;
 mod affinity;
 mod backend;
 mod country;
+mod group;
 mod index;
 mod load;
 mod name;

@@ -1,6 +1,5 @@
 //! The one record of how a connection went: who, where to, why there, how, bytes, times, termination.
 
-
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 

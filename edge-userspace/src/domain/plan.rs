@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::select::{Draw, bound, choose, origin, why_none};
+use super::group::Draw;
+use super::select::{bound, choose, origin, why_none};
 use super::{
     AppIndex, AppName, Backend, BackendAddr, BackendId, BackendState, CountryCode, NoBackend, PickReason, RandomSource,
     Region, Regions, Request, Skip, Tried, Weight,

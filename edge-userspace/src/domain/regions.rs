@@ -161,6 +161,8 @@ impl Regions {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
     use super::*;
 
     fn region(name: &str) -> Region {
@@ -186,7 +188,9 @@ mod tests {
     #[test]
     fn demo_countries_go_where_a_reader_expects() {
         let regions = Regions::default();
-        for (code, name) in [("BR", "sa"), ("DE", "eu"), ("US", "us"), ("JP", "ap"), ("ZA", "eu"), ("SA", "eu"), ("IN", "ap")] {
+        for (code, name) in
+            [("BR", "sa"), ("DE", "eu"), ("US", "us"), ("JP", "ap"), ("ZA", "eu"), ("SA", "eu"), ("IN", "ap")]
+        {
             assert_eq!(regions.region_of(country(code)), Some(&region(name)), "{code}");
         }
         assert_eq!(regions.region_of(country("ZZ")), None);

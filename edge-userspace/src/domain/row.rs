@@ -198,7 +198,8 @@ impl RawBackend {
     }
 
     fn port(&self) -> Result<u16, RowError> {
-        let wrong = || RowError::Type { column: "port", found: self.port.to_string(), expected: "an integer from 1 to 65535" };
+        let wrong =
+            || RowError::Type { column: "port", found: self.port.to_string(), expected: "an integer from 1 to 65535" };
         match self.port {
             RawValue::Null => Err(RowError::Missing { column: "port" }),
             RawValue::Integer(port) => u16::try_from(port).ok().filter(|port| *port != 0).ok_or_else(wrong),
@@ -236,9 +237,7 @@ impl RawRegion {
     fn position(&self) -> Result<Option<Position>, RowError> {
         match (degrees(&self.latitude)?, degrees(&self.longitude)?) {
             (None, None) => Ok(None),
-            (Some(latitude), Some(longitude)) => {
-                Position::new(latitude, longitude).map(Some).ok_or(RowError::Position)
-            }
+            (Some(latitude), Some(longitude)) => Position::new(latitude, longitude).map(Some).ok_or(RowError::Position),
             _ => Err(RowError::Position),
         }
     }

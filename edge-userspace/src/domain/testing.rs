@@ -1,5 +1,7 @@
 //! Helpers of the tests: short ways to worlds of backends.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 
 use super::*;

@@ -43,3 +43,34 @@ impl Tried {
         self.inline.iter().map_while(Option::as_ref).chain(&self.more)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+    use super::*;
+    use crate::domain::testing::{backends, row};
+
+    #[test]
+    fn more_than_fit_inline_are_remembered_too() {
+        let rows: Vec<_> = (0..20).map(|at| row(&format!("b{at}"), "sa")).collect();
+        let backends = backends(&rows);
+        let mut tried = Tried::new();
+        assert!(tried.is_empty());
+        for (at, backend) in backends.iter().enumerate() {
+            assert!(!tried.contains(backend));
+            tried.push(backend);
+            assert!(tried.contains(backend));
+            assert_eq!(tried.len(), at + 1);
+        }
+    }
+
+    #[test]
+    fn a_backend_is_known_again_in_a_later_snapshot() {
+        let backend = backends(&[row("b", "sa")])[0].clone();
+        let later = Backend { region: crate::domain::testing::region("us"), ..Backend::clone(&backend) };
+        let mut tried = Tried::new();
+        tried.push(&backend);
+        assert!(tried.contains(&later));
+    }
+}

@@ -55,6 +55,8 @@ impl Signals {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
     use super::*;
 
     /// One test for all, because signals belong to the whole process.

@@ -119,6 +119,8 @@ fn millis(time: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
     use super::*;
     use crate::adapters::outbound::observer::sample;
 

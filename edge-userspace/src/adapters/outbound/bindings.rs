@@ -138,7 +138,9 @@ impl<C: Clock> BindingTable<C> {
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
         match self.map.entry(key.clone()) {
             Entry::Occupied(entry) => return entry.into_ref().renew(backend, now),
-            Entry::Vacant(entry) => entry.insert(Binding { backend: backend.clone(), used: AtomicU64::new(now), ticket }),
+            Entry::Vacant(entry) => {
+                entry.insert(Binding { backend: backend.clone(), used: AtomicU64::new(now), ticket })
+            }
         };
         let home = self.hasher.hash_one(&key) as usize % self.queues.len().max(1);
         if let Some(queue) = self.queues.get(home) {

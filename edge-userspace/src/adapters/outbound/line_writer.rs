@@ -120,6 +120,8 @@ impl Write for LineWriter {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
     use super::*;
     use std::sync::Mutex;
 

@@ -39,6 +39,8 @@ impl Observer for Recorder {
 
 #[cfg(test)]
 pub(crate) mod sample {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
     use std::time::{Duration, UNIX_EPOCH};
 
     use crate::domain::*;

@@ -1,9 +1,11 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
 use std::collections::VecDeque;
 use std::sync::mpsc;
 
 use super::*;
-use crate::domain::testing::row;
 use crate::domain::RawRouting;
+use crate::domain::testing::row;
 
 /// Answers as it is told, in order; afterwards nothing changes.
 #[derive(Default)]

@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
 use crate::domain::testing::{app_name, id, row, snapshot};
 use crate::domain::{RawBackend, Snapshot};
 

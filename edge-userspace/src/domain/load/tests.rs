@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
 use std::sync::atomic::AtomicBool;
 
 use proptest::prelude::*;
@@ -47,7 +49,8 @@ fn threads_never_exceed_the_hard_limit() {
             });
         }
         // Fills the limit at least once whatever the scheduler does.
-        let permits: Vec<_> = std::iter::repeat_with(|| load.try_reserve(limits)).take(50_000).take_while(Option::is_some).collect();
+        let permits: Vec<_> =
+            std::iter::repeat_with(|| load.try_reserve(limits)).take(50_000).take_while(Option::is_some).collect();
         std::hint::black_box(permits);
     });
     let all: Vec<_> = std::iter::from_fn(|| load.try_reserve(limits)).collect();

@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
 use crate::domain::testing::{World, id, region, row};
 use crate::domain::*;
 

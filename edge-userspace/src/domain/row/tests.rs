@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
 use proptest::prelude::*;
 
 use super::*;
@@ -85,7 +87,8 @@ fn any_value() -> impl Strategy<Value = RawValue> {
         (-2i64..70_000).prop_map(RawValue::Integer),
         any::<f64>().prop_map(RawValue::Real),
         any::<String>().prop_map(RawValue::Text),
-        prop::sample::select(vec!["sa", "ready", "drain", "BR", "192.0.2.1", "::1", "[::1]", "b"]).prop_map(RawValue::from),
+        prop::sample::select(vec!["sa", "ready", "drain", "BR", "192.0.2.1", "::1", "[::1]", "b"])
+            .prop_map(RawValue::from),
     ]
 }
 

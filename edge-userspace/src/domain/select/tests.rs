@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
 use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
@@ -262,7 +264,8 @@ const REGIONS: [&str; 5] = ["sa", "us", "eu", "ap", "lab"];
 fn any_row() -> impl Strategy<Value = (RawBackend, u32)> {
     let app = prop_oneof![5 => Just("web"), 1 => Just("other")];
     let state = prop_oneof![6 => Just("ready"), 1 => Just("drain"), 1 => Just("maint")];
-    let limits = (0i64..4, 0i64..4).prop_map(|(soft, more)| if more == 0 { (soft, 0) } else { (soft, soft + more - 1) });
+    let limits =
+        (0i64..4, 0i64..4).prop_map(|(soft, more)| if more == 0 { (soft, 0) } else { (soft, soft + more - 1) });
     let healthy = prop_oneof![5 => Just(1i64), 1 => Just(0)];
     (app, 0..REGIONS.len(), state, limits, healthy, 0i64..4, 0u32..5).prop_map(
         |(app, at, state, (soft, hard), healthy, weight, active)| {
@@ -347,4 +350,35 @@ proptest! {
         drop(held);
         prop_assert!(snapshot.backends().all(|backend| backend.load.active() == 0));
     }
+}
+
+#[test]
+fn threads_with_and_without_bindings_never_exceed_the_hard_limit() {
+    let rows: Vec<RawBackend> =
+        ["a", "b"].iter().map(|id| RawBackend { hard_limit: 5.into(), ..row(id, "sa") }).collect();
+    let snapshot = snapshot(&rows);
+    let (app, sa, a) = (crate::domain::testing::app_name("web"), region("sa"), id("a"));
+    std::thread::scope(|scope| {
+        for seed in 0..8 {
+            let (snapshot, app, sa, a) = (&snapshot, &app, &sa, &a);
+            scope.spawn(move || {
+                let mut rng = fastrand::Rng::with_seed(seed);
+                let mut held = VecDeque::new();
+                for round in 0..5000 {
+                    let bound = (round % 2 == 0).then_some(a);
+                    let request = Request { client_region: Some(sa), pop_region: sa, bound };
+                    let index = snapshot.app(app).unwrap();
+                    match pick(index, snapshot.regions(), &request, &Tried::new(), &mut rng) {
+                        Ok(pick) => held.push_back(pick),
+                        Err(why) => assert_eq!(why, NoBackend::AllFull),
+                    }
+                    assert!(index.backends().iter().all(|backend| backend.load.active() <= 5));
+                    if held.len() > 2 || round % 3 == 0 {
+                        held.pop_front();
+                    }
+                }
+            });
+        }
+    });
+    assert!(snapshot.backends().all(|backend| backend.load.active() == 0));
 }

@@ -126,7 +126,9 @@ mod tests {
         for host in ["localhost", "LOCALHOST:9090", "127.0.0.1", "127.1.2.3:80", "[::1]:9090", "[::1]", "::1"] {
             assert!(is_local(host), "{host}");
         }
-        for host in ["", "evil.example", "localhost.evil.example", "10.0.0.1:9090", "127.0.0.1.evil.example:80", "[::2]"] {
+        for host in
+            ["", "evil.example", "localhost.evil.example", "10.0.0.1:9090", "127.0.0.1.evil.example:80", "[::2]"]
+        {
             assert!(!is_local(host), "{host}");
         }
     }

@@ -1,6 +1,9 @@
 //! The API as its clients see it, over real sockets.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -43,8 +46,6 @@ pub(crate) async fn serve(socket: &Path, tcp: Option<&str>) -> (Option<std::net:
     (server.tcp_addr(), tokio::spawn(server.run(Arc::new(Fake::default()))))
 }
 
-use std::sync::Arc;
-
 async fn exchange(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, request: &[u8]) -> String {
     stream.write_all(request).await.unwrap();
     let mut answer = Vec::new();
@@ -68,7 +69,11 @@ async fn the_socket_serves_reads_and_changes() {
         exchange(UnixStream::connect(&path).await.unwrap(), &request(method, at, "x", body)).await
     };
     let answer = ask("GET", "/metrics", "").await;
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("application/openmetrics-text") && answer.ends_with("# EOF\n"));
+    assert!(
+        answer.starts_with("HTTP/1.1 200")
+            && answer.contains("application/openmetrics-text")
+            && answer.ends_with("# EOF\n")
+    );
     assert!(ask("GET", "/healthz", "").await.ends_with("ok\n"));
     assert!(ask("GET", "/readyz", "").await.starts_with("HTTP/1.1 200"));
     assert!(ask("GET", "/api/v1/status", "").await.contains("\"generation\":7"));

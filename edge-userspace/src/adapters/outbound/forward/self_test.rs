@@ -41,8 +41,7 @@ pub enum SelfTestError {
 }
 
 /// Runs the test; takes some 20 ms.
-pub fn run(kernel: &Arc<Kernel>) -> Result<(), SelfTestError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+pub async fn run(kernel: &Arc<Kernel>) -> Result<(), SelfTestError> {
     let (client, proxy_client) = connected()?;
     let (proxy_backend, backend) = connected()?;
     let sent = pattern(BURST, 1);
@@ -55,7 +54,7 @@ pub fn run(kernel: &Arc<Kernel>) -> Result<(), SelfTestError> {
     proxy_backend.set_nonblocking(true)?;
     let offload = Offload::begin(kernel, [proxy_client, proxy_backend], [0; 2]).map_err(|_| SelfTestError::Refused)?;
     let limits = TimeLimits { idle: LIMIT, half_close: LIMIT };
-    let report = runtime.block_on(offload.run(&limits, &Cut::default()));
+    let report = Box::pin(offload.run(&limits, &Cut::default())).await;
     sender.join().map_err(|_| SelfTestError::Thread)??;
     receiver.join().map_err(|_| SelfTestError::Thread)??;
     judge(&report)

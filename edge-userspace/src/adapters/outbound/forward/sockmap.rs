@@ -109,6 +109,10 @@ impl Offload {
         sockets: [TcpStream; 2],
         read_before: [u64; 2],
     ) -> Result<Self, (Fallback, [TcpStream; 2])> {
+        // The map takes established sockets only. Found out now the pair can still be copied in the ordinary way.
+        if sockets.iter().any(|socket| socket::tcp_info(socket.as_fd()).map_or(true, |info| info.fin)) {
+            return Err((Fallback::InsertRefused, sockets));
+        }
         let Some(mut slot) = kernel.reserve() else {
             return Err((Fallback::NoFreeRecord, sockets));
         };
@@ -116,9 +120,8 @@ impl Offload {
         let lanes = SIDES.map(|side| Lane::new(&sockets, side, read_before));
         // Records, then the backend, then the client: a socket whose peer is not in the map passes everything, one
         // without a record too. If the backend is refused nothing is in the map yet.
-        let prepared = slot
-            .prepare([client.as_fd(), backend.as_fd()])
-            .and_then(|()| slot.insert(BACKEND, backend.as_fd()));
+        let prepared =
+            slot.prepare([client.as_fd(), backend.as_fd()]).and_then(|()| slot.insert(BACKEND, backend.as_fd()));
         if let Err(why) = prepared {
             tracing::debug!(%why, "backend socket not inserted");
             return Err((Fallback::InsertRefused, sockets));
@@ -501,9 +504,7 @@ impl Offload {
     fn rewatch(&mut self) {
         for side in SIDES {
             let wanted = self.wanted[side];
-            if wanted != self.watched[side]
-                && self.slot.rewatch(side, self.sockets[side].as_fd(), wanted).is_ok()
-            {
+            if wanted != self.watched[side] && self.slot.rewatch(side, self.sockets[side].as_fd(), wanted).is_ok() {
                 self.watched[side] = wanted;
             }
         }

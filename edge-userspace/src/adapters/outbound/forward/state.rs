@@ -33,20 +33,41 @@ impl Policy {
 pub struct KernelPath {
     policy: Policy,
     kernel: Option<Arc<Kernel>>,
-    condemned: AtomicBool,
+    usable: AtomicBool,
+    self_test: Option<&'static str>,
     why_not: ArcSwapOption<String>,
 }
 
 impl KernelPath {
     /// The programs are loaded and passed their self-test.
     pub fn open(policy: Policy, kernel: Arc<Kernel>) -> Self {
-        Self { policy, kernel: Some(kernel), condemned: AtomicBool::new(false), why_not: ArcSwapOption::empty() }
+        Self::new(policy, Some(kernel), Some("passed"), None)
     }
 
-    /// There is none, for the reason given. `kernel` may still count connections.
+    /// There is none, for the reason given. A `kernel` that failed its self-test still counts connections.
     pub fn closed(policy: Policy, kernel: Option<Arc<Kernel>>, why: String) -> Self {
-        let why_not = ArcSwapOption::from_pointee(why);
-        Self { policy, kernel, condemned: AtomicBool::new(true), why_not }
+        let self_test = kernel.is_some().then_some("failed");
+        Self::new(policy, kernel, self_test, Some(why))
+    }
+
+    /// The operator asked for userspace only: no program is loaded.
+    pub fn not_wanted() -> Self {
+        Self::new(Policy::Copy, None, None, None)
+    }
+
+    fn new(policy: Policy, kernel: Option<Arc<Kernel>>, self_test: Option<&'static str>, why: Option<String>) -> Self {
+        let usable = AtomicBool::new(kernel.is_some() && why.is_none());
+        Self { policy, kernel, usable, self_test, why_not: ArcSwapOption::from(why.map(Arc::new)) }
+    }
+
+    /// What new connections get.
+    pub fn active(&self) -> Policy {
+        if self.is_open() { self.policy } else { Policy::Copy }
+    }
+
+    /// How the self-test ended; `None` if it was not run.
+    pub fn self_test(&self) -> Option<&'static str> {
+        self.self_test
     }
 
     pub fn policy(&self) -> Policy {
@@ -55,7 +76,7 @@ impl KernelPath {
 
     /// Whether new connections may use it.
     pub fn is_open(&self) -> bool {
-        self.kernel.is_some() && !self.condemned.load(Ordering::Acquire)
+        self.usable.load(Ordering::Acquire)
     }
 
     /// The programs, for new connections.
@@ -79,7 +100,7 @@ impl KernelPath {
             kernel.gate_all(true);
         }
         self.why_not.store(Some(Arc::new(format!("byte counts disagreed: {what}"))));
-        self.condemned.store(true, Ordering::Release);
+        self.usable.store(false, Ordering::Release);
         tracing::error!(what, "the kernel path is switched off: byte counts of a connection disagree");
     }
 }

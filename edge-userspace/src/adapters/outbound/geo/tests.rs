@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
 use super::*;
 
 fn locate(geo: &Geo, ip: &str) -> (Option<String>, GeoSource) {

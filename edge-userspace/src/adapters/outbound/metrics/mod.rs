@@ -14,7 +14,9 @@ use counters::{Labelled, Times};
 
 use crate::application::ports::GeoSource;
 use crate::application::status::{ConnectionStatus, Status};
-use crate::domain::{ConnectFailure, Fallback, ForwarderKind, NoBackend, Outcome, PickReason, RejectReason, Skip, Termination};
+use crate::domain::{
+    ConnectFailure, Fallback, ForwarderKind, NoBackend, Outcome, PickReason, RejectReason, Skip, Termination,
+};
 
 /// Upper bounds in seconds: a LAN connect takes 0.1 ms, one around the world 0.3 s, a lost SYN 1 s, 3 s, 7 s.
 const CONNECT_BOUNDS: [f64; 12] = [0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0];
@@ -56,7 +58,8 @@ impl Metrics {
     pub fn new(lost: Vec<(&'static str, Arc<AtomicU64>)>) -> Self {
         let rejects = [RejectReason::NoApp, RejectReason::MaxConnections].into_iter();
         let rejects = rejects.chain(NoBackend::ALL.into_iter().map(RejectReason::NoBackend));
-        let skips = [Skip::Gone, Skip::Drain, Skip::Maint, Skip::Unhealthy, Skip::WeightZero, Skip::AtHardLimit, Skip::Tried];
+        let skips =
+            [Skip::Gone, Skip::Drain, Skip::Maint, Skip::Unhealthy, Skip::WeightZero, Skip::AtHardLimit, Skip::Tried];
         Self {
             accepted: AtomicU64::new(0),
             closed: Labelled::new(Termination::ALL.into_iter().map(Termination::letters)),

@@ -23,13 +23,16 @@ pub(super) const GENERATION: Name = ("routing_generation", "Generation of the ro
 pub(super) const REJECTED_ROWS: Name = ("routing_rejected_rows", "Bad rows in the last read of the routing database");
 pub(super) const GEO_LOOKUPS: Name = ("geo_lookups", "Clients located, by where the answer came from");
 pub(super) const FLOWS: Name = ("flows", "Connections forwarded, by the forwarder that carried them last");
-pub(super) const FALLBACKS: Name = ("forwarder_fallbacks", "Connections that did not use or left the kernel path, by why");
+pub(super) const FALLBACKS: Name =
+    ("forwarder_fallbacks", "Connections that did not use or left the kernel path, by why");
 pub(super) const KERNEL_PATH: Name = ("kernel_path_active", "1 while new connections may take the kernel path");
 pub(super) const FLOWS_IN_KERNEL: Name = ("kernel_flows", "Connections on the kernel path now");
-pub(super) const KERNEL_BYTES: Name = ("kernel_forwarded_bytes", "Payload the kernel has forwarded, running flows included");
+pub(super) const KERNEL_BYTES: Name =
+    ("kernel_forwarded_bytes", "Payload the kernel has forwarded, running flows included");
 pub(super) const ACCEPT_ERRORS: Name = ("accept_errors", "Failures of accept, by kind");
 pub(super) const LOST_RECORDS: Name = ("log_records_lost", "Log records dropped because their reader was too slow");
-pub(super) const BACKEND_CONNECTIONS: Name = ("backend_connections", "Connections of a backend, as the balancer counts them");
+pub(super) const BACKEND_CONNECTIONS: Name =
+    ("backend_connections", "Connections of a backend, as the balancer counts them");
 pub(super) const BACKEND_KERNEL_CONNECTIONS: Name =
     ("backend_kernel_connections", "Connections of a backend, as the kernel counts them");
 pub(super) const BACKEND_HARD_LIMIT: Name = ("backend_hard_limit", "Hard limit of a backend; 0 = unlimited");

@@ -18,7 +18,17 @@ pub enum DatabaseError {
 }
 
 const BACKEND_COLUMNS: [&str; 12] = [
-    "id", "app", "region", "wg_ip", "port", "healthy", "weight", "soft_limit", "hard_limit", "deleted", "country",
+    "id",
+    "app",
+    "region",
+    "wg_ip",
+    "port",
+    "healthy",
+    "weight",
+    "soft_limit",
+    "hard_limit",
+    "deleted",
+    "country",
     "state",
 ];
 
@@ -42,7 +52,8 @@ pub fn read_routing(connection: &Connection) -> Result<RawRouting, DatabaseError
 /// All rows of `backends`, deleted ones included, by id.
 pub fn backend_rows(connection: &Connection) -> Result<Vec<RawBackend>, DatabaseError> {
     let present = columns(connection, "backends")?.ok_or(DatabaseError::NoTable)?;
-    if let Some(missing) = BACKEND_COLUMNS.iter().take(REQUIRED).find(|name| !present.iter().any(|have| have == *name)) {
+    if let Some(missing) = BACKEND_COLUMNS.iter().take(REQUIRED).find(|name| !present.iter().any(|have| have == *name))
+    {
         return Err(DatabaseError::NoColumn(missing));
     }
     select(connection, "backends", &BACKEND_COLUMNS, &present, |row| {

@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
 use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
@@ -169,7 +171,8 @@ fn rows_of_wrong_types_are_refused_alone_by_id() {
 fn unusable_files_are_errors_that_say_so() {
     let files = Files::new();
     let said = |source: &mut SqliteSource| source.read().unwrap_err().to_string();
-    std::fs::write(files.path(), "this is no database, but it is longer than a header of one hundred bytes".repeat(3)).unwrap();
+    std::fs::write(files.path(), "this is no database, but it is longer than a header of one hundred bytes".repeat(3))
+        .unwrap();
     assert!(said(&mut files.source()).contains("not a database"));
     std::fs::remove_file(files.path()).unwrap();
     files.run("CREATE TABLE other (id TEXT)");
@@ -199,7 +202,8 @@ fn a_locked_file_is_an_error_now_and_read_later() {
 fn the_schema_can_be_replicated() {
     let connection = Connection::open_in_memory().unwrap();
     connection.execute_batch(SCHEMA).unwrap();
-    let text: String = SCHEMA.lines().filter(|line| !line.trim_start().starts_with("--")).collect::<Vec<_>>().join("\n");
+    let text: String =
+        SCHEMA.lines().filter(|line| !line.trim_start().starts_with("--")).collect::<Vec<_>>().join("\n");
     for word in ["UNIQUE", "REFERENCES", "FOREIGN", "AUTOINCREMENT", "VIEW", "TRIGGER", "WITHOUT"] {
         assert!(!text.to_uppercase().contains(word), "{word}");
     }
@@ -229,9 +233,21 @@ fn the_schema_refuses_what_the_loader_would() {
     let connection = Connection::open_in_memory().unwrap();
     connection.execute_batch(&format!("{SCHEMA} {ROW}")).unwrap();
     for change in [
-        "port = 0", "port = 65536", "port = 'http'", "port = 80.5", "weight = -1", "weight = 'much'", "soft_limit = -1",
-        "hard_limit = 50", "healthy = 2", "state = 'resting'", "country = 'Brazil'", "app = ''", "region = ''",
-        "wg_ip = ''", "deleted = 2",
+        "port = 0",
+        "port = 65536",
+        "port = 'http'",
+        "port = 80.5",
+        "weight = -1",
+        "weight = 'much'",
+        "soft_limit = -1",
+        "hard_limit = 50",
+        "healthy = 2",
+        "state = 'resting'",
+        "country = 'Brazil'",
+        "app = ''",
+        "region = ''",
+        "wg_ip = ''",
+        "deleted = 2",
     ] {
         assert!(connection.execute_batch(&format!("UPDATE backends SET {change}")).is_err(), "{change}");
     }

@@ -104,6 +104,11 @@ impl Events {
         }
     }
 
+    /// The pairs that are in use now.
+    pub(super) fn live_pairs(&self) -> impl Iterator<Item = u32> + '_ {
+        (0u32..).zip(&self.pairs).filter(|(_, events)| events.live.load(Ordering::Acquire)).map(|(pair, _)| pair)
+    }
+
     pub(super) fn watch(&self, pair: u32, side: usize, fd: BorrowedFd<'_>, interest: Interest) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_ADD, fd.as_raw_fd(), interest.epoll_bits(), socket_key(pair, side))
     }
@@ -200,10 +205,7 @@ fn announce_socket(kernel: &Kernel, socket: u64, bits: u32) {
 
 /// Wakes the pairs with passed bytes that userspace has not written out.
 fn sweep(kernel: &Kernel) {
-    for (pair, events) in (0u32..).zip(&kernel.events.pairs) {
-        if !events.live.load(Ordering::Acquire) {
-            continue;
-        }
+    for pair in kernel.events.live_pairs() {
         let behind = |slot| {
             let flow = kernel.flow(slot);
             flow.passed() != flow.consumed()

@@ -9,6 +9,7 @@ mod pairs;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::{HashMap, Map, MapData, MapError, RingBuf, SockHash};
@@ -16,16 +17,19 @@ use aya::programs::{ProgramError, SkSkb};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use edge_common::{Control, Flow, MAX_FLOWS};
 
-pub(super) use self::events::{Interest, Ready};
-pub(super) use self::pairs::PairSlot;
 use self::btf::{Btf, BtfError};
 pub use self::counts::BackendCounts;
 use self::events::Events;
+pub(super) use self::events::{Interest, Ready};
 use self::mapped::{FlowView, MappedArray};
 use self::pairs::PairPool;
+pub(super) use self::pairs::PairSlot;
 
 /// The programs, compiled by `cargo xtask build-ebpf` (or a fresh build of them, see build.rs).
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/edge.bpf.o"));
+
+/// Hash of the sources that the programs were built from, as committed with them.
+pub const SOURCES: &str = env!("EDGEPROXY_BPF_SOURCES");
 
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -63,6 +67,8 @@ pub struct Kernel {
     pairs: PairPool,
     events: Events,
     counts: Option<Arc<BackendCounts>>,
+    /// Bytes of flows that have ended.
+    forwarded: AtomicU64,
     limits: KernelLimits,
     /// Keeps the programs attached.
     _programs: Mutex<Ebpf>,
@@ -110,6 +116,7 @@ impl Kernel {
                     None
                 }
             },
+            forwarded: AtomicU64::new(0),
             limits,
             _programs: Mutex::new(programs),
         });
@@ -126,6 +133,14 @@ impl Kernel {
     /// Pairs that are in the kernel now.
     pub fn pairs_in_use(&self) -> u32 {
         self.pairs.in_use()
+    }
+
+    /// Bytes redirected since the start, flows that still run included.
+    pub fn forwarded(&self) -> u64 {
+        let live = self.events.live_pairs();
+        let running: u64 =
+            live.map(|pair| self.flow(pair * 2).redirected() + self.flow(pair * 2 + 1).redirected()).sum();
+        self.forwarded.load(Ordering::Relaxed) + running
     }
 
     /// The kill switch: with `gate`, running and new flows are left to userspace, without losing a byte.

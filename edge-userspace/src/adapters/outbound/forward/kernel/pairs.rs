@@ -108,7 +108,9 @@ impl Drop for PairSlot {
         for cookie in self.cookies.iter().filter(|c| **c != 0) {
             self.kernel.remove_slot(*cookie);
         }
+        let moved = self.flow(0).redirected() + self.flow(1).redirected();
         self.kernel.events.end(self.index);
+        self.kernel.forwarded.fetch_add(moved, Ordering::Relaxed);
         self.kernel.pairs.give_back(self.index);
         self.kernel.set_share();
     }

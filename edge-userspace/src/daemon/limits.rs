@@ -1,0 +1,38 @@
+//! What this host lets the daemon have.
+#![allow(unsafe_code)]
+
+use std::num::NonZero;
+
+use edgeproxy::config::Settings;
+
+/// Descriptors that are not connections: listeners, maps, the database, the admin API.
+const RESERVED_FILES: u64 = 128;
+
+/// Worker threads: as configured, or one for each core this process may use.
+pub(crate) fn workers(settings: &Settings) -> usize {
+    match settings.workers {
+        0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+        count => count,
+    }
+}
+
+/// Connections to hold at once: as configured, or two descriptors each of what may be open.
+pub(crate) fn connections(settings: &Settings) -> usize {
+    let files = raise_file_limit();
+    match usize::try_from(settings.max_connections) {
+        Ok(count) if count > 0 => count,
+        _ => usize::try_from(files.saturating_sub(RESERVED_FILES) / 2).unwrap_or(usize::MAX).max(1),
+    }
+}
+
+/// Raises the soft limit on open files to the hard one, and says what it is.
+fn raise_file_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes one struct.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+        return 1024;
+    }
+    let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+    // SAFETY: reads one struct.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raised) } == 0 { raised.rlim_cur } else { limit.rlim_cur }
+}

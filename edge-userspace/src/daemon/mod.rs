@@ -1,0 +1,211 @@
+//! `edgeproxy run`: puts the parts together, in the order in which they can fail, and takes them apart again.
+
+mod control;
+mod kernel_path;
+mod limits;
+mod workers;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::time::SystemTime;
+
+use edgeproxy::adapters::inbound::admin::AdminServer;
+use edgeproxy::adapters::inbound::listeners;
+use edgeproxy::adapters::inbound::signals::{Signal, Signals};
+use edgeproxy::adapters::outbound::access_log::AccessLog;
+use edgeproxy::adapters::outbound::bindings::BindingTable;
+use edgeproxy::adapters::outbound::forward::KernelPath;
+use edgeproxy::adapters::outbound::geo::Geo;
+use edgeproxy::adapters::outbound::logging::Logging;
+use edgeproxy::adapters::outbound::metrics::Metrics;
+use edgeproxy::adapters::outbound::observer::Recorder;
+use edgeproxy::adapters::outbound::sqlite::SqliteSource;
+use edgeproxy::application::drain::Connections;
+use edgeproxy::application::reload::{ReloadCommand, ReloadLoop, Tick};
+use edgeproxy::application::routing::RoutingTable;
+use edgeproxy::cli::{CliError, Exit, SettingArgs};
+use edgeproxy::config::Settings;
+
+use self::control::DaemonControl;
+use self::workers::Workers;
+
+/// How long connections may take to go after the drain deadline has cut them.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// What the parts of the daemon share.
+pub(crate) struct Shared {
+    settings: Settings,
+    routing: Arc<RoutingTable>,
+    geo: Arc<Geo>,
+    bindings: Arc<BindingTable>,
+    recorder: Arc<Recorder>,
+    connections: Arc<Connections>,
+    path: Arc<KernelPath>,
+    listeners: Vec<SocketAddr>,
+    worker_count: usize,
+    /// Connections held at once, as far as files allow.
+    max_connections: usize,
+}
+
+/// Runs the daemon until it is told to stop; the exit code says how it ended.
+pub(crate) fn run(args: &SettingArgs) -> Result<u8, CliError> {
+    let settings = args.load()?.settings;
+    let logging = Logging::start(settings.log_level, settings.log_format).map_err(failed)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    runtime.block_on(start(settings, &logging))
+}
+
+async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
+    // From here on a signal means an end in good order.
+    let signals = Signals::install().map_err(failed)?;
+    let (routing, reload) = load_routing(&settings)?;
+    let geo = open_geo(&settings)?;
+    let admin_tcp = settings.admin_listen.map(edgeproxy::config::LoopbackAddr::socket_addr);
+    let admin = AdminServer::bind(&settings.admin_socket, admin_tcp).await.map_err(failed)?;
+    let max_connections = limits::connections(&settings);
+    let path = Arc::new(kernel_path::open(&settings).await);
+    let worker_count = limits::workers(&settings);
+    let mut sockets = Vec::new();
+    for addr in &settings.listen_addr {
+        sockets.push(listeners::open(*addr, worker_count, settings.backlog).map_err(failed)?);
+    }
+    let listeners = sockets.iter().filter_map(|of_addr| of_addr.first()?.local_addr().ok()).collect();
+    let metrics = Metrics::new(vec![("log", logging.messages.lost()), ("access", logging.access.lost())]);
+    let access_log = settings.access_log.then(|| AccessLog::new(logging.access.clone()));
+    let shared = Arc::new(Shared {
+        routing,
+        geo,
+        bindings: Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity)),
+        recorder: Arc::new(Recorder { metrics: Arc::new(metrics), access_log }),
+        connections: Arc::default(),
+        path,
+        listeners,
+        worker_count,
+        max_connections,
+        settings,
+    });
+    serve(shared, sockets, admin, signals, reload).await
+}
+
+/// Everything is there: serve until told to stop, then drain.
+async fn serve(
+    shared: Arc<Shared>,
+    sockets: Vec<Vec<std::net::TcpListener>>,
+    admin: AdminServer,
+    mut signals: Signals,
+    reload: ReloadLoop<SqliteSource>,
+) -> Result<u8, CliError> {
+    let (commands, inbox) = mpsc::channel();
+    spawn_reload(&shared, reload, inbox).map_err(failed)?;
+    spawn_binding_sweep(&shared);
+    let workers = Workers::start(&shared, sockets).map_err(failed)?;
+    let control = Arc::new(DaemonControl::new(Arc::clone(&shared), commands.clone()));
+    let admin_addr = admin.tcp_addr();
+    let admin = tokio::spawn(admin.run(Arc::clone(&control) as _));
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        listeners = ?shared.listeners,
+        admin_socket = %shared.settings.admin_socket.display(),
+        admin_listen = ?admin_addr,
+        forwarder = shared.path.active().as_str(),
+        region = %shared.settings.region,
+        "edgeproxy is ready"
+    );
+    let code = loop {
+        tokio::select! {
+            signal = signals.next() => match signal {
+                Signal::Reload => control.reload_in_background(),
+                Signal::Drain => break drain(&shared, &workers, &mut signals, &control).await,
+                Signal::Quit { exit_code } => break exit_code,
+            },
+            () = control.drain_asked() => break drain(&shared, &workers, &mut signals, &control).await,
+        }
+    };
+    let _ = commands.send(ReloadCommand::Stop);
+    admin.abort();
+    // The admin socket's file goes with its task.
+    let _ = admin.await;
+    workers.stop();
+    tracing::info!(code, "edgeproxy ends");
+    Ok(code)
+}
+
+/// No new connections; existing ones live until they end, the deadline passes, or a second signal comes.
+async fn drain(shared: &Shared, workers: &Workers, signals: &mut Signals, control: &DaemonControl) -> u8 {
+    let limit = shared.settings.drain_timeout;
+    shared.connections.start_draining();
+    workers.stop_accepting();
+    tracing::info!(connections = shared.connections.active(), ?limit, "draining");
+    let none_left = tokio::time::timeout(limit, workers.idle(&shared.connections));
+    tokio::pin!(none_left);
+    loop {
+        tokio::select! {
+            ended = &mut none_left => {
+                if ended.is_err() {
+                    tracing::warn!(connections = shared.connections.active(), "drain deadline: cutting what is left");
+                    workers.cut();
+                    let _ = tokio::time::timeout(LAST_WORDS, workers.idle(&shared.connections)).await;
+                }
+                return Exit::Ok.code();
+            }
+            signal = signals.next() => match signal {
+                Signal::Reload => control.reload_in_background(),
+                Signal::Quit { exit_code } => return exit_code,
+                // The admin API asked for the drain; the first signal only confirms it.
+                Signal::Drain => {}
+            },
+        }
+    }
+}
+
+/// The first load must succeed: a POP that routes nowhere is of no use, and the reason is known now.
+fn load_routing(settings: &Settings) -> Result<(Arc<RoutingTable>, ReloadLoop<SqliteSource>), CliError> {
+    let table = Arc::new(RoutingTable::new());
+    let mut reload = ReloadLoop::new(SqliteSource::new(&settings.db_path), Arc::clone(&table));
+    match reload.tick(SystemTime::now()) {
+        Tick::Refused(why) => Err(failed(why)),
+        Tick::Reloaded(_) | Tick::Unchanged => Ok((table, reload)),
+    }
+}
+
+fn open_geo(settings: &Settings) -> Result<Arc<Geo>, CliError> {
+    let overrides: Vec<_> = settings.geo_override.iter().map(|over| (over.prefix, over.country)).collect();
+    Geo::open(settings.geoip_path.as_deref(), &overrides).map(Arc::new).map_err(failed)
+}
+
+fn spawn_reload(
+    shared: &Shared,
+    reload: ReloadLoop<SqliteSource>,
+    inbox: Receiver<ReloadCommand>,
+) -> std::io::Result<()> {
+    let interval = shared.settings.db_reload;
+    let geo = Arc::clone(&shared.geo);
+    let look_after_geo = move || match geo.maybe_reload() {
+        Ok(true) => tracing::info!("geo database reloaded"),
+        Ok(false) => {}
+        Err(why) => tracing::warn!(%why, "geo database not reloaded; the old one stays"),
+    };
+    std::thread::Builder::new()
+        .name("edge-reload".into())
+        .spawn(move || reload.run(interval, &inbox, look_after_geo))
+        .map(drop)
+}
+
+/// Bindings that have ended never count; this gives their memory back.
+fn spawn_binding_sweep(shared: &Shared) {
+    let bindings = Arc::clone(&shared.bindings);
+    let mut ticks = tokio::time::interval(shared.settings.binding_gc_interval);
+    tokio::spawn(async move {
+        loop {
+            ticks.tick().await;
+            let bindings = Arc::clone(&bindings);
+            // May walk a million entries.
+            let _ = tokio::task::spawn_blocking(move || bindings.gc()).await;
+        }
+    });
+}
+
+fn failed(why: impl std::fmt::Display) -> CliError {
+    CliError::Failed(why.to_string())
+}

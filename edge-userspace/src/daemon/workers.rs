@@ -1,0 +1,180 @@
+//! The worker threads: each has its own runtime and its own listening sockets, and keeps what it accepts.
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use edgeproxy::adapters::inbound::listeners;
+use edgeproxy::adapters::outbound::connector::TcpConnector;
+use edgeproxy::adapters::outbound::forward::{Forwarders, TimeLimits};
+use edgeproxy::adapters::outbound::tcp_options::TcpOptions;
+use edgeproxy::application::drain::{Connections, Cut};
+use edgeproxy::application::serve::{Proxy, Rules};
+use edgeproxy::domain::AffinityPrefix;
+use tokio::sync::{Notify, watch};
+
+use super::Shared;
+
+/// The running workers.
+pub(crate) struct Workers {
+    threads: Vec<JoinHandle<()>>,
+    phase: watch::Sender<Phase>,
+    cuts: Vec<Arc<Cut>>,
+    accepting: Arc<Accepting>,
+}
+
+/// Listeners that have not been closed yet.
+#[derive(Default)]
+struct Accepting {
+    listeners: AtomicUsize,
+    one_closed: Notify,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Accepting,
+    Draining,
+    Over,
+}
+
+impl Workers {
+    /// Starts the workers. `sockets` holds, for each address, one listening socket for each worker.
+    pub(crate) fn start(shared: &Arc<Shared>, sockets: Vec<Vec<TcpListener>>) -> io::Result<Self> {
+        let (phase, _) = watch::channel(Phase::Accepting);
+        let accepting = Arc::new(Accepting::default());
+        accepting.listeners.store(sockets.iter().map(Vec::len).sum(), Ordering::Release);
+        let ids = Arc::new(AtomicU64::new(0));
+        let mut workers = Self { threads: Vec::new(), phase, cuts: Vec::new(), accepting };
+        let mut per_address: Vec<_> = sockets.into_iter().map(Vec::into_iter).collect();
+        for index in 0..shared.worker_count {
+            let own = per_address.iter_mut().filter_map(Iterator::next).collect();
+            let cut = Arc::new(Cut::default());
+            workers.cuts.push(Arc::clone(&cut));
+            let proxy = Arc::new(proxy(shared, &cut, &ids));
+            workers.spawn(index, shared, proxy, own)?;
+        }
+        Ok(workers)
+    }
+
+    fn spawn(
+        &mut self,
+        index: usize,
+        shared: &Arc<Shared>,
+        proxy: Arc<Proxy<TcpConnector, Forwarders>>,
+        listeners: Vec<TcpListener>,
+    ) -> io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let options = tcp_options(shared);
+        let (phase, accepting) = (self.phase.subscribe(), Arc::clone(&self.accepting));
+        let work = async move {
+            for listener in listeners {
+                match tokio::net::TcpListener::from_std(listener) {
+                    Ok(listener) => {
+                        let stop = reached(phase.clone(), Phase::Draining);
+                        let accepting = Arc::clone(&accepting);
+                        let serve = listeners::serve(listener, Arc::clone(&proxy), options, stop);
+                        tokio::spawn(async move {
+                            serve.await;
+                            accepting.closed();
+                        });
+                    }
+                    Err(why) => {
+                        tracing::error!(%why, "a listening socket can't be served");
+                        accepting.closed();
+                    }
+                }
+            }
+            reached(phase, Phase::Over).await;
+        };
+        let thread = std::thread::Builder::new().name(format!("edge-worker-{index}"));
+        self.threads.push(thread.spawn(move || runtime.block_on(work))?);
+        Ok(())
+    }
+
+    /// Closes the listeners, after taking those who are in their queues.
+    pub(crate) fn stop_accepting(&self) {
+        self.phase.send_if_modified(|phase| std::mem::replace(phase, Phase::Draining) == Phase::Accepting);
+    }
+
+    /// Waits until all listeners are closed and no connection is left.
+    pub(crate) async fn idle(&self, connections: &Connections) {
+        self.accepting.none().await;
+        connections.none_left().await;
+    }
+
+    /// Ends what is left.
+    pub(crate) fn cut(&self) {
+        self.cuts.iter().for_each(|cut| cut.now());
+    }
+
+    /// Ends the threads; connections that are left are dropped.
+    pub(crate) fn stop(self) {
+        self.phase.send_replace(Phase::Over);
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker thread died");
+            }
+        }
+    }
+}
+
+impl Accepting {
+    fn closed(&self) {
+        self.listeners.fetch_sub(1, Ordering::AcqRel);
+        self.one_closed.notify_waiters();
+    }
+
+    async fn none(&self) {
+        loop {
+            let mut closed = std::pin::pin!(self.one_closed.notified());
+            closed.as_mut().enable();
+            if self.listeners.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            closed.await;
+        }
+    }
+}
+
+async fn reached(mut phase: watch::Receiver<Phase>, at_least: Phase) {
+    // The sender is gone only when the process ends.
+    let _ = phase.wait_for(|phase| *phase >= at_least).await;
+}
+
+fn proxy(shared: &Shared, cut: &Arc<Cut>, ids: &Arc<AtomicU64>) -> Proxy<TcpConnector, Forwarders> {
+    let settings = &shared.settings;
+    let limits = TimeLimits { idle: settings.idle_timeout, half_close: settings.half_close_timeout };
+    let counts = shared.path.programs().and_then(|kernel| kernel.counts().cloned());
+    Proxy {
+        routing: Arc::clone(&shared.routing),
+        geo: Arc::clone(&shared.geo) as _,
+        bindings: Arc::clone(&shared.bindings) as _,
+        observer: Arc::clone(&shared.recorder) as _,
+        connections: Arc::clone(&shared.connections),
+        ids: Arc::clone(ids),
+        random: || fastrand::u64(..),
+        connector: TcpConnector::new(tcp_options(shared), counts),
+        forwarder: Forwarders::new(Arc::clone(&shared.path), limits, Arc::clone(cut)),
+        rules: Rules {
+            app: settings.app.clone(),
+            pop_region: settings.region.clone(),
+            affinity: affinity(shared),
+            max_connections: shared.max_connections,
+            connect_timeout: settings.connect_timeout,
+            connect_attempts: usize::try_from(settings.connect_attempts).unwrap_or(usize::MAX),
+            connect_budget: settings.connect_budget,
+        },
+    }
+}
+
+fn affinity(shared: &Shared) -> AffinityPrefix {
+    let settings = &shared.settings;
+    // The settings have the same ranges.
+    AffinityPrefix::new(settings.affinity_prefix_v4, settings.affinity_prefix_v6).unwrap_or_default()
+}
+
+fn tcp_options(shared: &Shared) -> TcpOptions {
+    TcpOptions { keepalive: shared.settings.keepalive, user_timeout: shared.settings.tcp_user_timeout }
+}
