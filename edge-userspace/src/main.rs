@@ -11,7 +11,11 @@ use edgeproxy::application::status::GeoStatus;
 use edgeproxy::cli::{self, CliError, Command, Exit, VersionFacts};
 
 fn main() -> ExitCode {
-    let done = match cli::parse() {
+    let command = match cli::parse() {
+        Ok(command) => command,
+        Err(exit) => return exit.into(),
+    };
+    let done = match command {
         Command::Run(args) => return report(daemon::run(&args)),
         Command::Check(args) => cli::check(&args),
         Command::Config(args) => cli::config(&args),

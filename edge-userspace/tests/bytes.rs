@@ -144,7 +144,8 @@ fn the_balancer_and_the_kernel_count_the_same_connections() {
     assert_eq!(counts, seen.iter().map(|n| (*n, Some(*n))).collect::<Vec<_>>());
     assert_eq!(status.active(), 60);
     drop(held);
-    let rest = |status: &xtask::lab::Status| status.backends().iter().all(|(_, n, kernel)| (*n, *kernel) == (0, Some(0)));
+    let rest =
+        |status: &xtask::lab::Status| status.backends().iter().all(|(_, n, kernel)| (*n, *kernel) == (0, Some(0)));
     assert!(rest(&daemon.wait_status(SOON, rest).unwrap()));
 }
 

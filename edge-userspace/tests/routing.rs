@@ -122,7 +122,9 @@ fn clients_reach_the_region_of_their_country() {
     let _backends: Vec<_> =
         regions.iter().zip(1..).map(|(region, n)| world.backend(n, Manner::Close, |row| row.region(region))).collect();
     let daemon = world.daemon(&[("region", "sa")]);
-    for (country, region) in [(BRAZIL, "sa"), (GERMANY, "eu"), (UNITED_STATES, "us"), (JAPAN, "ap"), (SOUTH_AFRICA, "eu")] {
+    for (country, region) in
+        [(BRAZIL, "sa"), (GERMANY, "eu"), (UNITED_STATES, "us"), (JAPAN, "ap"), (SOUTH_AFRICA, "eu")]
+    {
         for (from, to) in [(country.v4(7), daemon.addr()), (country.v6(7), daemon.addr_v6())] {
             let visit = world.lab.run_in(Ns::Clients, || Visit::start(from, to)).unwrap();
             let client = visit.local;
@@ -184,7 +186,9 @@ fn a_changed_row_is_live_without_a_restart() {
     let mut held = world.visit(0, daemon.addr()).unwrap();
     let _second = world.backend(2, Manner::Echo, |row| row);
     world.database.execute("UPDATE backends SET deleted = 1 WHERE id = 'b1'");
-    eventually("clients reach the new backend", || world.visit(1, daemon.addr()).is_ok_and(|visit| visit.backend == "b2"));
+    eventually("clients reach the new backend", || {
+        world.visit(1, daemon.addr()).is_ok_and(|visit| visit.backend == "b2")
+    });
     assert_eq!(held.backend, "b1");
     held.echo(b"a reload leaves existing connections alone").unwrap();
     held.finish().unwrap();
@@ -232,7 +236,9 @@ fn the_seeds_database_works_unmodified() {
         addr.ip(),
         addr.port()
     ));
-    eventually("the moved backend answers", || world.visit(0, daemon.addr()).is_ok_and(|visit| visit.backend == "moved"));
+    eventually("the moved backend answers", || {
+        world.visit(0, daemon.addr()).is_ok_and(|visit| visit.backend == "moved")
+    });
 }
 
 #[test]

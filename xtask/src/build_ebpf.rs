@@ -72,35 +72,20 @@ pub fn build(choice: Choice) -> Result<Built> {
     let root = workspace::root();
     let compiler = toolchain::find_compiler(choice)?;
     let linker = toolchain::find_bpf_linker()?;
-    println!(
-        "building the BPF programs with {}: rustc {}",
-        compiler.kind, compiler.version.full
-    );
+    println!("building the BPF programs with {}: rustc {}", compiler.kind, compiler.version.full);
 
     let sources = manifest::hash_sources(&root)?;
     // Dependencies must be on disk before their places can be taken out of the objects.
     process::run(cargo(&compiler, &linker)?.args(["fetch", "--quiet", "--locked"]))?;
     let mut build = cargo(&compiler, &linker)?;
-    build.args([
-        "build",
-        "--release",
-        "--locked",
-        "-Zbuild-std=core",
-        "--bins",
-        "--target",
-        TARGET,
-    ]);
+    build.args(["build", "--release", "--locked", "-Zbuild-std=core", "--bins", "--target", TARGET]);
     build.env("CARGO_ENCODED_RUSTFLAGS", encoded_flags(&root, &compiler)?);
     process::run(&mut build)?;
     if sources != manifest::hash_sources(&root)? {
         bail!("the sources of the BPF programs changed during the build; run it again");
     }
     let tools = tools(&root, &compiler, &linker)?;
-    Ok(Built {
-        dir: bpf_target_dir(&linker)?.join(TARGET).join("release"),
-        sources,
-        tools,
-    })
+    Ok(Built { dir: bpf_target_dir(&linker)?.join(TARGET).join("release"), sources, tools })
 }
 
 /// A cargo of that compiler, in edge-ebpf, free of what the user's tool chain put in the environment.
@@ -109,9 +94,7 @@ pub fn build(choice: Choice) -> Result<Built> {
 /// When the tools directory can't be put in `PATH`.
 pub fn cargo(compiler: &Compiler, linker: &BpfLinker) -> Result<Command> {
     let mut command = Command::new(&compiler.cargo);
-    for (name, _) in
-        std::env::vars_os().filter(|(name, _)| belongs_to_another_build(&name.to_string_lossy()))
-    {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| belongs_to_another_build(&name.to_string_lossy())) {
         command.env_remove(name);
     }
     command
@@ -119,10 +102,7 @@ pub fn cargo(compiler: &Compiler, linker: &BpfLinker) -> Result<Command> {
         .env("RUSTC", &compiler.rustc)
         // Building core and the BPF target are unstable; this is how a release compiler allows them.
         .env("RUSTC_BOOTSTRAP", "1")
-        .env(
-            "RUSTC_WRAPPER",
-            workspace::root().join(manifest::RUSTC_WRAPPER),
-        )
+        .env("RUSTC_WRAPPER", workspace::root().join(manifest::RUSTC_WRAPPER))
         .env("CARGO_TARGET_DIR", bpf_target_dir(linker)?);
     process::prefer_path(&mut command, &path_dirs(linker))?;
     Ok(command)
@@ -130,34 +110,16 @@ pub fn cargo(compiler: &Compiler, linker: &BpfLinker) -> Result<Command> {
 
 /// `cargo xtask` runs below a cargo of its own, which sets variables meant for its own compiler.
 fn belongs_to_another_build(name: &str) -> bool {
-    let kept = [
-        "CARGO_HOME",
-        "CARGO_NET_",
-        "CARGO_HTTP_",
-        "CARGO_REGISTR",
-        "CARGO_SOURCE_",
-        "CARGO_TERM_",
-    ];
-    let foreign = [
-        "CARGO",
-        "RUSTC",
-        "RUSTFLAGS",
-        "RUSTDOC",
-        "RUSTUP_TOOLCHAIN",
-        "LD_LIBRARY_PATH",
-    ];
-    foreign.iter().any(|prefix| name.starts_with(prefix))
-        && !kept.iter().any(|prefix| name.starts_with(prefix))
+    let kept = ["CARGO_HOME", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_SOURCE_", "CARGO_TERM_"];
+    let foreign = ["CARGO", "RUSTC", "RUSTFLAGS", "RUSTDOC", "RUSTUP_TOOLCHAIN", "LD_LIBRARY_PATH"];
+    foreign.iter().any(|prefix| name.starts_with(prefix)) && !kept.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// rustc looks for the linker, and our script for bpf-linker, in `PATH`: naming a place in a flag would
 /// change the objects.
 #[must_use]
 pub fn path_dirs(linker: &BpfLinker) -> [PathBuf; 2] {
-    [
-        workspace::root().join("xtask/assets/bpf-build"),
-        linker.dir.clone(),
-    ]
+    [workspace::root().join("xtask/assets/bpf-build"), linker.dir.clone()]
 }
 
 /// One directory for each set of linker and wrappers: cargo does not notice when those change.
@@ -165,10 +127,7 @@ fn bpf_target_dir(linker: &BpfLinker) -> Result<PathBuf> {
     let root = workspace::root();
     let rustc = manifest::hash_file(&root.join(manifest::RUSTC_WRAPPER))?;
     let wrapper = manifest::hash_file(&root.join(manifest::LINKER_WRAPPER))?;
-    let name = format!(
-        "{}-llvm{}-{rustc:.6}{wrapper:.6}",
-        linker.version, linker.llvm
-    );
+    let name = format!("{}-llvm{}-{rustc:.6}{wrapper:.6}", linker.version, linker.llvm);
     Ok(workspace::target_dir().join("bpf").join(name))
 }
 
@@ -187,15 +146,10 @@ fn encoded_flags(root: &Path, compiler: &Compiler) -> Result<OsString> {
 /// Places that would end up in debug information, and the names they get instead: a clone elsewhere,
 /// another user's registry or another sysroot must give the same bytes.
 fn remapped(root: &Path, compiler: &Compiler) -> Result<Vec<(PathBuf, &'static str)>> {
-    let mut places = vec![
-        (root.to_path_buf(), "/edgeproxy"),
-        (compiler.sysroot.join("lib/rustlib/src/rust"), "/rust"),
-    ];
+    let mut places = vec![(root.to_path_buf(), "/edgeproxy"), (compiler.sysroot.join("lib/rustlib/src/rust"), "/rust")];
     let registries = workspace::cargo_home()?.join("registry/src");
     let mut found: Vec<PathBuf> = match fs::read_dir(&registries) {
-        Ok(entries) => entries
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .collect(),
+        Ok(entries) => entries.filter_map(|entry| Some(entry.ok()?.path())).collect(),
         Err(_) => Vec::new(),
     };
     found.sort();
@@ -210,8 +164,7 @@ fn tools(root: &Path, compiler: &Compiler, linker: &BpfLinker) -> Result<Tools> 
         rustc_llvm: compiler.version.llvm.clone(),
         bpf_linker: linker.version.clone(),
         bpf_linker_llvm: linker.llvm.clone(),
-        aya_ebpf: locked_version(&lock, "aya-ebpf")
-            .context("edge-ebpf/Cargo.lock does not name aya-ebpf")?,
+        aya_ebpf: locked_version(&lock, "aya-ebpf").context("edge-ebpf/Cargo.lock does not name aya-ebpf")?,
     })
 }
 
@@ -235,10 +188,7 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
     let mut temporary = tempfile::NamedTempFile::new_in(dir).with_context(what)?;
     std::io::Write::write_all(&mut temporary, &bytes).with_context(what)?;
     let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    temporary
-        .as_file()
-        .set_permissions(readable)
-        .with_context(what)?;
+    temporary.as_file().set_permissions(readable).with_context(what)?;
     temporary.persist(to).with_context(what)?;
     Ok(())
 }
@@ -252,32 +202,16 @@ mod tests {
         let lock = "[[package]]\nname = \"aya-ebpf\"\nversion = \"0.2.1\"\n\n\
                     [[package]]\nname = \"aya-ebpf-bindings\"\nversion = \"0.2.0\"\n";
         assert_eq!(locked_version(lock, "aya-ebpf").as_deref(), Some("0.2.1"));
-        assert_eq!(
-            locked_version(lock, "aya-ebpf-bindings").as_deref(),
-            Some("0.2.0")
-        );
+        assert_eq!(locked_version(lock, "aya-ebpf-bindings").as_deref(), Some("0.2.0"));
         assert_eq!(locked_version(lock, "aya"), None);
     }
 
     #[test]
     fn the_outer_cargo_does_not_leak_into_the_build() {
-        for name in [
-            "CARGO_MANIFEST_DIR",
-            "RUSTUP_TOOLCHAIN",
-            "RUSTFLAGS",
-            "RUSTC_WRAPPER",
-            "LD_LIBRARY_PATH",
-        ] {
+        for name in ["CARGO_MANIFEST_DIR", "RUSTUP_TOOLCHAIN", "RUSTFLAGS", "RUSTC_WRAPPER", "LD_LIBRARY_PATH"] {
             assert!(belongs_to_another_build(name), "{name}");
         }
-        for name in [
-            "CARGO_HOME",
-            "CARGO_HTTP_PROXY",
-            "CARGO_NET_OFFLINE",
-            "HTTPS_PROXY",
-            "PATH",
-            "HOME",
-        ] {
+        for name in ["CARGO_HOME", "CARGO_HTTP_PROXY", "CARGO_NET_OFFLINE", "HTTPS_PROXY", "PATH", "HOME"] {
             assert!(!belongs_to_another_build(name), "{name}");
         }
     }

@@ -32,10 +32,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let root = workspace::root();
     let committed = check(&root)?;
-    println!(
-        "the BPF objects belong to their sources ({})",
-        committed.combined
-    );
+    println!("the BPF objects belong to their sources ({})", committed.combined);
     if args.rebuild {
         rebuild(&root, &committed, args.toolchain)?;
     }
@@ -49,9 +46,7 @@ pub fn run(args: &Args) -> Result<()> {
 pub fn check(root: &Path) -> Result<Manifest> {
     let committed = Manifest::load(root)?;
     let (sources, objects) = (manifest::hash_sources(root)?, manifest::hash_objects(root)?);
-    committed
-        .verify(&sources, &build_ebpf::flags(), &objects)
-        .map_err(|stale| anyhow!("{stale}; {REMEDY}"))?;
+    committed.verify(&sources, &build_ebpf::flags(), &objects).map_err(|stale| anyhow!("{stale}; {REMEDY}"))?;
     Ok(committed)
 }
 
@@ -63,23 +58,15 @@ fn rebuild(root: &Path, committed: &Manifest, choice: Choice) -> Result<()> {
     for object in OBJECTS {
         let fresh = workspace::fresh_dir().join(object.fresh);
         build_ebpf::copy(&built.dir.join(object.bin), &fresh)?;
-        let identical =
-            manifest::hash_file(&fresh)? == manifest::hash_file(&root.join(object.committed))?;
-        let verdict = if identical {
-            "identical to"
-        } else {
-            "different from"
-        };
+        let identical = manifest::hash_file(&fresh)? == manifest::hash_file(&root.join(object.committed))?;
+        let verdict = if identical { "identical to" } else { "different from" };
         println!("{}: {verdict} {}", fresh.display(), object.committed);
         if !identical {
             different.push(object.committed);
         }
     }
     if !different.is_empty() && same_tools {
-        bail!(
-            "the same sources and tools gave other bytes for {}; {REMEDY}",
-            different.join(", ")
-        );
+        bail!("the same sources and tools gave other bytes for {}; {REMEDY}", different.join(", "));
     }
     if !same_tools {
         explain_tools(committed, &built);

@@ -24,21 +24,10 @@ pub fn run(args: &Args) -> Result<()> {
     let compiler = toolchain::find_compiler(args.toolchain)?;
     let linker = toolchain::find_bpf_linker()?;
     let mut clippy = build_ebpf::cargo(&compiler, &linker)?;
-    clippy.args([
-        "clippy",
-        "--release",
-        "--locked",
-        "-Zbuild-std=core",
-        "--bins",
-        "--target",
-        TARGET,
-    ]);
+    clippy.args(["clippy", "--release", "--locked", "-Zbuild-std=core", "--bins", "--target", TARGET]);
     clippy.args(["--", "--deny", "warnings"]);
     // cargo finds its subcommand, and that finds clippy-driver, through PATH.
-    let beside = compiler
-        .cargo
-        .parent()
-        .context("the compiler is not in a directory")?;
+    let beside = compiler.cargo.parent().context("the compiler is not in a directory")?;
     let [scripts, linker] = build_ebpf::path_dirs(&linker);
     process::prefer_path(&mut clippy, &[scripts, linker, beside.to_path_buf()])?;
     process::run(&mut clippy).context(

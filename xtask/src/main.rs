@@ -7,11 +7,7 @@ use clap::{Parser, Subcommand};
 use xtask::{build_ebpf, check_ebpf, demo, lint_ebpf, setup, test};
 
 #[derive(Debug, Parser)]
-#[command(
-    name = "cargo xtask",
-    bin_name = "cargo xtask",
-    about = "Commands of the edgeproxy repository"
-)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Commands of the edgeproxy repository")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -75,8 +71,7 @@ mod tests {
 
     #[test]
     fn a_filter_follows_two_dashes() {
-        let Command::Test(args) = parse("xtask test --require-kernel -- half_close").unwrap()
-        else {
+        let Command::Test(args) = parse("xtask test --require-kernel -- half_close").unwrap() else {
             panic!("not the test command");
         };
         assert!(args.require_kernel);
@@ -92,9 +87,7 @@ mod tests {
             ("xtask setup --for test", Need::Lab),
             ("xtask setup --for ebpf", Need::Ebpf),
         ] {
-            let Command::Setup(args) = parse(line).unwrap() else {
-                panic!("not the setup command")
-            };
+            let Command::Setup(args) = parse(line).unwrap() else { panic!("not the setup command") };
             assert_eq!(args.need, need, "{line}");
         }
         assert!(parse("xtask setup --for fun").is_err());
@@ -102,9 +95,7 @@ mod tests {
 
     #[test]
     fn a_tool_chain_is_chosen_only_where_something_is_built() {
-        let Command::CheckEbpf(args) =
-            parse("xtask check-ebpf --rebuild --toolchain debian").unwrap()
-        else {
+        let Command::CheckEbpf(args) = parse("xtask check-ebpf --rebuild --toolchain debian").unwrap() else {
             panic!("not the check command");
         };
         assert_eq!((args.rebuild, args.toolchain), (true, Choice::Debian));

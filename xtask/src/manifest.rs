@@ -54,18 +54,10 @@ pub struct Tools {
 pub enum Stale {
     #[error("the BPF objects were not built from these sources; {}", list(changes))]
     Sources { changes: Vec<String> },
-    #[error(
-        "the BPF objects were built with other compiler flags ({built}) than xtask uses now ({now})"
-    )]
+    #[error("the BPF objects were built with other compiler flags ({built}) than xtask uses now ({now})")]
     Flags { built: String, now: String },
-    #[error(
-        "{path} is not the file that the manifest describes: its SHA-256 is {found}, expected {expected}"
-    )]
-    Object {
-        path: String,
-        found: String,
-        expected: String,
-    },
+    #[error("{path} is not the file that the manifest describes: its SHA-256 is {found}, expected {expected}")]
+    Object { path: String, found: String, expected: String },
     #[error("{MANIFEST} was edited: its combined hash does not follow from its parts")]
     Edited,
 }
@@ -78,13 +70,7 @@ impl Manifest {
     /// Describes objects that have just been built: `objects` maps each committed path to its bytes.
     #[must_use]
     pub fn new(sources: Hashes, flags: Vec<String>, objects: Hashes, tools: Tools) -> Self {
-        Self {
-            combined: combine(&sources, &flags),
-            objects,
-            flags,
-            sources,
-            tools,
-        }
+        Self { combined: combine(&sources, &flags), objects, flags, sources, tools }
     }
 
     /// Reads the committed manifest.
@@ -93,12 +79,10 @@ impl Manifest {
     /// When it is missing or not a manifest.
     pub fn load(root: &Path) -> Result<Self> {
         let path = root.join(MANIFEST);
-        let text = fs::read_to_string(&path).with_context(|| {
-            format!("{MANIFEST} can't be read; build it with `cargo xtask build-ebpf`")
-        })?;
-        serde_json::from_str(&text).with_context(|| {
-            format!("{MANIFEST} is damaged; build it anew with `cargo xtask build-ebpf`")
-        })
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("{MANIFEST} can't be read; build it with `cargo xtask build-ebpf`"))?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("{MANIFEST} is damaged; build it anew with `cargo xtask build-ebpf`"))
     }
 
     /// Writes the manifest next to the object it describes.
@@ -115,39 +99,23 @@ impl Manifest {
     ///
     /// # Errors
     /// The first kind of disagreement, with every file it concerns.
-    pub fn verify(
-        &self,
-        sources: &Hashes,
-        flags: &[String],
-        objects: &Hashes,
-    ) -> Result<(), Stale> {
+    pub fn verify(&self, sources: &Hashes, flags: &[String], objects: &Hashes) -> Result<(), Stale> {
         let changes = differences(&self.sources, sources);
         if !changes.is_empty() {
             return Err(Stale::Sources { changes });
         }
         if self.flags != flags {
-            return Err(Stale::Flags {
-                built: self.flags.join(" "),
-                now: flags.join(" "),
-            });
+            return Err(Stale::Flags { built: self.flags.join(" "), now: flags.join(" ") });
         }
         if self.combined != combine(sources, flags) {
             return Err(Stale::Edited);
         }
         for object in OBJECTS {
-            let described = |hashes: &Hashes| {
-                hashes
-                    .get(object.committed)
-                    .cloned()
-                    .unwrap_or_else(|| "missing".to_owned())
-            };
+            let described =
+                |hashes: &Hashes| hashes.get(object.committed).cloned().unwrap_or_else(|| "missing".to_owned());
             let (found, expected) = (described(objects), described(&self.objects));
             if found != expected {
-                return Err(Stale::Object {
-                    path: object.committed.to_owned(),
-                    found,
-                    expected,
-                });
+                return Err(Stale::Object { path: object.committed.to_owned(), found, expected });
             }
         }
         Ok(())
@@ -185,26 +153,13 @@ fn combine(sources: &Hashes, flags: &[String]) -> String {
 /// # Errors
 /// When a file can't be read.
 pub fn hash_sources(root: &Path) -> Result<Hashes> {
-    let single = [
-        "edge-common/Cargo.toml",
-        "edge-ebpf/Cargo.toml",
-        "edge-ebpf/Cargo.lock",
-        RUSTC_WRAPPER,
-        LINKER_WRAPPER,
-    ];
+    let single =
+        ["edge-common/Cargo.toml", "edge-ebpf/Cargo.toml", "edge-ebpf/Cargo.lock", RUSTC_WRAPPER, LINKER_WRAPPER];
     let mut files: Vec<PathBuf> = single.map(PathBuf::from).to_vec();
     for dir in ["edge-common/src", "edge-ebpf/src"] {
         collect(root, Path::new(dir), &mut files)?;
     }
-    files
-        .iter()
-        .map(|file| {
-            Ok((
-                file.to_string_lossy().into_owned(),
-                hash_file(&root.join(file))?,
-            ))
-        })
-        .collect()
+    files.iter().map(|file| Ok((file.to_string_lossy().into_owned(), hash_file(&root.join(file))?))).collect()
 }
 
 /// Hashes the committed objects that are there.
@@ -215,20 +170,14 @@ pub fn hash_objects(root: &Path) -> Result<Hashes> {
     OBJECTS
         .iter()
         .filter(|object| root.join(object.committed).exists())
-        .map(|object| {
-            Ok((
-                object.committed.to_owned(),
-                hash_file(&root.join(object.committed))?,
-            ))
-        })
+        .map(|object| Ok((object.committed.to_owned(), hash_file(&root.join(object.committed))?)))
         .collect()
 }
 
 /// Adds every file below `dir` that the compiler could read; an editor's left-overs don't count.
 fn collect(root: &Path, dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let absolute = root.join(dir);
-    let entries = fs::read_dir(&absolute)
-        .with_context(|| format!("{} can't be listed", absolute.display()))?;
+    let entries = fs::read_dir(&absolute).with_context(|| format!("{} can't be listed", absolute.display()))?;
     for entry in entries {
         let entry = entry?;
         let path = dir.join(entry.file_name());
@@ -284,9 +233,7 @@ mod tests {
         }
         let sources = hash_sources(dir.path()).unwrap();
         let objects = hash_objects(dir.path()).unwrap();
-        Manifest::new(sources, flags(), objects, tools())
-            .store(dir.path())
-            .unwrap();
+        Manifest::new(sources, flags(), objects, tools()).store(dir.path()).unwrap();
         dir
     }
 
@@ -312,11 +259,7 @@ mod tests {
 
     fn verify(root: &Path) -> Result<(), Stale> {
         let manifest = Manifest::load(root).unwrap();
-        manifest.verify(
-            &hash_sources(root).unwrap(),
-            &flags(),
-            &hash_objects(root).unwrap(),
-        )
+        manifest.verify(&hash_sources(root).unwrap(), &flags(), &hash_objects(root).unwrap())
     }
 
     #[test]
@@ -358,10 +301,8 @@ mod tests {
         let dir = repository();
         put(dir.path(), "edge-ebpf/src/maps/flows.rs", "");
         fs::remove_file(dir.path().join("edge-common/src/flow.rs")).unwrap();
-        let changes = vec![
-            "added: edge-ebpf/src/maps/flows.rs".to_owned(),
-            "removed: edge-common/src/flow.rs".to_owned(),
-        ];
+        let changes =
+            vec!["added: edge-ebpf/src/maps/flows.rs".to_owned(), "removed: edge-common/src/flow.rs".to_owned()];
         assert_eq!(verify(dir.path()), Err(Stale::Sources { changes }));
     }
 
@@ -378,10 +319,7 @@ mod tests {
         put(dir.path(), OBJECTS[0].committed, "testkit object");
         put(dir.path(), OBJECTS[1].committed, "daemon object");
         let error = verify(dir.path()).unwrap_err();
-        assert!(
-            matches!(&error, Stale::Object { path, .. } if path == OBJECTS[0].committed),
-            "{error}"
-        );
+        assert!(matches!(&error, Stale::Object { path, .. } if path == OBJECTS[0].committed), "{error}");
     }
 
     #[test]
@@ -397,18 +335,12 @@ mod tests {
     fn other_flags_and_an_edited_manifest_are_found() {
         let dir = repository();
         let mut manifest = Manifest::load(dir.path()).unwrap();
-        let (sources, objects) = (
-            hash_sources(dir.path()).unwrap(),
-            hash_objects(dir.path()).unwrap(),
-        );
+        let (sources, objects) = (hash_sources(dir.path()).unwrap(), hash_objects(dir.path()).unwrap());
         let flags_now = ["-Cdebuginfo=0".to_owned()];
         let found = manifest.verify(&sources, &flags_now, &objects);
         assert!(matches!(found, Err(Stale::Flags { .. })));
         manifest.combined = "0".repeat(64);
-        assert_eq!(
-            manifest.verify(&sources, &flags(), &objects),
-            Err(Stale::Edited)
-        );
+        assert_eq!(manifest.verify(&sources, &flags(), &objects), Err(Stale::Edited));
     }
 
     #[test]
@@ -426,10 +358,7 @@ mod tests {
         fs::remove_file(dir.path().join(MANIFEST)).unwrap();
         let missing = Manifest::load(dir.path()).unwrap_err();
         for error in [damaged, missing] {
-            assert!(
-                error.to_string().contains("cargo xtask build-ebpf"),
-                "{error}"
-            );
+            assert!(error.to_string().contains("cargo xtask build-ebpf"), "{error}");
         }
     }
 }

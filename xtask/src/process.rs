@@ -14,9 +14,7 @@ use anyhow::{Context as _, Result, bail};
 /// When the program is not there or ends with anything but 0; the message holds the command line.
 pub fn run(command: &mut Command) -> Result<()> {
     let line = describe(command);
-    let status = command
-        .status()
-        .with_context(|| format!("could not start `{line}`"))?;
+    let status = command.status().with_context(|| format!("could not start `{line}`"))?;
     if !status.success() {
         bail!("`{line}` failed: {status}");
     }
@@ -29,10 +27,7 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// As [`run`]; the message also holds what the command wrote to standard error.
 pub fn output(command: &mut Command) -> Result<String> {
     let line = describe(command);
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("could not start `{line}`"))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("could not start `{line}`"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("`{line}` failed: {}: {}", output.status, said.trim());
@@ -58,13 +53,8 @@ pub fn describe(command: &Command) -> String {
 }
 
 /// Every place in `path` (in the form of `PATH`) that holds an executable of that name, in order.
-pub fn find_in<'a>(
-    path: &'a std::ffi::OsStr,
-    name: &'a str,
-) -> impl Iterator<Item = PathBuf> + use<'a> {
-    std::env::split_paths(path)
-        .map(move |dir| dir.join(name))
-        .filter(|file| is_executable(file))
+pub fn find_in<'a>(path: &'a std::ffi::OsStr, name: &'a str) -> impl Iterator<Item = PathBuf> + use<'a> {
+    std::env::split_paths(path).map(move |dir| dir.join(name)).filter(|file| is_executable(file))
 }
 
 /// The first executable of that name in `PATH`.
@@ -76,8 +66,7 @@ pub fn find(name: &str) -> Option<PathBuf> {
 
 fn is_executable(file: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
-    file.metadata()
-        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
 /// Puts `dirs` before everything else in the command's `PATH`.

@@ -71,13 +71,7 @@ const DEBIAN_COMPILER: Packages = Packages {
     },
 };
 const LLVM: Packages = Packages {
-    names: &[
-        "llvm-22-dev",
-        "libpolly-22-dev",
-        "libzstd-dev",
-        "zlib1g-dev",
-        "libxml2-dev",
-    ],
+    names: &["llvm-22-dev", "libpolly-22-dev", "libzstd-dev", "zlib1g-dev", "libxml2-dev"],
     reason: "the LLVM library of bpf-linker",
     present: || Path::new(LLVM_PREFIX).join("bin/llvm-config").exists(),
 };
@@ -124,39 +118,16 @@ pub fn run(args: &Args) -> Result<()> {
 /// When something is missing and can't be installed: without root, without apt, or because apt or
 /// cargo fails. The message holds the command for the user to run.
 pub fn ensure(need: Need) -> Result<bool> {
-    let packages: Vec<Packages> = need
-        .packages()
-        .into_iter()
-        .filter(|group| !(group.present)())
-        .collect();
-    let tools: Vec<Tool> = need
-        .tools()
-        .iter()
-        .copied()
-        .filter(|tool| !tool.present())
-        .collect();
+    let packages: Vec<Packages> = need.packages().into_iter().filter(|group| !(group.present)()).collect();
+    let tools: Vec<Tool> = need.tools().iter().copied().filter(|tool| !tool.present()).collect();
     for group in &packages {
-        println!(
-            "will install through apt: {} ({})",
-            group.names.join(" "),
-            group.reason
-        );
+        println!("will install through apt: {} ({})", group.names.join(" "), group.reason);
     }
     for tool in &tools {
-        println!(
-            "will build into {}: {}",
-            workspace::tools_dir().display(),
-            tool.title()
-        );
+        println!("will build into {}: {}", workspace::tools_dir().display(), tool.title());
     }
     if !packages.is_empty() {
-        apt_install(
-            &packages
-                .iter()
-                .flat_map(|group| group.names)
-                .copied()
-                .collect::<Vec<_>>(),
-        )?;
+        apt_install(&packages.iter().flat_map(|group| group.names).copied().collect::<Vec<_>>())?;
     }
     for tool in &tools {
         tool.install()?;
@@ -172,16 +143,10 @@ pub fn ensure(need: Need) -> Result<bool> {
 /// Runs apt as root; without root says what to run.
 fn apt_install(names: &[&str]) -> Result<()> {
     if process::find("apt-get").is_none() {
-        bail!(
-            "this machine has no apt-get; install what these Debian packages hold: {}",
-            names.join(" ")
-        );
+        bail!("this machine has no apt-get; install what these Debian packages hold: {}", names.join(" "));
     }
     if !is_root() {
-        bail!(
-            "installing packages needs root; run `{}` and try again",
-            sudo_line(names)
-        );
+        bail!("installing packages needs root; run `{}` and try again", sudo_line(names));
     }
     let apt = |args: &[&str]| {
         let mut command = Command::new("apt-get");
@@ -190,13 +155,7 @@ fn apt_install(names: &[&str]) -> Result<()> {
     };
     apt(&["update", "--quiet"])?;
     // rustc-web conflicts with Debian's rustc and rustup packages: never remove what the user has.
-    let mut install = vec![
-        "install",
-        "--yes",
-        "--quiet",
-        "--no-remove",
-        "--no-install-recommends",
-    ];
+    let mut install = vec!["install", "--yes", "--quiet", "--no-remove", "--no-install-recommends"];
     install.extend(names);
     apt(&install).with_context(|| {
         "apt could not install the packages; if it says that packages would be removed, this machine's \
@@ -205,10 +164,7 @@ fn apt_install(names: &[&str]) -> Result<()> {
 }
 
 fn sudo_line(names: &[&str]) -> String {
-    format!(
-        "sudo apt-get install --no-remove --no-install-recommends {}",
-        names.join(" ")
-    )
+    format!("sudo apt-get install --no-remove --no-install-recommends {}", names.join(" "))
 }
 
 /// Whether this process may install packages.
@@ -299,27 +255,19 @@ fn user_path(rustup_bin: &Path) -> Option<std::ffi::OsString> {
             break;
         }
     }
-    let theirs =
-        path_of(pid).filter(|path| std::env::split_paths(path).any(|dir| dir == rustup_bin));
+    let theirs = path_of(pid).filter(|path| std::env::split_paths(path).any(|dir| dir == rustup_bin));
     theirs.or_else(|| std::env::var_os("PATH"))
 }
 
 fn parent_of(pid: u32) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("PPid:"))?
-        .trim()
-        .parse()
-        .ok()
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
 fn path_of(pid: u32) -> Option<std::ffi::OsString> {
     use std::os::unix::ffi::OsStringExt as _;
     let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-    let path = environment
-        .split(|byte| *byte == 0)
-        .find_map(|entry| entry.strip_prefix(b"PATH="))?;
+    let path = environment.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(b"PATH="))?;
     Some(std::ffi::OsString::from_vec(path.to_vec()))
 }
 
@@ -339,33 +287,19 @@ mod tests {
 
     #[test]
     fn the_lab_needs_neither_llvm_nor_another_compiler() {
-        let names: Vec<&str> = Need::Lab
-            .packages()
-            .iter()
-            .flat_map(|group| group.names)
-            .copied()
-            .collect();
+        let names: Vec<&str> = Need::Lab.packages().iter().flat_map(|group| group.names).copied().collect();
         assert_eq!(names, ["gcc", "libc6-dev", "iproute2"]);
         assert!(Need::Lab.tools().is_empty());
     }
 
     #[test]
     fn ci_has_all_that_the_others_have() {
-        let names = |need: Need| -> Vec<&str> {
-            need.packages()
-                .iter()
-                .flat_map(|group| group.names)
-                .copied()
-                .collect()
-        };
+        let names =
+            |need: Need| -> Vec<&str> { need.packages().iter().flat_map(|group| group.names).copied().collect() };
         let everything = names(Need::Everything);
         for need in [Need::Lab, Need::Ebpf] {
             assert!(names(need).iter().all(|name| everything.contains(name)));
-            assert!(
-                need.tools()
-                    .iter()
-                    .all(|tool| Need::Everything.tools().contains(tool))
-            );
+            assert!(need.tools().iter().all(|tool| Need::Everything.tools().contains(tool)));
         }
     }
 

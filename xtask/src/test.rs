@@ -41,19 +41,9 @@ pub fn run(args: &Args) -> Result<()> {
     prepare(args.require_kernel)?;
     check_ebpf::check(&root)?;
     let skip_log = fresh_skip_log()?;
-    let runner = Runner {
-        root: &root,
-        args,
-        skip_log: &skip_log,
-    };
+    let runner = Runner { root: &root, args, skip_log: &skip_log };
 
-    process::run(runner.cargo().args([
-        "build",
-        "--package",
-        "edge-userspace",
-        "--bin",
-        "edgeproxy",
-    ]))?;
+    process::run(runner.cargo().args(["build", "--package", "edge-userspace", "--bin", "edgeproxy"]))?;
     let mut report = Report::default();
     for step in steps(&root)? {
         runner.run(&step, &mut report)?;
@@ -101,31 +91,19 @@ struct Step {
 
 impl Step {
     fn new(title: &str, args: &[&str], alone: bool) -> Self {
-        Self {
-            title: title.to_owned(),
-            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
-            alone,
-        }
+        Self { title: title.to_owned(), args: args.iter().map(|arg| (*arg).to_owned()).collect(), alone }
     }
 }
 
 fn steps(root: &Path) -> Result<Vec<Step>> {
     let mut steps = vec![
         Step::new("unit tests", &["--workspace", "--lib", "--bins"], false),
-        Step::new(
-            "examples in the documentation",
-            &["--workspace", "--doc"],
-            false,
-        ),
+        Step::new("examples in the documentation", &["--workspace", "--doc"], false),
     ];
     for package in ["edge-common", "xtask", "edge-userspace"] {
         for test in integration_tests(&root.join(package).join("tests"))? {
             let args = ["--package", package, "--test", &test];
-            steps.push(Step::new(
-                &format!("{package}/tests/{test}.rs"),
-                &args,
-                true,
-            ));
+            steps.push(Step::new(&format!("{package}/tests/{test}.rs"), &args, true));
         }
     }
     Ok(steps)
@@ -138,10 +116,7 @@ fn integration_tests(dir: &Path) -> Result<BTreeSet<String>> {
         for entry in fs::read_dir(dir)? {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "rs") {
-                names.extend(
-                    path.file_stem()
-                        .map(|stem| stem.to_string_lossy().into_owned()),
-                );
+                names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
             }
         }
     }
@@ -157,9 +132,7 @@ struct Runner<'a> {
 impl Runner<'_> {
     fn cargo(&self) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        command
-            .current_dir(self.root)
-            .env(SKIP_LOG_ENV, self.skip_log);
+        command.current_dir(self.root).env(SKIP_LOG_ENV, self.skip_log);
         if self.args.require_kernel {
             command.env(REQUIRE_KERNEL_ENV, "1");
         } else {
@@ -172,11 +145,7 @@ impl Runner<'_> {
     fn run(&self, step: &Step, report: &mut Report) -> Result<()> {
         println!("== {}", step.title);
         let mut command = self.cargo();
-        command
-            .arg("test")
-            .arg("--no-fail-fast")
-            .args(&step.args)
-            .arg("--");
+        command.arg("test").arg("--no-fail-fast").args(&step.args).arg("--");
         if step.alone {
             command.arg("--test-threads=1");
         }
@@ -214,11 +183,7 @@ impl Report {
         };
         let number = |word: &str| -> u32 {
             let before = result.split(word).next().unwrap_or_default().trim_end();
-            before
-                .rsplit(' ')
-                .next()
-                .and_then(|number| number.parse().ok())
-                .unwrap_or(0)
+            before.rsplit(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0)
         };
         let (passed, failed) = (number("passed;"), number("failed;"));
         self.passed += passed;
@@ -231,8 +196,7 @@ impl Report {
         // A test that skips itself returns, so the harness counts it as passed.
         println!(
             "{} tests passed, {} failed, {} skipped; {} test binaries passed",
-            self.passed
-                .saturating_sub(u32::try_from(self.skips.len()).unwrap_or(u32::MAX)),
+            self.passed.saturating_sub(u32::try_from(self.skips.len()).unwrap_or(u32::MAX)),
             self.failed,
             self.skips.len(),
             self.binaries
@@ -250,10 +214,7 @@ impl Report {
             bail!("tests failed in: {}", self.failed_steps.join(", "));
         }
         if require_kernel && !self.skips.is_empty() {
-            bail!(
-                "{} tests were skipped, which --require-kernel forbids",
-                self.skips.len()
-            );
+            bail!("{} tests were skipped, which --require-kernel forbids", self.skips.len());
         }
         Ok(())
     }
@@ -275,9 +236,7 @@ mod tests {
         let mut report = Report::default();
         report.count("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out");
         report.count("test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 9 filtered out");
-        report.count(
-            "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out",
-        );
+        report.count("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out");
         report.count("test pick::tests::weights ... ok");
         assert_eq!((report.passed, report.failed, report.binaries), (15, 2, 1));
     }
@@ -285,35 +244,20 @@ mod tests {
     #[test]
     fn skips_are_read_from_the_log() {
         let log = "SKIP sockmap_half_close: needs root\nnoise\nSKIP loss: tc: not found\n";
-        assert_eq!(
-            read_skips(log),
-            ["sockmap_half_close: needs root", "loss: tc: not found"]
-        );
+        assert_eq!(read_skips(log), ["sockmap_half_close: needs root", "loss: tc: not found"]);
     }
 
     #[test]
     fn a_skip_fails_only_where_the_kernel_is_required() {
-        let report = Report {
-            skips: vec!["loss: needs root".to_owned()],
-            ..Report::default()
-        };
+        let report = Report { skips: vec!["loss: needs root".to_owned()], ..Report::default() };
         assert!(report.verdict(false).is_ok());
         assert!(report.verdict(true).is_err());
     }
 
     #[test]
     fn a_failed_step_is_named() {
-        let report = Report {
-            failed_steps: vec!["unit tests".to_owned()],
-            ..Report::default()
-        };
-        assert!(
-            report
-                .verdict(false)
-                .unwrap_err()
-                .to_string()
-                .contains("unit tests")
-        );
+        let report = Report { failed_steps: vec!["unit tests".to_owned()], ..Report::default() };
+        assert!(report.verdict(false).unwrap_err().to_string().contains("unit tests"));
     }
 
     #[test]
@@ -325,18 +269,8 @@ mod tests {
             fs::write(tests.join(name), "").unwrap();
         }
         let steps = steps(dir.path()).unwrap();
-        let alone: Vec<&str> = steps
-            .iter()
-            .filter(|step| step.alone)
-            .map(|step| step.title.as_str())
-            .collect();
-        assert_eq!(
-            alone,
-            [
-                "edge-userspace/tests/admission.rs",
-                "edge-userspace/tests/forwarding.rs"
-            ]
-        );
+        let alone: Vec<&str> = steps.iter().filter(|step| step.alone).map(|step| step.title.as_str()).collect();
+        assert_eq!(alone, ["edge-userspace/tests/admission.rs", "edge-userspace/tests/forwarding.rs"]);
         assert_eq!(steps.len(), 4);
     }
 }

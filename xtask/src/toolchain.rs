@@ -118,10 +118,7 @@ impl RustcVersion {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let full = text.lines().next()?.strip_prefix("rustc ")?.to_owned();
-        let llvm = text
-            .lines()
-            .find_map(|line| line.strip_prefix("LLVM version: "))?
-            .to_owned();
+        let llvm = text.lines().find_map(|line| line.strip_prefix("LLVM version: "))?.to_owned();
         Some(Self { full, llvm })
     }
 
@@ -139,9 +136,7 @@ pub fn find_compiler(choice: Choice) -> Result<Compiler, Missing> {
     match choice {
         Choice::Debian => debian().map_err(|found| Missing::Debian { found }),
         Choice::Nightly => nightly().map_err(|found| Missing::Nightly { found }),
-        Choice::Auto => nightly()
-            .or_else(|_| debian())
-            .map_err(|_| Missing::Compiler),
+        Choice::Auto => nightly().or_else(|_| debian()).map_err(|_| Missing::Compiler),
     }
 }
 
@@ -169,23 +164,14 @@ fn nightly() -> Result<Compiler, String> {
 }
 
 fn inspect(kind: Kind, rustc: PathBuf, cargo: PathBuf) -> Result<Compiler, String> {
-    let said = process::ask(
-        Command::new(&rustc)
-            .arg("-vV")
-            .env_remove("LD_LIBRARY_PATH"),
-    );
+    let said = process::ask(Command::new(&rustc).arg("-vV").env_remove("LD_LIBRARY_PATH"));
     let version = said
         .as_deref()
         .and_then(RustcVersion::parse)
         .ok_or_else(|| format!("{} does not say its version", rustc.display()))?;
-    let sysroot =
-        sysroot_of(&rustc).ok_or_else(|| format!("{} has no sysroot", rustc.display()))?;
+    let sysroot = sysroot_of(&rustc).ok_or_else(|| format!("{} has no sysroot", rustc.display()))?;
     if !library_source(&sysroot).join("core/src/lib.rs").exists() {
-        return Err(format!(
-            "{} has no library sources in {}",
-            rustc.display(),
-            library_source(&sysroot).display()
-        ));
+        return Err(format!("{} has no library sources in {}", rustc.display(), library_source(&sysroot).display()));
     }
     if !version.llvm_fits() {
         return Err(format!(
@@ -193,19 +179,12 @@ fn inspect(kind: Kind, rustc: PathBuf, cargo: PathBuf) -> Result<Compiler, Strin
             version.full, version.llvm
         ));
     }
-    Ok(Compiler {
-        kind,
-        rustc,
-        cargo,
-        sysroot,
-        version,
-    })
+    Ok(Compiler { kind, rustc, cargo, sysroot, version })
 }
 
 fn sysroot_of(rustc: &Path) -> Option<PathBuf> {
     let mut ask = Command::new(rustc);
-    ask.args(["--print", "sysroot"])
-        .env_remove("LD_LIBRARY_PATH");
+    ask.args(["--print", "sysroot"]).env_remove("LD_LIBRARY_PATH");
     process::ask(&mut ask).map(PathBuf::from)
 }
 
@@ -232,26 +211,14 @@ pub fn find_bpf_linker() -> Result<BpfLinker, Missing> {
     if !path.exists() {
         return Err(Missing::BpfLinker { path });
     }
-    let said = process::output(
-        Command::new(&path)
-            .arg("--version")
-            .env_remove("LD_LIBRARY_PATH"),
-    )
-    .map_err(|error| Missing::BpfLinkerBroken {
-        path: path.clone(),
-        reason: format!("{error:#}"),
-    })?;
+    let said = process::output(Command::new(&path).arg("--version").env_remove("LD_LIBRARY_PATH"))
+        .map_err(|error| Missing::BpfLinkerBroken { path: path.clone(), reason: format!("{error:#}") })?;
     let version = said.rsplit(' ').next().unwrap_or(&said).to_owned();
     if version != BPF_LINKER_VERSION {
         return Err(Missing::BpfLinker { path });
     }
-    let llvm =
-        process::ask(Command::new(format!("{LLVM_PREFIX}/bin/llvm-config")).arg("--version"));
-    Ok(BpfLinker {
-        dir,
-        version,
-        llvm: llvm.unwrap_or_else(|| format!("{LLVM_MAJOR}")),
-    })
+    let llvm = process::ask(Command::new(format!("{LLVM_PREFIX}/bin/llvm-config")).arg("--version"));
+    Ok(BpfLinker { dir, version, llvm: llvm.unwrap_or_else(|| format!("{LLVM_MAJOR}")) })
 }
 
 #[cfg(test)]
@@ -267,47 +234,19 @@ mod tests {
         let reason = "libLLVM.so.22.1 not found".to_owned();
         let all = [
             (Missing::Compiler, "rustc-web rust-web-src cargo-web"),
-            (
-                Missing::Compiler,
-                "rustup toolchain install nightly --component rust-src",
-            ),
-            (
-                Missing::Debian {
-                    found: found.clone(),
-                },
-                "apt-get install rustc-web",
-            ),
-            (
-                Missing::Debian {
-                    found: found.clone(),
-                },
-                "no library sources",
-            ),
-            (
-                Missing::Nightly { found },
-                "rustup toolchain install nightly --component rust-src",
-            ),
-            (
-                Missing::BpfLinker { path: path.clone() },
-                "cargo install bpf-linker --version 0.13.0",
-            ),
-            (
-                Missing::BpfLinker { path: path.clone() },
-                "LLVM_SYS_221_PREFIX=/usr/lib/llvm-22",
-            ),
-            (
-                Missing::BpfLinkerBroken { path, reason },
-                "apt-get install llvm-22-dev",
-            ),
+            (Missing::Compiler, "rustup toolchain install nightly --component rust-src"),
+            (Missing::Debian { found: found.clone() }, "apt-get install rustc-web"),
+            (Missing::Debian { found: found.clone() }, "no library sources"),
+            (Missing::Nightly { found }, "rustup toolchain install nightly --component rust-src"),
+            (Missing::BpfLinker { path: path.clone() }, "cargo install bpf-linker --version 0.13.0"),
+            (Missing::BpfLinker { path: path.clone() }, "LLVM_SYS_221_PREFIX=/usr/lib/llvm-22"),
+            (Missing::BpfLinkerBroken { path, reason }, "apt-get install llvm-22-dev"),
         ];
         for (missing, command) in all {
             let message = missing.to_string();
             assert!(message.contains(command), "{message}");
             let nightly = matches!(missing, Missing::Nightly { .. });
-            assert!(
-                nightly || message.contains("cargo xtask setup --for ebpf"),
-                "{message}"
-            );
+            assert!(nightly || message.contains("cargo xtask setup --for ebpf"), "{message}");
         }
     }
 
@@ -316,10 +255,7 @@ mod tests {
         let said = "rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)\nbinary: rustc\n\
                     release: 1.96.0\nLLVM version: 22.1.8";
         let version = RustcVersion::parse(said).unwrap();
-        assert_eq!(
-            version.full,
-            "1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)"
-        );
+        assert_eq!(version.full, "1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)");
         assert_eq!(version.llvm, "22.1.8");
         assert!(version.llvm_fits());
         assert_eq!(RustcVersion::parse("error: no such command"), None);
@@ -328,10 +264,7 @@ mod tests {
     #[test]
     fn another_llvm_does_not_fit() {
         for llvm in ["21.1.0", "23.0.0", "2", "220.1", ""] {
-            let version = RustcVersion {
-                full: "1.99.0-nightly".to_owned(),
-                llvm: llvm.to_owned(),
-            };
+            let version = RustcVersion { full: "1.99.0-nightly".to_owned(), llvm: llvm.to_owned() };
             assert!(!version.llvm_fits(), "{llvm}");
         }
     }

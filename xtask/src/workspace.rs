@@ -16,18 +16,12 @@ pub struct BpfObject {
 }
 
 /// The programs that the daemon embeds.
-pub const DAEMON_OBJECT: BpfObject = BpfObject {
-    bin: "edge-ebpf",
-    committed: "edge-userspace/assets/bpf/edge.bpf.o",
-    fresh: "edge.bpf.o",
-};
+pub const DAEMON_OBJECT: BpfObject =
+    BpfObject { bin: "edge-ebpf", committed: "edge-userspace/assets/bpf/edge.bpf.o", fresh: "edge.bpf.o" };
 
 /// The programs that only the lab loads.
-pub const TESTKIT_OBJECT: BpfObject = BpfObject {
-    bin: "edge-testkit",
-    committed: "xtask/assets/bpf/testkit.bpf.o",
-    fresh: "testkit.bpf.o",
-};
+pub const TESTKIT_OBJECT: BpfObject =
+    BpfObject { bin: "edge-testkit", committed: "xtask/assets/bpf/testkit.bpf.o", fresh: "testkit.bpf.o" };
 
 /// Everything that `build-ebpf` makes.
 pub const OBJECTS: [BpfObject; 2] = [DAEMON_OBJECT, TESTKIT_OBJECT];

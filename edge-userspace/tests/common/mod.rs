@@ -118,7 +118,8 @@ impl Database {
     /// As `edgeproxy db init` makes it.
     pub fn new() -> Self {
         let database = Self::missing();
-        let made = Command::new(BINARY).args(["db", "init"]).env("EDGEPROXY_DB_PATH", database.path()).output().unwrap();
+        let made =
+            Command::new(BINARY).args(["db", "init"]).env("EDGEPROXY_DB_PATH", database.path()).output().unwrap();
         assert!(made.status.success(), "db init: {}", String::from_utf8_lossy(&made.stderr));
         database
     }

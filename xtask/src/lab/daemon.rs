@@ -39,13 +39,7 @@ pub struct Config {
 
 impl Config {
     pub fn new(binary: impl Into<PathBuf>, database: impl Into<PathBuf>) -> Self {
-        Self {
-            binary: binary.into(),
-            database: database.into(),
-            settings: Vec::new(),
-            open_files: None,
-            user: None,
-        }
+        Self { binary: binary.into(), database: database.into(), settings: Vec::new(), open_files: None, user: None }
     }
 
     /// Sets a setting; the last of several wins.
@@ -130,12 +124,15 @@ impl Daemon {
         let listening = if lab.is_isolated() { &listeners[..] } else { &listeners[..1] };
         let addresses: Vec<_> = listening.iter().map(ToString::to_string).collect();
         let mut with_own = config.clone();
-        with_own.settings.splice(0..0, [
-            ("listen_addr".to_owned(), addresses.join(",")),
-            ("admin_socket".to_owned(), socket.display().to_string()),
-            ("geo_override".to_owned(), lab.geo_override()),
-            ("db_reload_secs".to_owned(), "0.05".to_owned()),
-        ]);
+        with_own.settings.splice(
+            0..0,
+            [
+                ("listen_addr".to_owned(), addresses.join(",")),
+                ("admin_socket".to_owned(), socket.display().to_string()),
+                ("geo_override".to_owned(), lab.geo_override()),
+                ("db_reload_secs".to_owned(), "0.05".to_owned()),
+            ],
+        );
         let mut command = with_own.command(lab, &["run"]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("start {}", config.binary.display()))?;

@@ -1,8 +1,8 @@
 //! Random packet loss by a BPF classifier, since not every kernel has netem.
 
 use anyhow::{Context as _, anyhow};
-use aya::programs::tc::{TcAttachType, qdisc_add_clsact};
 use aya::programs::SchedClassifier;
+use aya::programs::tc::{TcAttachType, qdisc_add_clsact};
 use aya::{Ebpf, EbpfLoader};
 
 use super::Namespace;
@@ -27,7 +27,8 @@ impl Loss {
 }
 
 fn attach(loaded: &mut Ebpf, interfaces: &[&str]) -> anyhow::Result<()> {
-    let program = loaded.program_mut("drop_random").ok_or_else(|| anyhow!("the testkit object has no program drop_random"))?;
+    let program =
+        loaded.program_mut("drop_random").ok_or_else(|| anyhow!("the testkit object has no program drop_random"))?;
     let classifier: &mut SchedClassifier = program.try_into()?;
     classifier.load()?;
     for interface in interfaces {

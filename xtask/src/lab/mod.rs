@@ -28,8 +28,8 @@ pub use admin::Answer;
 pub use daemon::{Config, Daemon, Status};
 pub use logs::Record;
 pub use loss::Loss;
-pub use process::memory_available;
 pub use netns::Namespace;
+pub use process::memory_available;
 
 /// The three places of a lab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,8 +150,6 @@ impl Lab {
         Loss::start(self.namespace(place), setup::interfaces(place), per_mille)
     }
 }
-
-
 
 #[cfg(test)]
 mod tests;

@@ -4,9 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 
-use super::address::{
-    BACKEND_LINK, BACKEND_LINK_V6, CLIENT_LINK, CLIENT_LINK_V6, backend_prefixes, client_prefixes,
-};
+use super::address::{BACKEND_LINK, BACKEND_LINK_V6, CLIENT_LINK, CLIENT_LINK_V6, backend_prefixes, client_prefixes};
 use super::{Lab, Namespace, Ns};
 
 /// Names of the POP's interfaces; the other end of each link is called `pop`.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::requirements::{Need, require};
 use super::*;
-use crate::load::{Load, Ledger, CheckedBackend, Manner, NamedBackend, Visit, connect_from};
+use crate::load::{CheckedBackend, Ledger, Load, Manner, NamedBackend, Visit, connect_from};
 
 const PORT: u16 = 7000;
 
@@ -69,7 +69,9 @@ fn a_muted_backend_answers_once_it_is_unmuted() {
 
 #[test]
 fn commands_and_threads_run_in_their_place() {
-    let Some(_met) = require(&[Need::Root, Need::Namespaces], "commands_and_threads_run_in_their_place") else { return };
+    let Some(_met) = require(&[Need::Root, Need::Namespaces], "commands_and_threads_run_in_their_place") else {
+        return;
+    };
     let lab = Lab::new().unwrap();
     let listener = lab.thread_in(Ns::Pop, || TcpListener::bind(("10.63.0.1", PORT))).join().unwrap().unwrap();
     let links = lab.command_in(Ns::Backends, Command::new("ip").args(["-brief", "link"])).output().unwrap();

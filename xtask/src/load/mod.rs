@@ -147,7 +147,13 @@ impl LoadReport {
     pub fn assert_clean(&self) {
         let faults = self.faults();
         let first: Vec<_> = faults.iter().take(10).map(String::as_str).collect();
-        assert!(faults.is_empty(), "{} of {} connections failed:\n{}", faults.len(), self.connections.len(), first.join("\n"));
+        assert!(
+            faults.is_empty(),
+            "{} of {} connections failed:\n{}",
+            faults.len(),
+            self.connections.len(),
+            first.join("\n")
+        );
     }
 
     pub fn bytes_up(&self) -> u64 {
