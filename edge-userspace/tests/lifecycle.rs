@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::{Database, KERNEL, NETWORK, SOON, World, eventually};
 use xtask::lab::{Config, Daemon, Ns};
-use xtask::load::{Manner, Visit, connect_from};
+use xtask::load::{Manner, connect_from};
 
 /// A user without privileges: `nobody`.
 const NOBODY: u32 = 65_534;
@@ -74,7 +74,6 @@ fn a_killed_daemon_can_be_started_again_at_once() {
     first.kill();
     assert!(first.admin_socket().exists(), "a killed daemon leaves its socket");
     let second = world.daemon(&[("admin_socket", &socket)]);
-    // The harness looks for the socket where it put it: ask clients instead.
     world.visit(30, second.addr()).unwrap().finish().unwrap();
 }
 
@@ -198,14 +197,4 @@ fn a_missing_database_names_the_command_that_makes_one() {
     let output = run(&world, &world.config(), &["run"]);
     assert!(!output.status.success());
     assert!(stderr(&output).contains("edgeproxy db init"), "{}", stderr(&output));
-}
-
-#[test]
-fn a_visit_says_goodbye() {
-    let Some(world) = World::new(NETWORK, "a_visit_says_goodbye") else { return };
-    let backend = world.backend(1, Manner::Echo, |row| row);
-    let daemon = world.daemon(&[]);
-    let done = world.visits(50, 10, |n| Visit::start(world.lab.client(n), daemon.addr()).and_then(Visit::finish));
-    assert!(done.iter().all(Result::is_ok), "{done:?}");
-    eventually("the backend is left alone", || backend.gauge().active() == 0);
 }

@@ -8,6 +8,7 @@
 
 pub mod build_ebpf;
 pub mod check_ebpf;
+pub mod demo;
 pub mod lab;
 pub mod lint_ebpf;
 pub mod load;

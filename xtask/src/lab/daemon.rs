@@ -49,6 +49,10 @@ impl Config {
         self
     }
 
+    fn setting(&self, name: &str) -> Option<&str> {
+        self.settings.iter().rfind(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
     /// Limits the files the daemon may have open.
     #[must_use]
     pub fn open_files(mut self, limit: u64) -> Self {
@@ -113,7 +117,8 @@ impl Daemon {
     fn spawn(lab: &Lab, config: &Config) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("edgeproxy-").tempdir()?;
         std::fs::set_permissions(directory.path(), Permissions::from_mode(0o777))?;
-        let socket = directory.path().join("admin.sock");
+        let own_socket = || directory.path().join("admin.sock");
+        let socket = config.setting("admin_socket").map_or_else(own_socket, PathBuf::from);
         let port = if lab.is_isolated() { PORT } else { free_port(lab.pop())? };
         let listeners = [SocketAddr::new(lab.pop(), port), SocketAddr::new(lab.pop_v6(), port)];
         let listening = if lab.is_isolated() { &listeners[..] } else { &listeners[..1] };

@@ -3,17 +3,16 @@
 use std::fs;
 use std::time::Duration;
 
-/// Clock ticks a second in `/proc/<pid>/stat`: fixed at 100 for userspace on every architecture Rust runs on.
-const TICKS_PER_SECOND: u64 = 100;
-
-/// Processor time a process has used, in user and kernel mode. Kernel workers that act for it are not in it.
+/// Processor time the threads of a process have used, in user and kernel mode. Kernel workers that act for it are not
+/// in it.
 pub(super) fn cpu(pid: u32) -> Option<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold spaces. After it, utime and stime are fields 12 and 13.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    let mut next = || fields.next().and_then(|field| field.parse::<u64>().ok());
-    let ticks = next()? + next()?;
-    Some(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let nanos = threads.flatten().filter_map(|thread| {
+        // Nanoseconds on a processor, nanoseconds waiting for one, times scheduled.
+        let line = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        line.split(' ').next()?.parse::<u64>().ok()
+    });
+    Some(Duration::from_nanos(nanos.sum()))
 }
 
 /// Resident memory of a process, in bytes.

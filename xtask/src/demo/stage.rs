@@ -1,0 +1,124 @@
+//! The parts of the demo: backends in three regions, the daemon, and clients from five countries.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use tempfile::TempDir;
+
+use crate::lab::{BRAZIL, Config, Country, Daemon, GERMANY, JAPAN, Lab, Ns, Record, SOUTH_AFRICA, Status, UNITED_STATES};
+use crate::load::{Behaviour, Checked, CheckedBackend, Ledger, Scenario};
+use crate::process;
+
+/// Region of the POP.
+pub(super) const POP_REGION: &str = "sa";
+/// Name and region of each backend, and its weight.
+const BACKENDS: [(&str, &str, u32); 6] =
+    [("sao-1", "sa", 2), ("sao-2", "sa", 1), ("fra-1", "eu", 1), ("fra-2", "eu", 1), ("iad-1", "us", 1), ("iad-2", "us", 1)];
+/// Where clients of each country belong, and why: Japan's own region has no backend, so the POP's is next.
+const CAST: [(Country, &str, &str); 5] = [
+    (BRAZIL, "sa", "client_region"),
+    (GERMANY, "eu", "client_region"),
+    (UNITED_STATES, "us", "client_region"),
+    (JAPAN, "sa", "pop_region"),
+    (SOUTH_AFRICA, "eu", "client_region"),
+];
+/// What the clients of each country do, and how many bytes each way.
+const ACTS: [(Behaviour, u64, u64); 2] = [(Behaviour::PingPong, 1 << 20, 4 << 20), (Behaviour::Duplex, 8 << 20, 16 << 20)];
+/// How long the daemon may take to write what it knows.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Everything that runs.
+#[derive(Debug)]
+pub(super) struct Stage {
+    // Fields are dropped in this order: the daemon before what it talks to.
+    daemon: Daemon,
+    _backends: Vec<CheckedBackend>,
+    ledger: Ledger,
+    lab: Lab,
+    _directory: TempDir,
+}
+
+/// One connection and all that is known about it.
+#[derive(Debug)]
+pub(super) struct Scene {
+    pub(super) country: Country,
+    pub(super) expected_region: &'static str,
+    pub(super) expected_why: &'static str,
+    /// As client and backend saw it.
+    pub(super) checked: Checked,
+    /// As the daemon recorded it.
+    pub(super) record: Record,
+    /// Processor time the daemon used meanwhile.
+    pub(super) cpu: Duration,
+}
+
+impl Stage {
+    pub(super) fn set(binary: &Path, lab: Lab) -> Result<Self> {
+        let (directory, ledger) = (TempDir::new()?, Ledger::new());
+        let database = directory.path().join("routing.db");
+        edgeproxy(binary, &database, &["init"])?;
+        let mut backends = Vec::new();
+        for (n, (name, region, weight)) in (1..).zip(BACKENDS) {
+            let backend =
+                CheckedBackend::start(lab.namespace(Ns::Backends), name, (lab.backend(n), 0).into(), &ledger)?;
+            let (addr, weight) = (backend.addr().to_string(), weight.to_string());
+            let add = ["add", name, "--app", "web", "--region", region, "--addr", &addr, "--weight", &weight];
+            edgeproxy(binary, &database, &add)?;
+            backends.push(backend);
+        }
+        let daemon = Daemon::start(&lab, &Config::new(binary, &database).set("region", POP_REGION))?;
+        Ok(Self { daemon, _backends: backends, ledger, lab, _directory: directory })
+    }
+
+    pub(super) fn daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
+    pub(super) fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// Plays every act with a client of every country, one after the other, so that processor time can be told apart.
+    pub(super) fn play(&self) -> Result<Vec<Scene>> {
+        let mut scenes = Vec::new();
+        for (country, region, why) in CAST {
+            for (host, act) in (1..).zip(ACTS) {
+                let (checked, record, cpu) = self.act(scenes.len() as u64, country, host, act)?;
+                scenes.push(Scene { country, expected_region: region, expected_why: why, checked, record, cpu });
+            }
+        }
+        Ok(scenes)
+    }
+
+    fn act(
+        &self,
+        id: u64,
+        country: Country,
+        host: u8,
+        (behaviour, up, down): (Behaviour, u64, u64),
+    ) -> Result<(Checked, Record, Duration)> {
+        let scenario = Scenario { id, behaviour, up, down, seed: id };
+        let (from, to): (_, SocketAddr) = (self.lab.client_of(country, host), self.daemon.addr());
+        let before = self.daemon.cpu();
+        let checked = self.lab.run_in(Ns::Clients, || Checked::run(scenario, from, to, &self.ledger));
+        let client = checked.client_addr.ok_or_else(|| anyhow!("{:?}", checked.fault()))?;
+        let record = self.daemon.record_of(client, SOON);
+        let record = record.with_context(|| format!("the access log has no record of {client}"))?;
+        Ok((checked, record, self.daemon.cpu() - before))
+    }
+
+    /// The daemon's status once all connections have ended.
+    pub(super) fn status_at_rest(&self) -> Result<Status> {
+        self.daemon.wait_status(SOON, |status| status.active() == 0)
+    }
+}
+
+/// Runs `edgeproxy db …`, as an operator would.
+fn edgeproxy(binary: &Path, database: &Path, arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new(binary);
+    command.arg("db").args(arguments).env("EDGEPROXY_DB_PATH", database);
+    process::output(&mut command).map(|_| ())
+}
