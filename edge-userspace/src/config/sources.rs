@@ -25,7 +25,7 @@ const DEBUG: &str = "DEBUG";
 
 /// Names of the build and of the tests, which cargo and xtask hand on to what they start. No settings.
 const TOOLS: [&str; 4] =
-    ["EDGEPROXY_BPF_OBJECT", "EDGEPROXY_BPF_SOURCES", "EDGEPROXY_REQUIRE_KERNEL", "EDGEPROXY_SKIP_LOG"];
+    ["EDGEPROXY_BPF_OBJECT", "EDGEPROXY_TESTKIT_OBJECT", "EDGEPROXY_REQUIRE_KERNEL", "EDGEPROXY_SKIP_LOG"];
 
 /// Names of the seed whose feature this version does not have.
 const ABSENT: [(&str, &str); 5] = [

@@ -67,7 +67,7 @@ fn empty_variable_is_unset_and_foreign_variables_are_no_concern() {
     let sources = env(&[
         ("EDGEPROXY_REGION", ""),
         ("EDGEPROXY_CONFIG", "x"),
-        ("EDGEPROXY_BPF_SOURCES", "1"),
+        ("EDGEPROXY_TESTKIT_OBJECT", "1"),
         ("PATH", "/bin"),
         ("EDGE", "1"),
     ]);
