@@ -35,7 +35,7 @@ fn auto_carries_every_byte() {
 fn every_byte(forwarder: &str, needs: &[Need], test: &str) {
     let Some(bench) = Bench::new(forwarder, needs, test, &[]) else { return };
     let report = bench.run(&Load::mixed(CONNECTIONS, 1));
-    report.assert_clean();
+    bench.assert_clean(&report);
     assert!(CONNECTIONS >= 1_000);
     bench.assert_at_rest();
     bench.assert_log_agrees(&report);
@@ -55,8 +55,9 @@ fn sockmap_survives_loss() {
 fn loss(forwarder: &str, test: &str) {
     let Some(bench) = Bench::new(forwarder, KERNEL, test, &[]) else { return };
     let _losses = [Ns::Clients, Ns::Pop, Ns::Backends].map(|place| bench.world.lab.lose(place, 10).unwrap());
-    let report = bench.run(&Load { max_bytes: 256 << 10, ..Load::mixed(210, 2) });
-    report.assert_clean();
+    let behaviours = Behaviour::ALL.into_iter().filter(|behaviour| !behaviour.resets()).collect();
+    let report = bench.run(&Load { max_bytes: 256 << 10, behaviours, ..Load::mixed(330, 2) });
+    bench.assert_clean(&report);
     bench.assert_at_rest();
     bench.assert_log_agrees(&report);
 }
@@ -83,7 +84,7 @@ fn early_data(forwarder: &str, needs: &[Need], test: &str) {
         backends.iter().for_each(|addr| lab.unmute(*addr).unwrap());
         load.join().unwrap()
     });
-    report.assert_clean();
+    bench.assert_clean(&report);
     bench.assert_log_agrees(&report);
 }
 
@@ -186,6 +187,18 @@ impl Bench {
             n if n % 2 == 0 => (lab.client(n), self.daemon.addr()),
             n => (lab.client_v6(n), self.daemon.addr_v6()),
         })
+    }
+
+    /// Every byte and every end was as it had to be; if not, says what the daemon has to say about it.
+    fn assert_clean(&self, report: &LoadReport) {
+        for checked in report.connections.iter().filter(|checked| checked.fault().is_some()) {
+            let record = checked.client_addr.and_then(|client| self.daemon.record_of(client, Duration::ZERO));
+            eprintln!("{}\n  {record:?}", checked.fault().unwrap_or_default());
+        }
+        if !report.faults().is_empty() {
+            eprintln!("messages of the daemon:\n{}", self.daemon.messages());
+        }
+        report.assert_clean();
     }
 
     /// No connection is left, in the daemon's eyes and in the kernel's.

@@ -62,6 +62,12 @@ impl Behaviour {
         Self::UnreadUpload,
     ];
 
+    /// Whether it ends in a reset. A reset that is lost is not sent again, by nobody: where packets are lost the other
+    /// side may never hear of it.
+    pub fn resets(self) -> bool {
+        matches!(self, Self::ClientResets | Self::BackendResets | Self::ClientAborts | Self::BackendAborts)
+    }
+
     /// Whether every byte sent must arrive; an abort may throw away what was under way.
     pub fn is_complete(self) -> bool {
         !matches!(self, Self::ClientAborts | Self::BackendAborts)
