@@ -2,13 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use tempfile::TempDir;
 
-use crate::lab::{BRAZIL, Config, Country, Daemon, GERMANY, JAPAN, Lab, Ns, Record, SOUTH_AFRICA, Status, UNITED_STATES};
+use crate::lab::{BRAZIL, Config, Country, Daemon, GERMANY, JAPAN, Lab, Ns, Record, SOUTH_AFRICA, Status, UNITED_STATES, daemon};
 use crate::load::{Behaviour, Checked, CheckedBackend, Ledger, Scenario};
 use crate::process;
 
@@ -59,14 +58,14 @@ impl Stage {
     pub(super) fn set(binary: &Path, lab: Lab) -> Result<Self> {
         let (directory, ledger) = (TempDir::new()?, Ledger::new());
         let database = directory.path().join("routing.db");
-        edgeproxy(binary, &database, &["init"])?;
+        db(binary, &database, &["init"])?;
         let mut backends = Vec::new();
         for (n, (name, region, weight)) in (1..).zip(BACKENDS) {
             let backend =
                 CheckedBackend::start(lab.namespace(Ns::Backends), name, (lab.backend(n), 0).into(), &ledger)?;
             let (addr, weight) = (backend.addr().to_string(), weight.to_string());
             let add = ["add", name, "--app", "web", "--region", region, "--addr", &addr, "--weight", &weight];
-            edgeproxy(binary, &database, &add)?;
+            db(binary, &database, &add)?;
             backends.push(backend);
         }
         let daemon = Daemon::start(&lab, &Config::new(binary, &database).set("region", POP_REGION))?;
@@ -117,8 +116,6 @@ impl Stage {
 }
 
 /// Runs `edgeproxy db …`, as an operator would.
-fn edgeproxy(binary: &Path, database: &Path, arguments: &[&str]) -> Result<()> {
-    let mut command = Command::new(binary);
-    command.arg("db").args(arguments).env("EDGEPROXY_DB_PATH", database);
-    process::output(&mut command).map(|_| ())
+fn db(binary: &Path, database: &Path, arguments: &[&str]) -> Result<()> {
+    process::output(daemon::edgeproxy(binary, database).arg("db").args(arguments)).map(|_| ())
 }
