@@ -37,6 +37,6 @@ fn name_sources(package: &Path) -> Result<(), Box<dyn Error>> {
     let text = fs::read_to_string(&manifest)?;
     let hash = text.lines().find_map(|line| line.trim().strip_prefix("\"combined\": \"")?.split('"').next());
     let hash = hash.ok_or("the manifest of the BPF object names no sources; run `cargo xtask build-ebpf`")?;
-    println!("cargo:rustc-env=EDGEPROXY_BPF_SOURCES={hash}");
+    println!("cargo:rustc-env=BPF_SOURCES_HASH={hash}");
     Ok(())
 }

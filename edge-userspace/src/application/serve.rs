@@ -126,7 +126,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             let request = Request {
                 client_region: record.outcome.client_region.as_ref(),
                 pop_region: &self.rules.pop_region,
-                bound: bound.as_ref().filter(|_| tried.is_empty()),
+                bound: bound.as_ref(),
             };
             let picked = self.pick(app, &request, &tried);
             let left = deadline.saturating_duration_since(Instant::now());

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags, ToSql, Transaction, TransactionBehavior, p
 use serde_json::json;
 
 use crate::adapters::outbound::sqlite::{add_missing_columns, backend_rows};
-use crate::domain::{BackendState, RawBackend, RawValue};
+use crate::domain::{BackendSpec, BackendState, RawBackend, RawValue};
 
 /// The tables `db init` creates.
 pub const SCHEMA: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../sql/schema.sql"));
@@ -171,30 +171,39 @@ fn list(path: &Path, as_json: bool, out: &mut dyn Write) -> Result<()> {
         writeln!(out, "{}", serde_json::to_string_pretty(&list)?)?;
         return Ok(());
     }
-    writeln!(
-        out,
-        "{:<20} {:<12} {:<8} {:<28} {:<6} {:<8} {:>6} {:>6} {:>6}",
-        "ID", "APP", "REGION", "ADDRESS", "STATE", "HEALTHY", "WEIGHT", "SOFT", "HARD"
-    )?;
+    let mut lines =
+        vec![["ID", "APP", "REGION", "ADDRESS", "STATE", "HEALTHY", "WEIGHT", "SOFT", "HARD"].map(String::from)];
+    let mut refused = Vec::new();
     for row in live {
         match row.parse() {
-            Ok(backend) => writeln!(
-                out,
-                "{:<20} {:<12} {:<8} {:<28} {:<6} {:<8} {:>6} {:>6} {:>6}",
-                backend.id,
-                backend.app,
-                backend.region,
-                backend.addr.to_string(),
-                backend.state,
-                if backend.healthy { "yes" } else { "no" },
-                backend.weight.0,
-                backend.limits.soft(),
-                backend.limits.hard(),
-            )?,
-            Err(why) => writeln!(out, "{:<20} refused: {why}", row.id)?,
+            Ok(backend) => lines.push(cells(&backend)),
+            Err(why) => refused.push(format!("{} is refused: {why}", row.id)),
         }
     }
+    let width = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(String::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..9).map(width).collect();
+    for line in &lines {
+        let padded: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        writeln!(out, "{}", padded.join("  ").trim_end())?;
+    }
+    for line in refused {
+        writeln!(out, "{line}")?;
+    }
     Ok(())
+}
+
+fn cells(backend: &BackendSpec) -> [String; 9] {
+    [
+        backend.id.to_string(),
+        backend.app.to_string(),
+        backend.region.to_string(),
+        backend.addr.to_string(),
+        backend.state.to_string(),
+        if backend.healthy { "yes" } else { "no" }.to_owned(),
+        backend.weight.0.to_string(),
+        backend.limits.soft().to_string(),
+        backend.limits.hard().to_string(),
+    ]
 }
 
 fn as_object(row: &RawBackend) -> serde_json::Value {

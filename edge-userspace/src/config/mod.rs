@@ -6,6 +6,7 @@
 
 mod error;
 mod file;
+mod kinds;
 mod report;
 mod sources;
 mod table;
@@ -15,11 +16,12 @@ mod value;
 mod tests;
 
 pub use error::{Origin, SettingError};
+pub use kinds::{ForwarderChoice, GeoOverride, LogFormat, LogLevel, LoopbackAddr};
 pub(crate) use report::values;
 pub use report::{Effective, markdown};
 pub use sources::Sources;
 pub use table::{KEYS, Key, Settings};
-pub use value::{ForwarderChoice, GeoOverride, LogFormat, LogLevel, LoopbackAddr, Unit};
+pub use value::{Rule, Unit};
 
 impl Settings {
     /// The settings in force, or everything that is wrong with the sources.

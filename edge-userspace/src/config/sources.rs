@@ -23,6 +23,10 @@ const CONFIG: &str = "EDGEPROXY_CONFIG";
 /// The seed's switch for more messages.
 const DEBUG: &str = "DEBUG";
 
+/// Names of the build and of the tests, which cargo and xtask hand on to what they start. No settings.
+const TOOLS: [&str; 4] =
+    ["EDGEPROXY_BPF_OBJECT", "EDGEPROXY_TESTKIT_OBJECT", "EDGEPROXY_REQUIRE_KERNEL", "EDGEPROXY_SKIP_LOG"];
+
 /// Names of the seed whose feature this version does not have.
 const ABSENT: [(&str, &str); 5] = [
     ("tls_", "TLS termination"),
@@ -53,9 +57,8 @@ impl Sources {
             None => Vec::new(),
         };
         given.extend(self.debug_switch());
-        let own =
-            self.env.iter().filter(|(name, value)| name.starts_with(PREFIX) && name != CONFIG && !value.is_empty());
-        for (name, value) in own {
+        let own = |name: &str| name.starts_with(PREFIX) && name != CONFIG && !TOOLS.contains(&name);
+        for (name, value) in self.env.iter().filter(|(name, value)| own(name) && !value.is_empty()) {
             let key = name.strip_prefix(PREFIX).unwrap_or(name);
             push(&mut given, errors, key, value, Origin::Environment(name.clone()), &|key| {
                 format!("{PREFIX}{}", key.to_ascii_uppercase())

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use super::value::{ForwarderChoice, GeoOverride, LogFormat, LogLevel, LoopbackAddr, Rule, Value};
+use super::kinds::{ForwarderChoice, GeoOverride, LogFormat, LogLevel, LoopbackAddr};
+use super::value::{Rule, Value};
 use crate::domain::{AppName, Region};
 
 /// One row of the table.

@@ -64,7 +64,13 @@ fn file_takes_strings_numbers_booleans_and_arrays() {
 
 #[test]
 fn empty_variable_is_unset_and_foreign_variables_are_no_concern() {
-    let sources = env(&[("EDGEPROXY_REGION", ""), ("EDGEPROXY_CONFIG", "x"), ("PATH", "/bin"), ("EDGE", "1")]);
+    let sources = env(&[
+        ("EDGEPROXY_REGION", ""),
+        ("EDGEPROXY_CONFIG", "x"),
+        ("EDGEPROXY_TESTKIT_OBJECT", "1"),
+        ("PATH", "/bin"),
+        ("EDGE", "1"),
+    ]);
     assert_eq!(Settings::load(sources).unwrap().region.as_str(), "sa");
 }
 

@@ -151,4 +151,14 @@ mod tests {
         assert!(line["backend"].is_null() && line["connect_ms"].is_null());
         assert_eq!(line.as_object().unwrap().len(), 27);
     }
+
+    #[test]
+    fn every_field_is_in_the_documentation() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/observability.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let line = serde_json::to_value(Record::of(&sample::outcome())).unwrap();
+        for field in line.as_object().unwrap().keys() {
+            assert!(page.contains(&format!("`{field}`")), "{field}");
+        }
+    }
 }

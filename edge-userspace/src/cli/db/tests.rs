@@ -127,6 +127,6 @@ fn refused_rows_are_listed_with_the_reason() {
              INSERT INTO backends VALUES ('a', 'web', 'sa', '192.0.2.1', 'http');",
         )
         .unwrap();
-    assert!(db.run("list").unwrap().contains("refused: port is \"http\""));
+    assert!(db.run("list").unwrap().contains("\"a\" is refused: port is \"http\""));
     assert!(db.rows()[0]["refused"].as_str().unwrap().contains("port"));
 }

@@ -40,7 +40,15 @@ pub(super) struct Copy {
     /// Bytes moved, by the side where they began.
     pub(super) moved: [u64; 2],
     lanes: [Lane; 2],
-    reset: Option<Side>,
+    reset: Option<Reset>,
+}
+
+/// A side reset the connection.
+#[derive(Debug, Clone, Copy)]
+struct Reset {
+    side: Side,
+    /// Reading said so: there is nothing more to read. Otherwise writing did, and what it sent before may be there.
+    drained: bool,
 }
 
 #[derive(Debug)]
@@ -78,8 +86,8 @@ impl Copy {
                 Poll::Ready(None) => cx.waker().wake_by_ref(),
                 Poll::Pending => {}
             }
-            if let Some(side) = self.reset {
-                return Poll::Ready(Err(side));
+            if let Some(reset) = self.reset {
+                return Poll::Ready(Err(reset));
             }
             if self.moved != before {
                 active = Instant::now();
@@ -110,9 +118,10 @@ impl Copy {
                 CopyEnd::Finished(other)
             }
             Ok(CopyEnd::Promote) => CopyEnd::Promote,
-            Err(side) => {
-                self.deliver_then_reset(side).await;
-                CopyEnd::Finished(if side == CLIENT { Termination::ClientReset } else { Termination::BackendReset })
+            Err(reset) => {
+                let _ = tokio::time::timeout(RESET_LINGER, self.deliver(reset)).await;
+                self.reset_both();
+                CopyEnd::Finished(if reset.side == CLIENT { Termination::ClientReset } else { Termination::BackendReset })
             }
         }
     }
@@ -124,7 +133,7 @@ impl Copy {
             match self.poll_lane(cx, side, promotion) {
                 Poll::Ready(Ok(unfinished)) => more |= unfinished,
                 Poll::Ready(Err(at)) => {
-                    self.reset = Some(at);
+                    self.reset = Some(Reset { side: at, drained: at == side });
                     return Poll::Pending;
                 }
                 Poll::Pending => {}
@@ -226,16 +235,23 @@ impl Copy {
         if self.lanes[CLIENT].shut { Termination::BackendIdle } else { Termination::ClientIdle }
     }
 
-    /// One side reset the connection: the other gets what was received before, and then a reset, too.
-    async fn deliver_then_reset(&mut self, side: Side) {
-        let _ = tokio::time::timeout(RESET_LINGER, self.deliver(side)).await;
-        self.reset_both();
-    }
-
-    async fn deliver(&mut self, side: Side) {
-        let mut none = Promotion::never();
-        // Until the source reports its reset; an error of the target ends it as well.
-        while let Ok(true) = poll_fn(|cx| self.poll_lane(cx, side, &mut none)).await {}
+    /// One side reset the connection: the other gets what was received before.
+    async fn deliver(&mut self, reset: Reset) {
+        let (side, mut none) = (reset.side, Promotion::never());
+        poll_fn(|cx| {
+            loop {
+                let lane = &self.lanes[side];
+                if !lane.pending.is_empty() {
+                    if ready!(self.poll_write_pending(cx, side)).is_err() {
+                        return Poll::Ready(());
+                    }
+                } else if reset.drained || lane.ended || ready!(self.poll_read_through(cx, side, &mut none)).is_err() {
+                    // An end that is read after a reset is none: it is not passed on.
+                    return Poll::Ready(());
+                }
+            }
+        })
+        .await;
         while socket::unacknowledged(self.sockets[other(side)].as_fd()) > 0 {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }

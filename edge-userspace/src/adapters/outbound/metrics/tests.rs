@@ -69,3 +69,14 @@ fn status_counts_agree_with_the_counters() {
     assert_eq!((connections.accepted, connections.closed, connections.active), (3, 2, 1));
     assert_eq!(connections.rejected, BTreeMap::from([("all_full".to_owned(), 1)]));
 }
+
+#[test]
+fn every_metric_is_in_the_documentation() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/observability.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let text = counted().render(status::sample::status()).unwrap();
+    for line in text.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
+        let (name, help) = line.split_once(' ').unwrap();
+        assert!(page.lines().any(|row| row.starts_with(&format!("| `{name}")) && row.contains(help)), "{name}: {help}");
+    }
+}

@@ -29,7 +29,7 @@ pub(super) use self::pairs::PairSlot;
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/edge.bpf.o"));
 
 /// Hash of the sources that the programs were built from, as committed with them.
-pub const SOURCES: &str = env!("EDGEPROXY_BPF_SOURCES");
+pub const SOURCES: &str = env!("BPF_SOURCES_HASH");
 
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {

@@ -1,0 +1,177 @@
+//! Values that are particular to this program: lists, prefixes with countries, loopback addresses, named choices.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use super::value::{Rule, Value};
+use crate::domain::CountryCode;
+
+/// Types that make up a list.
+trait Item: Sized + fmt::Display {
+    const KIND: &'static str;
+    const MAY_BE_EMPTY: bool;
+    fn parse(text: &str) -> Result<Self, String>;
+    /// Two items with the same key contradict each other.
+    fn key(&self) -> String;
+}
+
+impl<T: Item> Value for Vec<T> {
+    const KIND: &'static str = T::KIND;
+    const LIST: bool = true;
+
+    fn parse(text: &str, _: &Rule) -> Result<Self, String> {
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        let items = items.map(T::parse).collect::<Result<Self, _>>()?;
+        if items.is_empty() && !T::MAY_BE_EMPTY {
+            return Err("must name at least one".to_owned());
+        }
+        let mut seen = std::collections::HashSet::new();
+        match items.iter().map(T::key).find(|key| !seen.insert(key.clone())) {
+            Some(twice) => Err(format!("names {twice} twice")),
+            None => Ok(items),
+        }
+    }
+
+    fn show(&self, _: &Rule) -> String {
+        self.iter().map(T::to_string).collect::<Vec<_>>().join(",")
+    }
+}
+
+impl Item for SocketAddr {
+    const KIND: &'static str = "list of ADDRESS:PORT";
+    const MAY_BE_EMPTY: bool = false;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| match text.parse::<IpAddr>() {
+            Ok(IpAddr::V4(ip)) => format!("lacks a port: write {ip}:8080"),
+            Ok(IpAddr::V6(ip)) => format!("lacks a port: write [{ip}]:8080"),
+            Err(_) => format!("must be ADDRESS:PORT with an IP address, e.g. 0.0.0.0:8080 or [::]:8080, not {text:?}"),
+        })
+    }
+
+    fn key(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// The operator's word on where a prefix is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GeoOverride {
+    pub prefix: IpNet,
+    pub country: CountryCode,
+}
+
+impl fmt::Display for GeoOverride {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.prefix, self.country.as_str())
+    }
+}
+
+impl Item for GeoOverride {
+    const KIND: &'static str = "list of PREFIX=COUNTRY";
+    const MAY_BE_EMPTY: bool = true;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let form = || format!("must be PREFIX=COUNTRY, e.g. 203.0.113.0/24=BR, not {text:?}");
+        let (prefix, country) = text.split_once('=').ok_or_else(form)?;
+        let (prefix, country) = (prefix.trim(), country.trim());
+        let net = prefix.parse::<IpNet>().or_else(|_| prefix.parse::<IpAddr>().map(IpNet::from)).map_err(|_| form())?;
+        if net.trunc() != net {
+            return Err(format!("has bits set beyond the prefix in {prefix}: write {}", net.trunc()));
+        }
+        let country = CountryCode::parse(country).map_err(|why| format!("names no country in {text:?}: {why}"))?;
+        Ok(Self { prefix: net, country })
+    }
+
+    fn key(&self) -> String {
+        self.prefix.to_string()
+    }
+}
+
+/// An address that only this host can reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoopbackAddr(SocketAddr);
+
+impl LoopbackAddr {
+    pub const fn socket_addr(self) -> SocketAddr {
+        self.0
+    }
+}
+
+impl Value for LoopbackAddr {
+    const KIND: &'static str = "loopback ADDRESS:PORT";
+
+    fn parse(text: &str, _: &Rule) -> Result<Self, String> {
+        let addr = <SocketAddr as Item>::parse(text)?;
+        if addr.ip().to_canonical().is_loopback() {
+            return Ok(Self(addr));
+        }
+        Err(format!(
+            "must be a loopback address such as 127.0.0.1:9090, because the admin API has no log-in; not {addr}"
+        ))
+    }
+
+    fn show(&self, _: &Rule) -> String {
+        self.0.to_string()
+    }
+}
+
+/// Enums whose values have names.
+macro_rules! choice {
+    ($(#[$doc:meta])+ $type:ident, $kind:literal { $( $(#[$vdoc:meta])* $variant:ident = $name:literal ),+ }) => {
+        $(#[$doc])+
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $type { $( $(#[$vdoc])* $variant ),+ }
+
+        impl $type {
+            pub const fn as_str(self) -> &'static str {
+                match self { $( Self::$variant => $name ),+ }
+            }
+        }
+
+        impl Value for $type {
+            const KIND: &'static str = $kind;
+
+            fn parse(text: &str, _: &Rule) -> Result<Self, String> {
+                match text { $( $name => Ok(Self::$variant), )+ _ => Err(not_one_of(text, &[$($name),+])) }
+            }
+
+            fn show(&self, _: &Rule) -> String {
+                self.as_str().to_owned()
+            }
+        }
+    };
+}
+
+choice! {
+    /// Which forwarder is wanted.
+    ForwarderChoice, "auto, copy or sockmap" {
+        /// The best that passes its self-test.
+        Auto = "auto",
+        Copy = "copy",
+        /// In the kernel; the daemon still falls back to `copy` where it cannot, and says so.
+        Sockmap = "sockmap"
+    }
+}
+
+choice! {
+    /// Severity of log messages.
+    LogLevel, "error, warn, info, debug or trace" {
+        Error = "error", Warn = "warn", Info = "info", Debug = "debug", Trace = "trace"
+    }
+}
+
+choice! {
+    /// Format of log messages.
+    LogFormat, "json or text" { Json = "json", Text = "text" }
+}
+
+fn not_one_of(text: &str, names: &[&str]) -> String {
+    let list = names.join(", ");
+    match super::sources::nearest(text, names.iter().copied()) {
+        Some(near) => format!("must be one of {list}: did you mean {near}?"),
+        None => format!("must be one of {list}, not {text:?}"),
+    }
+}
