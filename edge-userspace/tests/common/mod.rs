@@ -117,8 +117,7 @@ impl Database {
     /// As `edgeproxy db init` makes it.
     pub fn new() -> Self {
         let database = Self::missing();
-        let made =
-            daemon::edgeproxy(BINARY.as_ref(), &database.path()).args(["db", "init"]).output().unwrap();
+        let made = daemon::edgeproxy(BINARY.as_ref(), &database.path()).args(["db", "init"]).output().unwrap();
         assert!(made.status.success(), "db init: {}", String::from_utf8_lossy(&made.stderr));
         database
     }

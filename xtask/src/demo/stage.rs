@@ -7,15 +7,23 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use tempfile::TempDir;
 
-use crate::lab::{BRAZIL, Config, Country, Daemon, GERMANY, JAPAN, Lab, Ns, Record, SOUTH_AFRICA, Status, UNITED_STATES, daemon};
+use crate::lab::{
+    BRAZIL, Config, Country, Daemon, GERMANY, JAPAN, Lab, Ns, Record, SOUTH_AFRICA, Status, UNITED_STATES, daemon,
+};
 use crate::load::{Behaviour, Checked, CheckedBackend, Ledger, Scenario};
 use crate::process;
 
 /// Region of the POP.
 pub(super) const POP_REGION: &str = "sa";
 /// Name and region of each backend, and its weight.
-const BACKENDS: [(&str, &str, u32); 6] =
-    [("sao-1", "sa", 2), ("sao-2", "sa", 1), ("fra-1", "eu", 1), ("fra-2", "eu", 1), ("iad-1", "us", 1), ("iad-2", "us", 1)];
+const BACKENDS: [(&str, &str, u32); 6] = [
+    ("sao-1", "sa", 2),
+    ("sao-2", "sa", 1),
+    ("fra-1", "eu", 1),
+    ("fra-2", "eu", 1),
+    ("iad-1", "us", 1),
+    ("iad-2", "us", 1),
+];
 /// Where clients of each country belong, and why: Japan's own region has no backend, so the POP's is next.
 const CAST: [(Country, &str, &str); 5] = [
     (BRAZIL, "sa", "client_region"),
@@ -25,7 +33,8 @@ const CAST: [(Country, &str, &str); 5] = [
     (SOUTH_AFRICA, "eu", "client_region"),
 ];
 /// What the clients of each country do, and how many bytes each way.
-const ACTS: [(Behaviour, u64, u64); 2] = [(Behaviour::PingPong, 1 << 20, 4 << 20), (Behaviour::Duplex, 8 << 20, 16 << 20)];
+const ACTS: [(Behaviour, u64, u64); 2] =
+    [(Behaviour::PingPong, 1 << 20, 4 << 20), (Behaviour::Duplex, 8 << 20, 16 << 20)];
 /// How long the daemon may take to write what it knows.
 const SOON: Duration = Duration::from_secs(5);
 
