@@ -62,9 +62,8 @@ impl Behaviour {
         Self::UnreadUpload,
     ];
 
-    /// Whether it ends in a reset. A reset that is lost is not sent again, by nobody: where packets are lost the other
-    /// side may never hear of it.
-    pub fn resets(self) -> bool {
+    /// Whether a reset ends it. A reset is a single packet that nobody sends again when it is lost.
+    pub fn ends_in_reset(self) -> bool {
         matches!(self, Self::ClientResets | Self::BackendResets | Self::ClientAborts | Self::BackendAborts)
     }
 
