@@ -3,13 +3,12 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use xtask::lab::requirements::{Need, require};
-use xtask::lab::{Config, Daemon, Lab, Ns};
+use xtask::lab::{Config, Daemon, Lab, Ns, daemon};
 use xtask::load::{Manner, NamedBackend, Visit};
 
 /// The binary under test.
@@ -118,8 +117,7 @@ impl Database {
     /// As `edgeproxy db init` makes it.
     pub fn new() -> Self {
         let database = Self::missing();
-        let made =
-            Command::new(BINARY).args(["db", "init"]).env("EDGEPROXY_DB_PATH", database.path()).output().unwrap();
+        let made = daemon::edgeproxy(BINARY.as_ref(), &database.path()).args(["db", "init"]).output().unwrap();
         assert!(made.status.success(), "db init: {}", String::from_utf8_lossy(&made.stderr));
         database
     }

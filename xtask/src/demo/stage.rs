@@ -2,21 +2,28 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use tempfile::TempDir;
 
-use crate::lab::{BRAZIL, Config, Country, Daemon, GERMANY, JAPAN, Lab, Ns, Record, SOUTH_AFRICA, Status, UNITED_STATES};
+use crate::lab::{
+    BRAZIL, Config, Country, Daemon, GERMANY, JAPAN, Lab, Ns, Record, SOUTH_AFRICA, Status, UNITED_STATES, daemon,
+};
 use crate::load::{Behaviour, Checked, CheckedBackend, Ledger, Scenario};
 use crate::process;
 
 /// Region of the POP.
 pub(super) const POP_REGION: &str = "sa";
 /// Name and region of each backend, and its weight.
-const BACKENDS: [(&str, &str, u32); 6] =
-    [("sao-1", "sa", 2), ("sao-2", "sa", 1), ("fra-1", "eu", 1), ("fra-2", "eu", 1), ("iad-1", "us", 1), ("iad-2", "us", 1)];
+const BACKENDS: [(&str, &str, u32); 6] = [
+    ("sao-1", "sa", 2),
+    ("sao-2", "sa", 1),
+    ("fra-1", "eu", 1),
+    ("fra-2", "eu", 1),
+    ("iad-1", "us", 1),
+    ("iad-2", "us", 1),
+];
 /// Where clients of each country belong, and why: Japan's own region has no backend, so the POP's is next.
 const CAST: [(Country, &str, &str); 5] = [
     (BRAZIL, "sa", "client_region"),
@@ -26,7 +33,8 @@ const CAST: [(Country, &str, &str); 5] = [
     (SOUTH_AFRICA, "eu", "client_region"),
 ];
 /// What the clients of each country do, and how many bytes each way.
-const ACTS: [(Behaviour, u64, u64); 2] = [(Behaviour::PingPong, 1 << 20, 4 << 20), (Behaviour::Duplex, 8 << 20, 16 << 20)];
+const ACTS: [(Behaviour, u64, u64); 2] =
+    [(Behaviour::PingPong, 1 << 20, 4 << 20), (Behaviour::Duplex, 8 << 20, 16 << 20)];
 /// How long the daemon may take to write what it knows.
 const SOON: Duration = Duration::from_secs(5);
 
@@ -37,6 +45,8 @@ pub(super) struct Stage {
     daemon: Daemon,
     _backends: Vec<CheckedBackend>,
     ledger: Ledger,
+    /// Bytes that the daemon's self-test sent through the kernel.
+    self_test_bytes: u64,
     lab: Lab,
     _directory: TempDir,
 }
@@ -59,18 +69,19 @@ impl Stage {
     pub(super) fn set(binary: &Path, lab: Lab) -> Result<Self> {
         let (directory, ledger) = (TempDir::new()?, Ledger::new());
         let database = directory.path().join("routing.db");
-        edgeproxy(binary, &database, &["init"])?;
+        db(binary, &database, &["init"])?;
         let mut backends = Vec::new();
         for (n, (name, region, weight)) in (1..).zip(BACKENDS) {
             let backend =
                 CheckedBackend::start(lab.namespace(Ns::Backends), name, (lab.backend(n), 0).into(), &ledger)?;
             let (addr, weight) = (backend.addr().to_string(), weight.to_string());
             let add = ["add", name, "--app", "web", "--region", region, "--addr", &addr, "--weight", &weight];
-            edgeproxy(binary, &database, &add)?;
+            db(binary, &database, &add)?;
             backends.push(backend);
         }
         let daemon = Daemon::start(&lab, &Config::new(binary, &database).set("region", POP_REGION))?;
-        Ok(Self { daemon, _backends: backends, ledger, lab, _directory: directory })
+        let self_test_bytes = kernel_bytes(&daemon.status()?);
+        Ok(Self { daemon, self_test_bytes, _backends: backends, ledger, lab, _directory: directory })
     }
 
     pub(super) fn daemon(&self) -> &Daemon {
@@ -110,15 +121,22 @@ impl Stage {
         Ok((checked, record, self.daemon.cpu() - before))
     }
 
+    /// Bytes of connections that the BPF maps count as forwarded in the kernel.
+    pub(super) fn kernel_bytes(&self, status: &Status) -> u64 {
+        kernel_bytes(status) - self.self_test_bytes
+    }
+
     /// The daemon's status once all connections have ended.
     pub(super) fn status_at_rest(&self) -> Result<Status> {
         self.daemon.wait_status(SOON, |status| status.active() == 0)
     }
 }
 
+fn kernel_bytes(status: &Status) -> u64 {
+    status.number("/forwarder/kernel_bytes")
+}
+
 /// Runs `edgeproxy db …`, as an operator would.
-fn edgeproxy(binary: &Path, database: &Path, arguments: &[&str]) -> Result<()> {
-    let mut command = Command::new(binary);
-    command.arg("db").args(arguments).env("EDGEPROXY_DB_PATH", database);
-    process::output(&mut command).map(|_| ())
+fn db(binary: &Path, database: &Path, arguments: &[&str]) -> Result<()> {
+    process::output(daemon::edgeproxy(binary, database).arg("db").args(arguments)).map(|_| ())
 }

@@ -3,7 +3,6 @@
 // Between fork and exec: limits, user, and death with the parent.
 #![allow(unsafe_code)]
 
-use std::ffi::OsString;
 use std::fs::Permissions;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -69,14 +68,8 @@ impl Config {
 
     /// `edgeproxy` with these settings and `arguments`, in the POP; for what is not started as a daemon.
     pub fn command(&self, lab: &Lab, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut command = edgeproxy(&self.binary, &self.database);
         command.args(arguments);
-        // Settings of the session that runs the tests are not those of the daemon.
-        for name in std::env::vars_os().map(|(name, _)| name).filter(is_setting) {
-            command.env_remove(name);
-        }
-        command.env_remove("DEBUG");
-        command.env("EDGEPROXY_DB_PATH", &self.database);
         for (name, value) in &self.settings {
             command.env(format!("EDGEPROXY_{}", name.to_uppercase()), value);
         }
@@ -88,8 +81,15 @@ impl Config {
     }
 }
 
-fn is_setting(name: &OsString) -> bool {
-    name.to_str().is_some_and(|name| name.starts_with("EDGEPROXY_"))
+/// A command of `edgeproxy`, free of the settings that the environment of the tests holds: those of the session, and
+/// those that cargo sets while it builds.
+pub fn edgeproxy(binary: &Path, database: &Path) -> Command {
+    let mut command = Command::new(binary);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"EDGEPROXY_")) {
+        command.env_remove(name);
+    }
+    command.env_remove("DEBUG").env("EDGEPROXY_DB_PATH", database);
+    command
 }
 
 /// A running daemon; killed when dropped. It dies with the thread that started it.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::requirements::{Need, require};
 use super::*;
-use crate::load::{CheckedBackend, Ledger, Load, Manner, NamedBackend, Visit, connect_from};
+use crate::load::{Behaviour, CheckedBackend, Ledger, Load, Manner, NamedBackend, Visit, connect_from};
 
 const PORT: u16 = 7000;
 
@@ -90,7 +90,8 @@ fn loss_slows_down_but_damages_nothing() {
     let to = SocketAddr::from((lab.pop(), PORT));
     let _backend = CheckedBackend::start(lab.namespace(Ns::Pop), "pop", to, &ledger).unwrap();
     let _loss = lab.lose(Ns::Pop, 50).unwrap();
-    let load = Load { at_once: 26, ..Load::mixed(130, 5) };
+    let behaviours = vec![Behaviour::Duplex, Behaviour::PingPong, Behaviour::ClientCloses, Behaviour::SlowClient];
+    let load = Load { at_once: 26, behaviours, ..Load::mixed(120, 5) };
     let report = load.run(lab.namespace(Ns::Clients), &ledger, |id| (lab.client(id as u16), to));
     report.assert_clean();
     assert!(retransmitted(&lab) > 5, "{} segments retransmitted", retransmitted(&lab));

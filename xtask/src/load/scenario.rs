@@ -62,6 +62,11 @@ impl Behaviour {
         Self::UnreadUpload,
     ];
 
+    /// Whether a reset ends it. A reset is a single packet that nobody sends again when it is lost.
+    pub fn ends_in_reset(self) -> bool {
+        matches!(self, Self::ClientResets | Self::BackendResets | Self::ClientAborts | Self::BackendAborts)
+    }
+
     /// Whether every byte sent must arrive; an abort may throw away what was under way.
     pub fn is_complete(self) -> bool {
         !matches!(self, Self::ClientAborts | Self::BackendAborts)
