@@ -121,7 +121,11 @@ impl Copy {
             Err(reset) => {
                 let _ = tokio::time::timeout(RESET_LINGER, self.deliver(reset)).await;
                 self.reset_both();
-                CopyEnd::Finished(if reset.side == CLIENT { Termination::ClientReset } else { Termination::BackendReset })
+                CopyEnd::Finished(if reset.side == CLIENT {
+                    Termination::ClientReset
+                } else {
+                    Termination::BackendReset
+                })
             }
         }
     }

@@ -117,7 +117,12 @@ impl Offload {
             return Err((Fallback::NoFreeRecord, sockets));
         };
         let [client, backend] = &sockets;
-        let lanes = SIDES.map(|side| Lane::new(&sockets, side, read_before));
+        let [Some(client_base), Some(backend_base)] =
+            [client, backend].map(|s| socket::taken_over(s.as_fd()).ok().flatten())
+        else {
+            return Err((Fallback::InsertRefused, sockets));
+        };
+        let lanes = [Lane::new(read_before[CLIENT], backend_base), Lane::new(read_before[BACKEND], client_base)];
         // Records, then the backend, then the client: a socket whose peer is not in the map passes everything, one
         // without a record too. If the backend is refused nothing is in the map yet.
         let prepared =
@@ -342,10 +347,10 @@ impl Offload {
     /// nothing until all it sends is taken would wait for ever: give its socket room for that backlog, and leave both
     /// directions to userspace from now on, so that no new backlog can form.
     fn disentangle(&mut self, side: Side) {
-        let Some(info) = self.info(side) else { return };
+        let Ok(Some(taken)) = socket::taken_over(self.sockets[side].as_fd()) else { return };
         let reverse = &self.lanes[other(side)];
         let given = self.slot.flow(other(side)).redirected() + reverse.written;
-        let backlog = given.saturating_sub(info.written - reverse.target_base);
+        let backlog = given.saturating_sub(taken - reverse.target_base);
         if backlog > 0 {
             self.gate(Fallback::Entangled);
             socket::enlarge_send_buffer(self.sockets[side].as_fd(), backlog * 2);
@@ -414,12 +419,12 @@ impl Offload {
         if self.lanes[side].drained_at == redirected {
             return Drained::Yes;
         }
-        let Some(info) = self.info(other(side)) else { return Drained::TargetGone };
-        if info.closed {
+        if self.info(other(side)).is_none_or(|info| info.closed) {
             return Drained::TargetGone;
         }
+        let Ok(Some(taken)) = socket::taken_over(self.sockets[other(side)].as_fd()) else { return Drained::NotYet };
         let lane = &mut self.lanes[side];
-        let (taken, given) = (info.written - lane.target_base, redirected + lane.written);
+        let (taken, given) = (taken - lane.target_base, redirected + lane.written);
         if taken < given {
             return Drained::NotYet;
         }
@@ -543,14 +548,13 @@ enum Drained {
 }
 
 impl Lane {
-    fn new(sockets: &[TcpStream; 2], side: Side, read_before: [u64; 2]) -> Self {
-        let target = socket::tcp_info(sockets[other(side)].as_fd());
+    fn new(read_before: u64, target_base: u64) -> Self {
         Self {
             plain: false,
-            read_before: read_before[side],
+            read_before,
             read: 0,
             written: 0,
-            target_base: target.map_or(0, |info| info.written),
+            target_base,
             drained_at: 0,
             pending: Pending::default(),
             source: Source::Open,
