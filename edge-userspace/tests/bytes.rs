@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::{KERNEL, NETWORK, PORT, Row, SOON, World};
 use xtask::lab::requirements::Need;
-use xtask::lab::{Daemon, Lab, Ns, Record, memory_available};
+use xtask::lab::{Daemon, Lab, Ns, Record, Where, memory_available};
 use xtask::load::{Behaviour, Checked, CheckedBackend, Ledger, Load, LoadReport, Manner};
 
 /// Connections of the main suite: each behaviour 70 times.
@@ -43,19 +43,29 @@ fn every_byte(forwarder: &str, needs: &[Need], test: &str) {
 
 #[test]
 fn copy_survives_loss() {
-    loss("copy", "copy_survives_loss");
+    loss("copy", Where::OnTheWay, "copy_survives_loss");
 }
 
 #[test]
 fn sockmap_survives_loss() {
-    loss("sockmap", "sockmap_survives_loss");
+    loss("sockmap", Where::OnTheWay, "sockmap_survives_loss");
+}
+
+#[test]
+fn copy_survives_full_queues() {
+    loss("copy", Where::AtTheSender, "copy_survives_full_queues");
+}
+
+#[test]
+fn sockmap_survives_full_queues() {
+    loss("sockmap", Where::AtTheSender, "sockmap_survives_full_queues");
 }
 
 /// One packet in a hundred is lost on every link, in both directions. Nobody sends a lost reset again, so that no
 /// connection here ends in one.
-fn loss(forwarder: &str, test: &str) {
+fn loss(forwarder: &str, at: Where, test: &str) {
     let Some(bench) = Bench::new(forwarder, KERNEL, test, &[]) else { return };
-    let _losses = [Ns::Clients, Ns::Pop, Ns::Backends].map(|place| bench.world.lab.lose(place, 10).unwrap());
+    let _losses = [Ns::Clients, Ns::Pop, Ns::Backends].map(|place| bench.world.lab.lose(place, at, 10).unwrap());
     let behaviours: Vec<_> = Behaviour::ALL.into_iter().filter(|behaviour| !behaviour.ends_in_reset()).collect();
     let report = bench.run(&Load { max_bytes: 256 << 10, behaviours, ..Load::mixed(220, 2) });
     bench.assert_clean(&report);

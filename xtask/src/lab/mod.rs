@@ -27,7 +27,7 @@ pub use address::{BRAZIL, COUNTRIES, Country, GERMANY, JAPAN, SOUTH_AFRICA, UNIT
 pub use admin::Answer;
 pub use daemon::{Config, Daemon, Status};
 pub use logs::Record;
-pub use loss::Loss;
+pub use loss::{Loss, Where};
 pub use netns::Namespace;
 pub use process::memory_available;
 
@@ -145,9 +145,9 @@ impl Lab {
         setup::ip(&self.backends, &format!("route del blackhole {backend} table local"))
     }
 
-    /// Loses packets at random on everything `place` sends, until the guard is dropped.
-    pub fn lose(&self, place: Ns, per_mille: u32) -> anyhow::Result<Loss> {
-        Loss::start(self.namespace(place), setup::interfaces(place), per_mille)
+    /// Loses packets at random on all links of `place`, until the guard is dropped.
+    pub fn lose(&self, place: Ns, at: Where, per_mille: u32) -> anyhow::Result<Loss> {
+        Loss::start(self.namespace(place), setup::interfaces(place), at, per_mille)
     }
 }
 

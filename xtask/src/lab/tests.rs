@@ -89,7 +89,7 @@ fn loss_slows_down_but_damages_nothing() {
     let (lab, ledger) = (Lab::new().unwrap(), Ledger::new());
     let to = SocketAddr::from((lab.pop(), PORT));
     let _backend = CheckedBackend::start(lab.namespace(Ns::Pop), "pop", to, &ledger).unwrap();
-    let _loss = lab.lose(Ns::Pop, 50).unwrap();
+    let _loss = lab.lose(Ns::Clients, Where::OnTheWay, 50).unwrap();
     let behaviours = vec![Behaviour::Duplex, Behaviour::PingPong, Behaviour::ClientCloses, Behaviour::SlowClient];
     let load = Load { at_once: 26, behaviours, ..Load::mixed(120, 5) };
     let report = load.run(lab.namespace(Ns::Clients), &ledger, |id| (lab.client(id as u16), to));
