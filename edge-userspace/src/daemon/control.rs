@@ -2,31 +2,28 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::SyncSender;
 use std::time::{Instant, SystemTime};
 
 use edgeproxy::adapters::inbound::admin::Control;
 use edgeproxy::application::ports::Bindings as _;
 use edgeproxy::application::reload::ReloadCommand;
-use edgeproxy::application::routing::ReloadReport;
 use edgeproxy::application::status::{
-    BackendStatus, ForwarderStatus, GeoStatus, ListenerStatus, PopState, RejectedRow, ReloadAnswer, ReloadStatus,
-    RoutingStatus, Status,
+    BackendStatus, ForwarderStatus, GeoStatus, ListenerStatus, PopState, ReloadAnswer, RoutingStatus, Status,
 };
-use edgeproxy::domain::Backend;
 use tokio::sync::{Notify, oneshot};
 
 use super::Shared;
 
 pub(crate) struct DaemonControl {
     shared: Arc<Shared>,
-    commands: Sender<ReloadCommand>,
+    commands: SyncSender<ReloadCommand>,
     started: Instant,
     drain: Notify,
 }
 
 impl DaemonControl {
-    pub(crate) fn new(shared: Arc<Shared>, commands: Sender<ReloadCommand>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, commands: SyncSender<ReloadCommand>) -> Self {
         Self { shared, commands, started: Instant::now(), drain: Notify::new() }
     }
 
@@ -37,7 +34,8 @@ impl DaemonControl {
 
     /// Reloads on the reload thread, which logs how it went.
     pub(crate) fn reload_in_background(&self) {
-        let _ = self.commands.send(ReloadCommand::Reload { allow_empty: false, done: Box::new(drop) });
+        // If so many wait already, one more would tell nothing new.
+        let _ = self.commands.try_send(ReloadCommand::Reload { allow_empty: false, done: Box::new(drop) });
     }
 
     fn state(&self) -> PopState {
@@ -51,46 +49,11 @@ impl DaemonControl {
         self.shared.listeners.iter().map(|addr| ListenerStatus { addr: addr.to_string(), app: leads_to() }).collect()
     }
 
-    fn routing(&self) -> RoutingStatus {
-        let status = self.shared.routing.status();
-        RoutingStatus {
-            generation: status.report.generation,
-            apps: status.report.apps as u64,
-            backends: status.report.accepted as u64,
-            last_reload: ReloadStatus {
-                age_secs: status
-                    .tried_at
-                    .and_then(|at| SystemTime::now().duration_since(at).ok())
-                    .map(|d| d.as_secs_f64()),
-                ok: status.error.is_none(),
-                error: status.error.clone(),
-            },
-            reloads_ok: status.accepted_total,
-            reloads_rejected: status.refused_total,
-            rejected_rows: rejected_rows(&status.report),
-        }
-    }
-
     fn backends(&self) -> Vec<BackendStatus> {
-        self.shared.routing.snapshot().backends().map(|backend| self.backend(backend)).collect()
-    }
-
-    fn backend(&self, backend: &Backend) -> BackendStatus {
         let counts = self.shared.path.programs().and_then(|kernel| kernel.counts());
-        BackendStatus {
-            id: backend.id.to_string(),
-            app: backend.app.to_string(),
-            region: backend.region.to_string(),
-            addr: backend.addr.socket_addr().to_string(),
-            state: backend.state.as_str().to_owned(),
-            healthy: backend.healthy,
-            weight: backend.weight.0,
-            soft_limit: backend.limits.soft(),
-            hard_limit: backend.limits.hard(),
-            connections: backend.load.active(),
-            kernel_connections: counts
-                .map(|counts| u32::try_from(counts.connections(backend.load.slot())).unwrap_or(u32::MAX)),
-        }
+        let counted = |slot| counts.map(|counts| u32::try_from(counts.connections(slot)).unwrap_or(u32::MAX));
+        let snapshot = self.shared.routing.snapshot();
+        snapshot.backends().map(|backend| BackendStatus::of(backend, counted(backend.load.slot()))).collect()
     }
 
     fn forwarder(&self) -> ForwarderStatus {
@@ -118,7 +81,7 @@ impl Control for DaemonControl {
             state: self.state(),
             listeners: self.listeners(),
             workers: u32::try_from(shared.worker_count).unwrap_or(u32::MAX),
-            routing: self.routing(),
+            routing: RoutingStatus::of(&shared.routing, SystemTime::now()),
             backends: self.backends(),
             forwarder: self.forwarder(),
             connections: shared.recorder.metrics.connections(),
@@ -134,25 +97,16 @@ impl Control for DaemonControl {
     fn reload(&self, allow_empty: bool) -> Pin<Box<dyn Future<Output = Result<ReloadAnswer, String>> + Send + '_>> {
         let (done, answer) = oneshot::channel();
         let done = Box::new(move |result| _ = done.send(result));
-        let sent = self.commands.send(ReloadCommand::Reload { allow_empty, done });
+        let sent = self.commands.try_send(ReloadCommand::Reload { allow_empty, done });
         Box::pin(async move {
             let gone = |_| "the thread that reloads has ended".to_owned();
-            sent.map_err(|_| "the daemon is ending".to_owned())?;
+            sent.map_err(|_| "too many reloads are waiting, or the daemon is ending".to_owned())?;
             let report = answer.await.map_err(gone)?.map_err(|why| why.to_string())?;
-            Ok(ReloadAnswer {
-                generation: report.generation,
-                accepted: report.accepted as u64,
-                apps: report.apps as u64,
-                rejected_rows: rejected_rows(&report),
-            })
+            Ok(ReloadAnswer::from(&report))
         })
     }
 
     fn drain(&self) {
         self.drain.notify_one();
     }
-}
-
-fn rejected_rows(report: &ReloadReport) -> Vec<RejectedRow> {
-    report.rejected.iter().map(|(row, why)| RejectedRow { row: row.clone(), why: why.clone() }).collect()
 }

@@ -33,6 +33,9 @@ use self::workers::Workers;
 /// How long connections may take to go after the drain deadline has cut them.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
 
+/// Reloads that may wait for the one under way.
+const WAITING_COMMANDS: usize = 16;
+
 /// What the parts of the daemon share.
 pub(crate) struct Shared {
     settings: Settings,
@@ -96,7 +99,7 @@ async fn serve(
     mut signals: Signals,
     reload: ReloadLoop<SqliteSource>,
 ) -> Result<u8, CliError> {
-    let (commands, inbox) = mpsc::channel();
+    let (commands, inbox) = mpsc::sync_channel(WAITING_COMMANDS);
     spawn_reload(&shared, reload, inbox).map_err(failed)?;
     spawn_binding_sweep(&shared);
     let workers = Workers::start(&shared, sockets).map_err(failed)?;
@@ -122,7 +125,8 @@ async fn serve(
             () = control.drain_asked() => break drain(&shared, &workers, &mut signals, &control).await,
         }
     };
-    let _ = commands.send(ReloadCommand::Stop);
+    // A full queue means that the thread is at work; it ends with the process.
+    let _ = commands.try_send(ReloadCommand::Stop);
     admin.abort();
     // The admin socket's file goes with its task.
     let _ = admin.await;

@@ -65,8 +65,8 @@ fn an_emptied_table_is_refused_until_confirmed() {
 #[test]
 fn the_thread_answers_commands_and_stops() {
     let (reload, table) = script(vec![rows(&["a"])]);
-    let (commands, inbox) = mpsc::channel();
-    let (answers, answer) = mpsc::channel();
+    let (commands, inbox) = mpsc::sync_channel(8);
+    let (answers, answer) = mpsc::sync_channel(8);
     let thread = std::thread::spawn(move || reload.run(Duration::from_secs(3600), &inbox, || {}));
     let done = Box::new(move |result: Result<ReloadReport, ReloadError>| answers.send(result.is_ok()).unwrap());
     commands.send(ReloadCommand::Reload { allow_empty: false, done }).unwrap();

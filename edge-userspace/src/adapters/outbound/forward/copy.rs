@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
-use super::lane::{CLIENT, MAX_READ, Pending, SIDES, Side, other, with_scratch};
+use super::lane::{Both, MAX_READ, Pending, Side, with_scratch};
 use super::promotion::Promotion;
 use super::sockmap::RESET_LINGER;
 use super::{TimeLimits, socket};
@@ -36,10 +36,10 @@ pub(super) enum CopyEnd {
 /// A pair that is being copied.
 #[derive(Debug)]
 pub(super) struct Copy {
-    pub(super) sockets: [TcpStream; 2],
+    pub(super) sockets: Both<TcpStream>,
     /// Bytes moved, by the side where they began.
-    pub(super) moved: [u64; 2],
-    lanes: [Lane; 2],
+    pub(super) moved: Both<u64>,
+    lanes: Both<Lane>,
     reset: Option<Reset>,
 }
 
@@ -62,15 +62,15 @@ struct Lane {
 }
 
 impl Copy {
-    pub(super) fn new(sockets: [TcpStream; 2]) -> Self {
-        let lanes = SIDES.map(|_| Lane {
+    pub(super) fn new(sockets: Both<TcpStream>) -> Self {
+        let lanes = Both::of(|_| Lane {
             pending: Pending::default(),
             read_size: FIRST_READ,
             empty: false,
             ended: false,
             shut: false,
         });
-        Self { sockets, moved: [0; 2], lanes, reset: None }
+        Self { sockets, moved: Both::default(), lanes, reset: None }
     }
 
     /// Copies until both streams have ended, one is reset, a time limit is reached, or `promotion` wants the kernel
@@ -121,7 +121,7 @@ impl Copy {
             Err(reset) => {
                 let _ = tokio::time::timeout(RESET_LINGER, self.deliver(reset)).await;
                 self.reset_both();
-                CopyEnd::Finished(if reset.side == CLIENT {
+                CopyEnd::Finished(if reset.side == Side::Client {
                     Termination::ClientReset
                 } else {
                     Termination::BackendReset
@@ -133,7 +133,7 @@ impl Copy {
     /// Moves both directions. Ready with `None` if there is more to do at once, but others should have their turn.
     fn poll_lanes(&mut self, cx: &mut Context<'_>, promotion: &mut Promotion) -> Poll<Option<CopyEnd>> {
         let mut more = false;
-        for side in SIDES {
+        for side in Side::BOTH {
             match self.poll_lane(cx, side, promotion) {
                 Poll::Ready(Ok(unfinished)) => more |= unfinished,
                 Poll::Ready(Err(at)) => {
@@ -171,7 +171,7 @@ impl Copy {
     }
 
     fn poll_write_pending(&mut self, cx: &mut Context<'_>, side: Side) -> Poll<Result<(), Side>> {
-        let target = Pin::new(&mut self.sockets[other(side)]);
+        let target = Pin::new(&mut self.sockets[side.other()]);
         let lane = &mut self.lanes[side];
         match ready!(target.poll_write(cx, lane.pending.rest())) {
             Ok(n) => {
@@ -179,7 +179,7 @@ impl Copy {
                 self.moved[side] += n as u64;
                 Poll::Ready(Ok(()))
             }
-            Err(_) => Poll::Ready(Err(other(side))),
+            Err(_) => Poll::Ready(Err(side.other())),
         }
     }
 
@@ -191,8 +191,8 @@ impl Copy {
         promotion: &mut Promotion,
     ) -> Poll<Result<(), Side>> {
         let lane = &mut self.lanes[side];
-        let [client, backend] = &mut self.sockets;
-        let (source, target) = if side == CLIENT { (client, backend) } else { (backend, client) };
+        let Both { client, backend } = &mut self.sockets;
+        let (source, target) = if side == Side::Client { (client, backend) } else { (backend, client) };
         with_scratch(|buffer| {
             let room = lane.read_size.min(buffer.len());
             let mut read = ReadBuf::new(buffer.get_mut(..room).unwrap_or_default());
@@ -214,7 +214,7 @@ impl Copy {
             let written = match Pin::new(target).poll_write(cx, bytes) {
                 Poll::Ready(Ok(n)) => n,
                 Poll::Pending => 0,
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(other(side))),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(side.other())),
             };
             self.moved[side] += written as u64;
             if let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
@@ -226,7 +226,7 @@ impl Copy {
 
     fn pass_on_end(&mut self, side: Side) {
         if !self.lanes[side].shut {
-            let _ = SockRef::from(&self.sockets[other(side)]).shutdown(Shutdown::Write);
+            let _ = SockRef::from(&self.sockets[side.other()]).shutdown(Shutdown::Write);
             self.lanes[side].shut = true;
         }
     }
@@ -236,7 +236,7 @@ impl Copy {
     }
 
     fn idle_termination(&self) -> Termination {
-        if self.lanes[CLIENT].shut { Termination::BackendIdle } else { Termination::ClientIdle }
+        if self.lanes.client.shut { Termination::BackendIdle } else { Termination::ClientIdle }
     }
 
     /// One side reset the connection: the other gets what was received before.
@@ -256,7 +256,7 @@ impl Copy {
             }
         })
         .await;
-        while socket::unacknowledged(self.sockets[other(side)].as_fd()) > 0 {
+        while socket::unacknowledged(self.sockets[side.other()].as_fd()) > 0 {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }

@@ -1,15 +1,69 @@
 //! What the forwarders share: the two sides of a pair, and buffers that exist only while they hold bytes.
 
 use std::cell::RefCell;
+use std::ops::{Index, IndexMut};
 
 /// A side of a pair, and the direction that begins there.
-pub(super) type Side = usize;
-pub(super) const CLIENT: Side = 0;
-pub(super) const BACKEND: Side = 1;
-pub(super) const SIDES: [Side; 2] = [CLIENT, BACKEND];
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Backend,
+}
 
-pub(super) const fn other(side: Side) -> Side {
-    1 - side
+impl Side {
+    pub(super) const BOTH: [Self; 2] = [Self::Client, Self::Backend];
+
+    pub(super) const fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Backend,
+            Self::Backend => Self::Client,
+        }
+    }
+
+    /// 0 for the client, 1 for the backend: their order in a pair of flow records.
+    pub(super) const fn index(self) -> u32 {
+        match self {
+            Self::Client => 0,
+            Self::Backend => 1,
+        }
+    }
+}
+
+/// One of something for each side.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Both<T> {
+    pub(super) client: T,
+    pub(super) backend: T,
+}
+
+impl<T> Both<T> {
+    pub(super) fn of(mut make: impl FnMut(Side) -> T) -> Self {
+        Self { client: make(Side::Client), backend: make(Side::Backend) }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        [&self.client, &self.backend].into_iter()
+    }
+}
+
+impl<T> Index<Side> for Both<T> {
+    type Output = T;
+
+    fn index(&self, side: Side) -> &T {
+        match side {
+            Side::Client => &self.client,
+            Side::Backend => &self.backend,
+        }
+    }
+}
+
+impl<T> IndexMut<Side> for Both<T> {
+    fn index_mut(&mut self, side: Side) -> &mut T {
+        match side {
+            Side::Client => &mut self.client,
+            Side::Backend => &mut self.backend,
+        }
+    }
 }
 
 /// The largest read. Beyond this a read no longer gets cheaper per byte but falls out of the CPU's cache.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 use self::copy::{Copy, CopyEnd};
-use self::lane::{BACKEND, CLIENT};
+use self::lane::Both;
 use self::promotion::Promotion;
 use self::sockmap::Offload;
 pub use self::state::{KernelPath, Policy};
@@ -46,7 +46,7 @@ impl Forwarders {
         Self { path, limits, cut }
     }
 
-    async fn copy_first(&self, sockets: [TcpStream; 2]) -> ForwardReport {
+    async fn copy_first(&self, sockets: Both<TcpStream>) -> ForwardReport {
         let mut promotion = if self.path.is_open() { Promotion::measured() } else { Promotion::never() };
         let mut copy = Copy::new(sockets);
         match copy.run(&self.limits, &self.cut, &mut promotion).await {
@@ -55,7 +55,7 @@ impl Forwarders {
         }
     }
 
-    async fn copy_only(&self, sockets: [TcpStream; 2], moved: [u64; 2], why: Option<Fallback>) -> ForwardReport {
+    async fn copy_only(&self, sockets: Both<TcpStream>, moved: Both<u64>, why: Option<Fallback>) -> ForwardReport {
         let mut copy = Copy::new(sockets);
         let mut never = Promotion::never();
         // Never wants a promotion, so what ends is finished.
@@ -64,47 +64,47 @@ impl Forwarders {
             CopyEnd::Finished(termination) => termination,
             CopyEnd::Promote => Termination::InternalError,
         };
-        self.copied([moved[CLIENT] + copy.moved[CLIENT], moved[BACKEND] + copy.moved[BACKEND]], termination, why)
+        self.copied(Both::of(|side| moved[side] + copy.moved[side]), termination, why)
     }
 
     /// Hands the pair to the kernel. `moved` was copied before.
-    async fn offload(&self, sockets: [TcpStream; 2], moved: [u64; 2]) -> ForwardReport {
+    async fn offload(&self, sockets: Both<TcpStream>, moved: Both<u64>) -> ForwardReport {
         let Some(kernel) = self.path.kernel() else {
             return Box::pin(self.copy_only(sockets, moved, Some(Fallback::Unavailable))).await;
         };
-        let [client, backend] = sockets;
+        let Both { client, backend } = sockets;
         // Out of tokio's epoll: it would be woken by every redirected packet.
         let (Ok(client), Ok(backend)) = (client.into_std(), backend.into_std()) else {
             return self.copied(moved, Termination::OutOfResources, None);
         };
-        match Offload::begin(kernel, [client, backend], moved) {
+        match Offload::begin(kernel, Both { client, backend }, moved) {
             Ok(offload) => {
                 let report = Box::pin(offload.run(&self.limits, &self.cut)).await;
                 self.offloaded(report, moved)
             }
-            Err((why, [client, backend])) => match (TcpStream::from_std(client), TcpStream::from_std(backend)) {
-                (Ok(client), Ok(backend)) => Box::pin(self.copy_only([client, backend], moved, Some(why))).await,
+            Err((why, Both { client, backend })) => match (TcpStream::from_std(client), TcpStream::from_std(backend)) {
+                (Ok(client), Ok(backend)) => Box::pin(self.copy_only(Both { client, backend }, moved, Some(why))).await,
                 _ => self.copied(moved, Termination::OutOfResources, Some(why)),
             },
         }
     }
 
-    fn copied(&self, moved: [u64; 2], termination: Termination, fallback: Option<Fallback>) -> ForwardReport {
-        let [up, down] = moved;
+    fn copied(&self, moved: Both<u64>, termination: Termination, fallback: Option<Fallback>) -> ForwardReport {
+        let Both { client: up, backend: down } = moved;
         let bytes = ByteCounts { up, down, kernel_up: 0, kernel_down: 0 };
         let wanted = self.path.policy() != Policy::Copy;
         let fallback = fallback.or((wanted && !self.path.is_open()).then_some(Fallback::Unavailable));
         ForwardReport { bytes, forwarder: ForwarderKind::Copy, fallback, termination }
     }
 
-    fn offloaded(&self, report: sockmap::Report, before: [u64; 2]) -> ForwardReport {
+    fn offloaded(&self, report: sockmap::Report, before: Both<u64>) -> ForwardReport {
         if let Some(what) = &report.corrupt {
             self.path.condemn(what);
         }
-        let [kernel_up, kernel_down] = report.in_kernel;
+        let Both { client: kernel_up, backend: kernel_down } = report.in_kernel;
         let bytes = ByteCounts {
-            up: before[CLIENT] + report.moved[CLIENT],
-            down: before[BACKEND] + report.moved[BACKEND],
+            up: before.client + report.moved.client,
+            down: before.backend + report.moved.backend,
             kernel_up,
             kernel_down,
         };
@@ -119,11 +119,11 @@ impl Forwarders {
 
 impl Forwarder for Forwarders {
     async fn forward(&self, pair: Pair) -> ForwardReport {
-        let sockets = [pair.client, pair.backend];
+        let sockets = Both { client: pair.client, backend: pair.backend };
         match self.path.policy() {
-            Policy::Copy => self.copy_only(sockets, [0; 2], None).await,
+            Policy::Copy => self.copy_only(sockets, Both::default(), None).await,
             Policy::Auto => self.copy_first(sockets).await,
-            Policy::Sockmap => self.offload(sockets, [0; 2]).await,
+            Policy::Sockmap => self.offload(sockets, Both::default()).await,
         }
     }
 }

@@ -94,7 +94,7 @@ mod tests {
         let mut promotion = Promotion::measured();
         for _ in 0..BULK_READS {
             assert!(!promotion.wanted());
-            promotion.saw(0, 65_536, true);
+            promotion.saw(Side::Client, 65_536, true);
         }
         assert!(promotion.wanted());
         assert!(!Promotion::never().wanted());
@@ -105,12 +105,12 @@ mod tests {
         let mut promotion = Promotion::measured();
         let start = promotion.since;
         for i in 0..100 {
-            promotion.saw(i % 2, 64, false);
+            promotion.saw(if i % 2 == 0 { Side::Client } else { Side::Backend }, 64, false);
         }
         assert!(!promotion.rates_say_so(start + WINDOW / 2), "window not over");
         assert!(promotion.rates_say_so(start + WINDOW), "1,000 messages a second");
         for i in 0..10 {
-            promotion.saw(i % 2, 64, false);
+            promotion.saw(if i % 2 == 0 { Side::Client } else { Side::Backend }, 64, false);
         }
         assert!(!promotion.rates_say_so(start + WINDOW + Duration::from_secs(1)), "10 messages a second");
     }

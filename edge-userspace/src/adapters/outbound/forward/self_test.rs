@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::TimeLimits;
 use super::kernel::Kernel;
+use super::lane::Both;
 use super::sockmap::{Offload, Report};
 use crate::application::drain::Cut;
 use crate::domain::Termination;
@@ -52,7 +53,8 @@ pub async fn run(kernel: &Arc<Kernel>) -> Result<(), SelfTestError> {
     let receiver = spawn_backend(backend, sent, reply);
     proxy_client.set_nonblocking(true)?;
     proxy_backend.set_nonblocking(true)?;
-    let offload = Offload::begin(kernel, [proxy_client, proxy_backend], [0; 2]).map_err(|_| SelfTestError::Refused)?;
+    let offload = Offload::begin(kernel, Both { client: proxy_client, backend: proxy_backend }, Both::default())
+        .map_err(|_| SelfTestError::Refused)?;
     let limits = TimeLimits { idle: LIMIT, half_close: LIMIT };
     let report = Box::pin(offload.run(&limits, &Cut::default())).await;
     sender.join().map_err(|_| SelfTestError::Thread)??;
@@ -64,12 +66,12 @@ fn judge(report: &Report) -> Result<(), SelfTestError> {
     if report.termination != Termination::Normal {
         return Err(SelfTestError::Ended(report.termination.words()));
     }
-    for (counted, moved) in report.moved.into_iter().zip([BURST as u64, REPLY as u64]) {
+    for (counted, moved) in report.moved.iter().copied().zip([BURST as u64, REPLY as u64]) {
         if counted != moved {
             return Err(SelfTestError::Counts { counted, moved });
         }
     }
-    if report.in_kernel.contains(&0) { Err(SelfTestError::Idle) } else { Ok(()) }
+    if report.in_kernel.iter().any(|bytes| *bytes == 0) { Err(SelfTestError::Idle) } else { Ok(()) }
 }
 
 /// Two ends of one connection over loopback.

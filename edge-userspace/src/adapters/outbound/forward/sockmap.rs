@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::kernel::{Interest, Kernel, PairSlot, Ready};
-use super::lane::{BACKEND, CLIENT, Pending, SIDES, Side, other, with_scratch};
+use super::lane::{Both, Pending, Side, with_scratch};
 use super::{TimeLimits, socket};
 use crate::application::drain::Cut;
 use crate::domain::{Fallback, Termination};
@@ -35,9 +35,9 @@ pub(super) const RESET_LINGER: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Report {
     /// Bytes since the insertion, by the side where they began.
-    pub(super) moved: [u64; 2],
+    pub(super) moved: Both<u64>,
     /// The part of `moved` that never came to userspace.
-    pub(super) in_kernel: [u64; 2],
+    pub(super) in_kernel: Both<u64>,
     pub(super) termination: Termination,
     pub(super) fallback: Option<Fallback>,
     /// The byte counts disagree: the kernel path must not be used again until somebody has looked.
@@ -47,11 +47,11 @@ pub(super) struct Report {
 /// A pair in the kernel. The sockets close when it is dropped, before the records are given back.
 #[derive(Debug)]
 pub(super) struct Offload {
-    sockets: [TcpStream; 2],
+    sockets: Both<TcpStream>,
     slot: PairSlot,
-    lanes: [Lane; 2],
-    watched: [Interest; 2],
-    wanted: [Interest; 2],
+    lanes: Both<Lane>,
+    watched: Both<Interest>,
+    wanted: Both<Interest>,
     /// Which side reset the connection, and when that was seen.
     reset: Option<(Side, Instant)>,
     fallback: Option<Fallback>,
@@ -106,9 +106,9 @@ impl Offload {
     /// `read_before` are the bytes read from each socket so far; all of them must have been written out.
     pub(super) fn begin(
         kernel: &Arc<Kernel>,
-        sockets: [TcpStream; 2],
-        read_before: [u64; 2],
-    ) -> Result<Self, (Fallback, [TcpStream; 2])> {
+        sockets: Both<TcpStream>,
+        read_before: Both<u64>,
+    ) -> Result<Self, (Fallback, Both<TcpStream>)> {
         // The map takes established sockets only. Found out now the pair can still be copied in the ordinary way.
         if sockets.iter().any(|socket| socket::tcp_info(socket.as_fd()).map_or(true, |info| info.fin)) {
             return Err((Fallback::InsertRefused, sockets));
@@ -116,17 +116,21 @@ impl Offload {
         let Some(mut slot) = kernel.reserve() else {
             return Err((Fallback::NoFreeRecord, sockets));
         };
-        let [client, backend] = &sockets;
+        let Both { client, backend } = &sockets;
         let [Some(client_base), Some(backend_base)] =
             [client, backend].map(|s| socket::taken_over(s.as_fd()).ok().flatten())
         else {
             return Err((Fallback::InsertRefused, sockets));
         };
-        let lanes = [Lane::new(read_before[CLIENT], backend_base), Lane::new(read_before[BACKEND], client_base)];
+        let lanes = Both {
+            client: Lane::new(read_before.client, backend_base),
+            backend: Lane::new(read_before.backend, client_base),
+        };
         // Records, then the backend, then the client: a socket whose peer is not in the map passes everything, one
         // without a record too. If the backend is refused nothing is in the map yet.
-        let prepared =
-            slot.prepare([client.as_fd(), backend.as_fd()]).and_then(|()| slot.insert(BACKEND, backend.as_fd()));
+        let prepared = slot
+            .prepare(Both { client: client.as_fd(), backend: backend.as_fd() })
+            .and_then(|()| slot.insert(Side::Backend, backend.as_fd()));
         if let Err(why) = prepared {
             tracing::debug!(%why, "backend socket not inserted");
             return Err((Fallback::InsertRefused, sockets));
@@ -135,8 +139,8 @@ impl Offload {
             sockets,
             slot,
             lanes,
-            watched: [Interest::default(); 2],
-            wanted: [Interest::default(); 2],
+            watched: Both::default(),
+            wanted: Both::default(),
             reset: None,
             fallback: None,
             corrupt: None,
@@ -147,23 +151,23 @@ impl Offload {
 
     /// A socket never leaves the map while it lives, so if this fails both directions stay in userspace for life.
     fn insert_client(&mut self) {
-        let [client, _] = &self.sockets;
-        if let Err(why) = self.slot.insert(CLIENT, client.as_fd()) {
+        let client = &self.sockets.client;
+        if let Err(why) = self.slot.insert(Side::Client, client.as_fd()) {
             tracing::debug!(%why, "client socket not inserted");
             self.gate(Fallback::InsertRefused);
-            self.lanes[CLIENT].plain = true;
+            self.lanes.client.plain = true;
         }
     }
 
     fn gate(&mut self, why: Fallback) {
-        self.slot.flow(CLIENT).gate();
-        self.slot.flow(BACKEND).gate();
+        self.slot.flow(Side::Client).gate();
+        self.slot.flow(Side::Backend).gate();
         self.fallback.get_or_insert(why);
     }
 
     /// Sees the pair through to its end.
     pub(super) async fn run(mut self, limits: &TimeLimits, cut: &Cut) -> Report {
-        for side in SIDES {
+        for side in Side::BOTH {
             let fd = self.sockets[side].as_fd();
             if self.slot.watch(side, fd, Interest::default()).is_err() {
                 return self.finish(Termination::OutOfResources);
@@ -211,19 +215,19 @@ impl Offload {
 
     /// Does everything that can be done now. An error is the end.
     fn step(&mut self, ready: Ready) -> Result<Wait, Termination> {
-        self.wanted = [Interest::default(); 2];
-        for side in SIDES {
+        self.wanted = Both::default();
+        for side in Side::BOTH {
             self.lanes[side].hung_up |= ready.hung_up(side);
         }
         let mut wait = Wait::Event;
         // A direction that finds its target gone changes what the other one has to do: hence the second round.
-        for side in [CLIENT, BACKEND, CLIENT] {
+        for side in [Side::Client, Side::Backend, Side::Client] {
             wait = wait.max(self.advance(side)?);
         }
         if self.reset.is_some() {
             return self.carry_reset();
         }
-        if SIDES.iter().all(|&side| self.lanes[side].shut) {
+        if Side::BOTH.into_iter().all(|side| self.lanes[side].shut) {
             return Err(Termination::Normal);
         }
         Ok(wait)
@@ -267,14 +271,14 @@ impl Offload {
             }
         }
         let lane = &mut self.lanes[side];
-        match socket::send(self.sockets[other(side)].as_fd(), lane.pending.rest()) {
+        match socket::send(self.sockets[side.other()].as_fd(), lane.pending.rest()) {
             Ok(n) => {
                 lane.pending.advance(n);
                 self.count_written(side, n);
                 Ok(None)
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                self.wanted[other(side)].writable = true;
+                self.wanted[side.other()].writable = true;
                 Ok(Some(Wait::Event))
             }
             Err(e) if e.kind() == ErrorKind::Interrupted => Ok(None),
@@ -348,8 +352,8 @@ impl Offload {
     /// directions to userspace from now on, so that no new backlog can form.
     fn disentangle(&mut self, side: Side) {
         let Ok(Some(taken)) = socket::taken_over(self.sockets[side].as_fd()) else { return };
-        let reverse = &self.lanes[other(side)];
-        let given = self.slot.flow(other(side)).redirected() + reverse.written;
+        let reverse = &self.lanes[side.other()];
+        let given = self.slot.flow(side.other()).redirected() + reverse.written;
         let backlog = given.saturating_sub(taken - reverse.target_base);
         if backlog > 0 {
             self.gate(Fallback::Entangled);
@@ -407,7 +411,7 @@ impl Offload {
         if self.corrupt.is_some() {
             return Err(Termination::InternalError);
         }
-        let _ = self.sockets[other(side)].shutdown(Shutdown::Write);
+        let _ = self.sockets[side.other()].shutdown(Shutdown::Write);
         self.lanes[side].shut = true;
         Ok(None)
     }
@@ -419,10 +423,10 @@ impl Offload {
         if self.lanes[side].drained_at == redirected {
             return Drained::Yes;
         }
-        if self.info(other(side)).is_none_or(|info| info.closed) {
+        if self.info(side.other()).is_none_or(|info| info.closed) {
             return Drained::TargetGone;
         }
-        let Ok(Some(taken)) = socket::taken_over(self.sockets[other(side)].as_fd()) else { return Drained::NotYet };
+        let Ok(Some(taken)) = socket::taken_over(self.sockets[side.other()].as_fd()) else { return Drained::NotYet };
         let lane = &mut self.lanes[side];
         let (taken, given) = (taken - lane.target_base, redirected + lane.written);
         if taken < given {
@@ -438,16 +442,16 @@ impl Offload {
     /// The stream that comes from `side` was cut by a reset: nothing can be sent there any more.
     fn source_reset(&mut self, side: Side) {
         self.lanes[side].source = Source::Reset;
-        self.lanes[other(side)].break_off();
+        self.lanes[side.other()].break_off();
         self.reset.get_or_insert((side, Instant::now()));
     }
 
     /// Sending to the target of `side` failed: it was reset, but what it sent before is still to be delivered.
     fn target_gone(&mut self, side: Side) {
         self.lanes[side].break_off();
-        let target = &mut self.lanes[other(side)];
+        let target = &mut self.lanes[side.other()];
         target.hung_up = true;
-        self.reset.get_or_insert((other(side), Instant::now()));
+        self.reset.get_or_insert((side.other(), Instant::now()));
         if target.shut {
             target.source = Source::Reset;
         }
@@ -457,16 +461,16 @@ impl Offload {
     fn look_for_late_reset(&mut self, side: Side) {
         let lane = &mut self.lanes[side];
         lane.hung_up = false;
-        let reverse = &self.lanes[other(side)];
+        let reverse = &self.lanes[side.other()];
         if !reverse.shut && !reverse.broken && self.info(side).is_none_or(|info| info.closed) {
-            self.target_gone(other(side));
+            self.target_gone(side.other());
         }
     }
 
     /// A side reset the connection. Ends with a reset of the other side, after it has everything that came before.
     fn carry_reset(&mut self) -> Result<Wait, Termination> {
         let Some((side, since)) = self.reset else { return Ok(Wait::Event) };
-        let termination = if side == CLIENT { Termination::ClientReset } else { Termination::BackendReset };
+        let termination = if side == Side::Client { Termination::ClientReset } else { Termination::BackendReset };
         if since.elapsed() >= RESET_LINGER {
             return Err(termination);
         }
@@ -476,7 +480,7 @@ impl Offload {
             return Ok(Wait::Soon);
         }
         let target_done = match self.drained(side) {
-            Drained::Yes => socket::unacknowledged(self.sockets[other(side)].as_fd()) == 0,
+            Drained::Yes => socket::unacknowledged(self.sockets[side.other()].as_fd()) == 0,
             Drained::NotYet => false,
             Drained::TargetGone => true,
         };
@@ -485,7 +489,7 @@ impl Offload {
 
     /// How long to sleep if no event comes, or the end: a time limit is reached.
     fn pause(&self, wait: Wait, fruitless: usize, ready: Ready, limits: &TimeLimits) -> Result<Duration, Termination> {
-        let half_closed = SIDES.iter().any(|&side| self.lanes[side].shut);
+        let half_closed = Side::BOTH.into_iter().any(|side| self.lanes[side].shut);
         let limit = if half_closed { limits.half_close } else { limits.idle };
         // Reading the clock of both sockets costs two calls: only when the time may really be up.
         let due = if wait == Wait::Event { ready == Ready::NONE } else { fruitless % LOOKS_PER_IDLE_CHECK == 1 };
@@ -498,16 +502,17 @@ impl Offload {
     }
 
     fn idle_left(&self, limit: Duration) -> Result<Duration, Termination> {
-        let quiet = SIDES.iter().filter_map(|&side| self.info(side)).map(|info| info.quiet).min().unwrap_or(limit);
+        let quiet =
+            Side::BOTH.into_iter().filter_map(|side| self.info(side)).map(|info| info.quiet).min().unwrap_or(limit);
         match limit.checked_sub(quiet) {
             Some(left) if !left.is_zero() => Ok(left),
-            _ if self.lanes[CLIENT].shut => Err(Termination::BackendIdle),
+            _ if self.lanes.client.shut => Err(Termination::BackendIdle),
             _ => Err(Termination::ClientIdle),
         }
     }
 
     fn rewatch(&mut self) {
-        for side in SIDES {
+        for side in Side::BOTH {
             let wanted = self.wanted[side];
             if wanted != self.watched[side] && self.slot.rewatch(side, self.sockets[side].as_fd(), wanted).is_ok() {
                 self.watched[side] = wanted;
@@ -530,9 +535,9 @@ impl Offload {
         if termination != Termination::Normal {
             self.sockets.iter().for_each(|socket| socket::reset_on_close(socket.as_fd()));
         }
-        let in_kernel = SIDES.map(|side| self.slot.flow(side).redirected());
+        let in_kernel = Both::of(|side| self.slot.flow(side).redirected());
         Report {
-            moved: SIDES.map(|side| in_kernel[side] + self.lanes[side].written),
+            moved: Both::of(|side| in_kernel[side] + self.lanes[side].written),
             in_kernel,
             termination,
             fallback: self.fallback,

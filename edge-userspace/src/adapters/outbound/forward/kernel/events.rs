@@ -16,6 +16,7 @@ use atomic_waker::AtomicWaker;
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
 
+use super::super::lane::Side;
 use super::{Kernel, KernelError};
 
 /// How often flows are looked over for bytes that no event announced. Without it 2 of 600 connections got stuck.
@@ -53,9 +54,9 @@ impl Ready {
     /// Look at everything.
     pub(in super::super) const ALL: Self = Self(ATTEND | HUNG_UP | HUNG_UP << 1);
 
-    /// Whether the stream of `side` (0 client, 1 backend) may have ended, by FIN or error.
-    pub(in super::super) fn hung_up(self, side: usize) -> bool {
-        self.0 & (HUNG_UP << side) != 0
+    /// Whether the stream of `side` may have ended, by FIN or error.
+    pub(in super::super) fn hung_up(self, side: Side) -> bool {
+        self.0 & (HUNG_UP << side.index()) != 0
     }
 }
 
@@ -109,11 +110,11 @@ impl Events {
         (0u32..).zip(&self.pairs).filter(|(_, events)| events.live.load(Ordering::Acquire)).map(|(pair, _)| pair)
     }
 
-    pub(super) fn watch(&self, pair: u32, side: usize, fd: BorrowedFd<'_>, interest: Interest) -> io::Result<()> {
+    pub(super) fn watch(&self, pair: u32, side: Side, fd: BorrowedFd<'_>, interest: Interest) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_ADD, fd.as_raw_fd(), interest.epoll_bits(), socket_key(pair, side))
     }
 
-    pub(super) fn rewatch(&self, pair: u32, side: usize, fd: BorrowedFd<'_>, interest: Interest) -> io::Result<()> {
+    pub(super) fn rewatch(&self, pair: u32, side: Side, fd: BorrowedFd<'_>, interest: Interest) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_MOD, fd.as_raw_fd(), interest.epoll_bits(), socket_key(pair, side))
     }
 
@@ -149,8 +150,8 @@ impl Events {
     }
 }
 
-fn socket_key(pair: u32, side: usize) -> u64 {
-    u64::from(pair) * 2 + side as u64
+fn socket_key(pair: u32, side: Side) -> u64 {
+    u64::from(pair) * 2 + u64::from(side.index())
 }
 
 /// Starts the thread. It ends when the last other holder of `kernel` is gone.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use super::super::lane::{Both, Side};
 use super::super::socket;
 use super::events::{Interest, Ready};
 use super::mapped::FlowView;
@@ -54,46 +55,42 @@ impl PairPool {
 pub(in super::super) struct PairSlot {
     kernel: Arc<Kernel>,
     index: u32,
-    cookies: [u64; 2],
+    cookies: Both<u64>,
 }
 
 impl PairSlot {
     pub(super) fn new(kernel: Arc<Kernel>, index: u32) -> Self {
         kernel.events.begin(index);
-        Self { kernel, index, cookies: [0; 2] }
+        Self { kernel, index, cookies: Both::default() }
     }
 
     /// Prepares both records and makes them known by the sockets' cookies. The sockets are not in the map yet.
-    ///
-    /// `sockets` are client and backend.
-    pub(in super::super) fn prepare(&mut self, sockets: [BorrowedFd<'_>; 2]) -> Result<(), KernelError> {
-        let [client, backend] = sockets;
-        self.cookies = [socket::cookie(client)?, socket::cookie(backend)?];
-        let [client, backend] = self.cookies;
-        self.flow(0).begin(backend);
-        self.flow(1).begin(client);
+    pub(in super::super) fn prepare(&mut self, sockets: Both<BorrowedFd<'_>>) -> Result<(), KernelError> {
+        self.cookies = Both { client: socket::cookie(sockets.client)?, backend: socket::cookie(sockets.backend)? };
+        let Both { client, backend } = self.cookies;
+        self.flow(Side::Client).begin(backend);
+        self.flow(Side::Backend).begin(client);
         self.kernel.insert_slot(client, self.index * 2)?;
         self.kernel.insert_slot(backend, self.index * 2 + 1)?;
         Ok(())
     }
 
-    /// Puts one of the sockets (0 client, 1 backend) under the verdict. It never leaves the map while it lives.
-    pub(in super::super) fn insert(&self, side: usize, socket: BorrowedFd<'_>) -> Result<(), KernelError> {
-        let cookie = self.cookies.get(side).copied().unwrap_or_default();
-        Ok(self.kernel.insert_socket(cookie, socket)?)
+    /// Puts one of the sockets  under the verdict. It never leaves the map while it lives.
+    pub(in super::super) fn insert(&self, side: Side, socket: BorrowedFd<'_>) -> Result<(), KernelError> {
+        Ok(self.kernel.insert_socket(self.cookies[side], socket)?)
     }
 
-    /// The record of the direction that begins at `side` (0 client, 1 backend).
-    pub(in super::super) fn flow(&self, side: usize) -> FlowView<'_> {
-        self.kernel.flow(self.index * 2 + u32::from(side != 0))
+    /// The record of the direction that begins at `side` .
+    pub(in super::super) fn flow(&self, side: Side) -> FlowView<'_> {
+        self.kernel.flow(self.index * 2 + side.index())
     }
 
     /// Starts watching a socket for the end of its stream.
-    pub(in super::super) fn watch(&self, side: usize, socket: BorrowedFd<'_>, interest: Interest) -> io::Result<()> {
+    pub(in super::super) fn watch(&self, side: Side, socket: BorrowedFd<'_>, interest: Interest) -> io::Result<()> {
         self.kernel.events.watch(self.index, side, socket, interest)
     }
 
-    pub(in super::super) fn rewatch(&self, side: usize, socket: BorrowedFd<'_>, interest: Interest) -> io::Result<()> {
+    pub(in super::super) fn rewatch(&self, side: Side, socket: BorrowedFd<'_>, interest: Interest) -> io::Result<()> {
         self.kernel.events.rewatch(self.index, side, socket, interest)
     }
 
@@ -108,7 +105,7 @@ impl Drop for PairSlot {
         for cookie in self.cookies.iter().filter(|c| **c != 0) {
             self.kernel.remove_slot(*cookie);
         }
-        let moved = self.flow(0).redirected() + self.flow(1).redirected();
+        let moved = self.flow(Side::Client).redirected() + self.flow(Side::Backend).redirected();
         self.kernel.events.end(self.index);
         self.kernel.forwarded.fetch_add(moved, Ordering::Relaxed);
         self.kernel.pairs.give_back(self.index);
