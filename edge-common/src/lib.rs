@@ -4,7 +4,6 @@
 //! `repr(C)`, sizes and offsets asserted at compile time. Each counter has exactly one writer; the other side only
 //! reads it. That is what makes the spill protocol (`docs/adr/0004-spill-protocol.md`) free of locks.
 #![no_std]
-#![deny(unsafe_code)]
 
 /// Flow records in the `FLOWS` array: two per connection, one per direction.
 pub const MAX_FLOWS: u32 = 32_768;

@@ -1,5 +1,6 @@
 //! Choosing a backend allocates nothing, whatever the size of the app. Counted in a process of its own, with an
 //! allocator that counts.
+#![allow(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use std::alloc::{GlobalAlloc, Layout, System};

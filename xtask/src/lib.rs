@@ -2,7 +2,6 @@
 //!
 //! Every command works from any directory and finds the repository it was compiled in.
 
-#![deny(unsafe_code)]
 // A command-line tool talks to its user on standard output.
 #![allow(clippy::print_stdout)]
 
