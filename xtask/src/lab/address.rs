@@ -82,11 +82,24 @@ pub(super) fn loopback_backend(n: u8) -> IpAddr {
     Ipv4Addr::new(127, 66, 0, n).into()
 }
 
-/// Both ends of the two links: (POP's end, the other end).
-pub(super) const CLIENT_LINK: [&str; 2] = ["10.63.0.1", "10.63.0.2"];
-pub(super) const CLIENT_LINK_V6: [&str; 2] = ["fd63::1", "fd63::2"];
-pub(super) const BACKEND_LINK: [&str; 2] = ["10.65.0.1", "10.65.0.2"];
-pub(super) const BACKEND_LINK_V6: [&str; 2] = ["fd65::1", "fd65::2"];
+/// A link of the POP: the POP's end first, then the other.
+pub(super) struct Link {
+    pub(super) v4: [&'static str; 2],
+    pub(super) v6: [&'static str; 2],
+    /// Fixed and known to both ends, so that packet loss does not hit the search for a neighbour.
+    pub(super) mac: [&'static str; 2],
+}
+
+pub(super) const TO_CLIENTS: Link = Link {
+    v4: ["10.63.0.1", "10.63.0.2"],
+    v6: ["fd63::1", "fd63::2"],
+    mac: ["02:00:00:00:63:01", "02:00:00:00:63:02"],
+};
+pub(super) const TO_BACKENDS: Link = Link {
+    v4: ["10.65.0.1", "10.65.0.2"],
+    v6: ["fd65::1", "fd65::2"],
+    mac: ["02:00:00:00:65:01", "02:00:00:00:65:02"],
+};
 
 pub(super) const POP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 63, 0, 1));
 pub(super) const POP_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd63, 0, 0, 0, 0, 0, 0, 1));

@@ -4,69 +4,71 @@ use std::fs;
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 
-use super::address::{BACKEND_LINK, BACKEND_LINK_V6, CLIENT_LINK, CLIENT_LINK_V6, backend_prefixes, client_prefixes};
+use super::address::{Link, TO_BACKENDS, TO_CLIENTS, backend_prefixes, client_prefixes};
 use super::{Lab, Namespace, Ns};
 
 /// Names of the POP's interfaces; the other end of each link is called `pop`.
-const TO_CLIENTS: &str = "clients";
-const TO_BACKENDS: &str = "backends";
-const TO_POP: &str = "pop";
+const CLIENTS: &str = "clients";
+const BACKENDS: &str = "backends";
+const POP: &str = "pop";
 
 pub(super) fn interfaces(place: Ns) -> &'static [&'static str] {
     match place {
-        Ns::Pop => &[TO_CLIENTS, TO_BACKENDS],
-        Ns::Clients | Ns::Backends => &[TO_POP],
+        Ns::Pop => &[CLIENTS, BACKENDS],
+        Ns::Clients | Ns::Backends => &[POP],
     }
 }
 
 pub(super) fn links(lab: &Lab) -> io::Result<()> {
-    let (clients, backends) = (lab.namespace(Ns::Clients), lab.namespace(Ns::Backends));
     let pop = lab.namespace(Ns::Pop);
-    let mut script = String::from("link set lo up\n");
-    script += &link(TO_CLIENTS, clients, CLIENT_LINK[0], CLIENT_LINK_V6[0]);
-    script += &link(TO_BACKENDS, backends, BACKEND_LINK[0], BACKEND_LINK_V6[0]);
-    ip(pop, &script)?;
-    ip(clients, &far_end(CLIENT_LINK[1], CLIENT_LINK_V6[1], &client_prefixes()))?;
-    ip(backends, &far_end(BACKEND_LINK[1], BACKEND_LINK_V6[1], &backend_prefixes()))?;
-    let everything = ["0.0.0.0/0".to_owned(), "::/0".to_owned()];
-    // Routes last: an IPv6 gateway is accepted only once its link is up at both ends.
-    ip(clients, &via(&everything, CLIENT_LINK[0], CLIENT_LINK_V6[0], TO_POP))?;
-    ip(backends, &via(&everything, BACKEND_LINK[0], BACKEND_LINK_V6[0], TO_POP))?;
-    ip(pop, &via(&client_prefixes(), CLIENT_LINK[1], CLIENT_LINK_V6[1], TO_CLIENTS))?;
-    ip(pop, &via(&backend_prefixes(), BACKEND_LINK[1], BACKEND_LINK_V6[1], TO_BACKENDS))?;
-    allow_any_source(clients)?;
-    allow_any_source(backends)
+    let ends = [
+        (lab.namespace(Ns::Clients), CLIENTS, TO_CLIENTS, client_prefixes()),
+        (lab.namespace(Ns::Backends), BACKENDS, TO_BACKENDS, backend_prefixes()),
+    ];
+    ip(pop, "link set lo up")?;
+    for (far, name, link, prefixes) in ends {
+        let (near_mac, far_mac, path) = (link.mac[0], link.mac[1], far.path());
+        ip(
+            pop,
+            &format!("link add {name} address {near_mac} type veth peer name {POP} address {far_mac} netns {path}"),
+        )?;
+        ip(pop, &end(name, &link, 0))?;
+        ip(far, &(end(POP, &link, 1) + &own(&prefixes)))?;
+        // Routes last: an IPv6 gateway is accepted only once its link is up at both ends.
+        ip(pop, &via(&prefixes, &link, 1, name))?;
+        ip(far, &via(&["0.0.0.0/0".to_owned(), "::/0".to_owned()], &link, 0, POP))?;
+        allow_any_source(far)?;
+    }
+    Ok(())
 }
 
-/// The POP's end of a link.
-fn link(name: &str, far: &Namespace, v4: &str, v6: &str) -> String {
+/// One end of a link, up, with its addresses and its neighbour.
+fn end(dev: &str, link: &Link, which: usize) -> String {
+    let other = 1 - which;
     format!(
-        "link add {name} type veth peer name {TO_POP} netns {}\n\
-         addr add {v4}/30 dev {name}\naddr add {v6}/64 dev {name} nodad\nlink set {name} up\n",
-        far.path()
+        "addr add {}/30 dev {dev}\naddr add {}/64 dev {dev} nodad\nlink set {dev} up\n\
+         neigh add {} lladdr {mac} dev {dev} nud permanent\nneigh add {} lladdr {mac} dev {dev} nud permanent\n",
+        link.v4[which],
+        link.v6[which],
+        link.v4[other],
+        link.v6[other],
+        mac = link.mac[other],
     )
 }
 
-/// The other end: its address, and whole prefixes that count as its own.
-fn far_end(v4: &str, v6: &str, own: &[String]) -> String {
-    let mut script = format!(
-        "link set lo up\naddr add {v4}/30 dev {TO_POP}\naddr add {v6}/64 dev {TO_POP} nodad\nlink set {TO_POP} up\n"
-    );
-    for prefix in own {
-        script += &format!("route add local {prefix} dev lo\n");
-    }
-    script
+/// Whole prefixes that a namespace counts as its own.
+fn own(prefixes: &[String]) -> String {
+    let routes = prefixes.iter().map(|prefix| format!("route add local {prefix} dev lo\n"));
+    "link set lo up\n".to_owned() + &routes.collect::<String>()
 }
 
-/// Routes to `prefixes` over one link.
-fn via(prefixes: &[String], v4: &str, v6: &str, dev: &str) -> String {
-    prefixes
-        .iter()
-        .map(|prefix| {
-            let gateway = if prefix.contains(':') { v6 } else { v4 };
-            format!("route add {prefix} via {gateway} dev {dev}\n")
-        })
-        .collect()
+/// Routes to `prefixes` by way of one end of a link.
+fn via(prefixes: &[String], link: &Link, end: usize, dev: &str) -> String {
+    let route = |prefix: &String| {
+        let gateway = if prefix.contains(':') { link.v6[end] } else { link.v4[end] };
+        format!("route add {prefix} via {gateway} dev {dev}\n")
+    };
+    prefixes.iter().map(route).collect()
 }
 
 /// Lets sockets bind to IPv6 addresses that are local by route only; IPv4 allows it anyway.
