@@ -7,6 +7,7 @@
 //! ```
 //!
 //! Where namespaces can't be made, [`Lab::loopback`] offers the same places on 127.0.0.0/8.
+#![allow(clippy::indexing_slicing, reason = "test apparatus: a panic is a failed test, not an outage")]
 
 mod address;
 mod admin;
