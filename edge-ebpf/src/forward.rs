@@ -1,6 +1,6 @@
 //! sk_skb stream verdict: forwards the bytes of an established pair without waking the daemon.
 //!
-//! What makes this lossless is written in `docs/life-of-a-connection.md`; the numbers below are its rules.
+//! What makes this lossless is written in `docs/kernel-path.md`; the numbers below are its rules.
 
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
 use aya_ebpf::cty::c_void;

@@ -135,7 +135,7 @@ settings! {
     /// Bytes all directions together may have queued in the kernel.
     sockmap_memory_mib: u32, "sockmap_memory_mib" = "256", Rule::mib(1, 1_048_576);
     /// Connections on the kernel path at once.
-    max_flows: u32, "max_flows" = "8192", Rule::count(1, 1_048_576);
+    max_flows: u32, "max_flows" = "8192", Rule::count(1, 16_384);
     /// How long existing connections may go on after SIGTERM.
     drain_timeout: Duration, "drain_timeout_secs" = "30", Rule::seconds(0.0, 86_400.0);
     /// The admin socket (Unix): metrics, status and the commands that change anything.

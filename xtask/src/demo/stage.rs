@@ -34,7 +34,7 @@ const CAST: [(Country, &str, &str); 5] = [
 ];
 /// What the clients of each country do, and how many bytes each way.
 const ACTS: [(Behaviour, u64, u64); 2] =
-    [(Behaviour::PingPong, 1 << 20, 4 << 20), (Behaviour::Duplex, 8 << 20, 16 << 20)];
+    [(Behaviour::PingPong, 1 << 20, 2 << 20), (Behaviour::Duplex, 4 << 20, 8 << 20)];
 /// How long the daemon may take to write what it knows.
 const SOON: Duration = Duration::from_secs(5);
 

@@ -15,7 +15,7 @@ const BULK_RATE: u64 = 1_000_000;
 const LIVELY_TURNS: u32 = 10;
 const LIVELY_RATE: u64 = 500;
 /// Rates are taken over at least this long.
-const WINDOW: Duration = Duration::from_millis(100);
+const WINDOW: Duration = Duration::from_millis(20);
 
 /// Watches one connection.
 #[derive(Debug)]
