@@ -7,12 +7,7 @@
 //! ```
 //!
 //! Where namespaces can't be made, [`Lab::loopback`] offers the same places on 127.0.0.0/8.
-<<<<<<< HEAD
-// A tool for tests: an index out of range is its own fault and must stop it at once.
-#![allow(clippy::indexing_slicing)]
-=======
 #![allow(clippy::indexing_slicing, reason = "test apparatus: a panic is a failed test, not an outage")]
->>>>>>> lab
 
 mod address;
 mod admin;
