@@ -262,13 +262,8 @@ impl Offload {
 
     /// Writes pending bytes; they must not overtake what the kernel still holds for the target.
     fn write_out(&mut self, side: Side) -> Result<Option<Wait>, Termination> {
-        match self.drained(side) {
-            Drained::Yes => {}
-            Drained::NotYet => return Ok(Some(Wait::Soon)),
-            Drained::TargetGone => {
-                self.target_gone(side);
-                return Ok(None);
-            }
+        if let Some(instead) = self.hold_back(side) {
+            return Ok(instead);
         }
         let lane = &mut self.lanes[side];
         match socket::send(self.sockets[side.other()].as_fd(), lane.pending.rest()) {
@@ -400,13 +395,8 @@ impl Offload {
 
     /// Passes the end of the stream on, once the target has taken over every byte before it.
     fn pass_on_end(&mut self, side: Side) -> Result<Option<Wait>, Termination> {
-        match self.drained(side) {
-            Drained::Yes => {}
-            Drained::NotYet => return Ok(Some(Wait::Soon)),
-            Drained::TargetGone => {
-                self.target_gone(side);
-                return Ok(None);
-            }
+        if let Some(instead) = self.hold_back(side) {
+            return Ok(instead);
         }
         if self.corrupt.is_some() {
             return Err(Termination::InternalError);
@@ -414,6 +404,18 @@ impl Offload {
         let _ = self.sockets[side.other()].shutdown(Shutdown::Write);
         self.lanes[side].shut = true;
         Ok(None)
+    }
+
+    /// What to do instead of giving the target more, while it has not taken over what the kernel holds for it.
+    fn hold_back(&mut self, side: Side) -> Option<Option<Wait>> {
+        match self.drained(side) {
+            Drained::Yes => None,
+            Drained::NotYet => Some(Some(Wait::Soon)),
+            Drained::TargetGone => {
+                self.target_gone(side);
+                Some(None)
+            }
+        }
     }
 
     /// Whether the target's TCP has taken over every byte that was meant for it so far. Shutting it down or writing
