@@ -55,6 +55,7 @@ impl Signals {
 
 #[cfg(test)]
 mod tests {
+    #![allow(unsafe_code)]
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
     use super::*;
