@@ -7,6 +7,7 @@ use anyhow::{Result, anyhow, bail};
 use crate::{
     build_ebpf::{self, Built},
     manifest::{self, Manifest},
+    object_diff::Difference,
     toolchain::Choice,
     workspace::{self, OBJECTS},
 };
@@ -17,7 +18,7 @@ const REMEDY: &str = "run `cargo xtask build-ebpf` and commit what it writes";
 /// Options of `check-ebpf`.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub struct Args {
-    /// Also compile the programs, into target/bpf-fresh/, and compare the bytes.
+    /// Also compile the programs, into target/bpf-fresh/, and compare the objects.
     #[arg(long)]
     pub rebuild: bool,
     /// Which compiler to rebuild with.
@@ -25,7 +26,7 @@ pub struct Args {
     pub toolchain: Choice,
 }
 
-/// Checks the manifest, and the bytes too if asked.
+/// Checks the manifest, and the programs too if asked.
 ///
 /// # Errors
 /// When the objects don't belong to the sources; the message names the files and the remedy.
@@ -50,7 +51,7 @@ pub fn check(root: &Path) -> Result<Manifest> {
     Ok(committed)
 }
 
-/// Compiles into `target/bpf-fresh/`; the same tools must give the same bytes.
+/// Compiles into `target/bpf-fresh/`; the same tools must give the same programs.
 fn rebuild(root: &Path, committed: &Manifest, choice: Choice) -> Result<()> {
     let built = build_ebpf::build(choice)?;
     let same_tools = built.tools == committed.tools;
@@ -58,15 +59,19 @@ fn rebuild(root: &Path, committed: &Manifest, choice: Choice) -> Result<()> {
     for object in OBJECTS {
         let fresh = workspace::fresh_dir().join(object.fresh);
         build_ebpf::copy(&built.dir.join(object.bin), &fresh)?;
-        let identical = manifest::hash_file(&fresh)? == manifest::hash_file(&root.join(object.committed))?;
-        let verdict = if identical { "identical to" } else { "different from" };
+        let difference = Difference::of(&fresh, &root.join(object.committed))?;
+        let verdict = match &difference {
+            Difference::None => "identical to".to_owned(),
+            Difference::TypeOrder => "identical, but for the order of its type information, to".to_owned(),
+            Difference::Sections(sections) => format!("different (in {}) from", sections.join(", ")),
+        };
         println!("{}: {verdict} {}", fresh.display(), object.committed);
-        if !identical {
+        if matches!(difference, Difference::Sections(_)) {
             different.push(object.committed);
         }
     }
     if !different.is_empty() && same_tools {
-        bail!("the same sources and tools gave other bytes for {}; {REMEDY}", different.join(", "));
+        bail!("the same sources and tools gave other programs in {}; {REMEDY}", different.join(", "));
     }
     if !same_tools {
         explain_tools(committed, &built);
@@ -75,7 +80,7 @@ fn rebuild(root: &Path, committed: &Manifest, choice: Choice) -> Result<()> {
 }
 
 fn explain_tools(committed: &Manifest, built: &Built) {
-    println!("note: other tools than those of the committed objects, so other bytes are no error:");
+    println!("note: other tools than those of the committed objects, so other programs are no error:");
     println!("  committed: {:?}", committed.tools);
     println!("  here:      {:?}", built.tools);
 }

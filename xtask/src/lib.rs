@@ -12,6 +12,7 @@ pub mod lab;
 pub mod lint_ebpf;
 pub mod load;
 pub mod manifest;
+pub mod object_diff;
 pub mod process;
 pub mod setup;
 pub mod test;

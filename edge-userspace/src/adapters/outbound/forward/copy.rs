@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
-use super::lane::{Both, MAX_READ, Pending, Side, with_scratch};
+use super::lane::{Both, MAX_READ, Pending, Side, TURN, with_scratch};
 use super::promotion::Promotion;
 use super::sockmap::RESET_LINGER;
 use super::{TimeLimits, socket};
@@ -21,8 +21,6 @@ use crate::domain::Termination;
 
 /// The first reads are small: a slow receiver then keeps little. Full reads double it up to [`MAX_READ`].
 const FIRST_READ: usize = 16 * 1024;
-/// Bytes a direction moves before the other one, and other connections, get their turn.
-const TURN: usize = 4 * MAX_READ;
 
 /// How copying ended.
 #[derive(Debug)]

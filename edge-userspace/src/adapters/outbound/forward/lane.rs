@@ -69,6 +69,9 @@ impl<T> IndexMut<Side> for Both<T> {
 /// The largest read. Beyond this a read no longer gets cheaper per byte but falls out of the CPU's cache.
 pub(super) const MAX_READ: usize = 256 * 1024;
 
+/// Bytes a direction moves before the other one, and other connections, get their turn.
+pub(super) const TURN: usize = 4 * MAX_READ;
+
 thread_local! {
     /// One buffer for all connections of a thread: bytes stay in it only between a read and the write that follows.
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; MAX_READ].into_boxed_slice());

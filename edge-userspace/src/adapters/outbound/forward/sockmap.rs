@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::kernel::{Interest, Kernel, PairSlot, Ready};
-use super::lane::{Both, Pending, Side, with_scratch};
+use super::lane::{Both, Pending, Side, TURN, with_scratch};
 use super::{TimeLimits, socket};
 use crate::application::drain::Cut;
 use crate::domain::{Fallback, Termination};
@@ -98,6 +98,8 @@ enum Wait {
     Event,
     /// The kernel gives no event for it.
     Soon,
+    /// Nothing, but others should have their turn.
+    Turn,
 }
 
 impl Offload {
@@ -186,6 +188,16 @@ impl Offload {
             };
             fruitless = if self.progress() == before { fruitless + 1 } else { 0 };
             self.rewatch();
+            if wait == Wait::Turn {
+                tokio::task::yield_now().await;
+                let now = poll_fn(|cx| Poll::Ready(self.poll_wake(cx, timer.as_mut(), cut.as_mut()))).await;
+                ready = match now {
+                    Poll::Ready(Some(woken)) => woken,
+                    Poll::Ready(None) => return self.finish(Termination::KilledByDrain),
+                    Poll::Pending => Ready::NONE,
+                };
+                continue;
+            }
             let pause = match self.pause(wait, fruitless, ready, limits) {
                 Ok(pause) => pause,
                 Err(termination) => return self.finish(termination),
@@ -235,7 +247,8 @@ impl Offload {
 
     /// Moves one direction as far as it goes.
     fn advance(&mut self, side: Side) -> Result<Wait, Termination> {
-        loop {
+        let turn = self.lanes[side].written + TURN as u64;
+        while self.lanes[side].written < turn {
             let lane = &self.lanes[side];
             if lane.shut || lane.broken || lane.source == Source::Reset && lane.pending.is_empty() {
                 if lane.shut && lane.hung_up {
@@ -258,6 +271,7 @@ impl Offload {
                 return Ok(wait);
             }
         }
+        Ok(Wait::Turn)
     }
 
     /// Writes pending bytes; they must not overtake what the kernel still holds for the target.
