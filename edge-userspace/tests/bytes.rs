@@ -123,6 +123,16 @@ fn bounded_memory(forwarder: &str, needs: &[Need], test: &str) {
     bench.assert_at_rest();
 }
 
+#[test]
+fn the_programs_in_the_kernel_speak_through_the_log() {
+    let test = "the_programs_in_the_kernel_speak_through_the_log";
+    let Some(bench) = Bench::new("sockmap", KERNEL, test, &[("log_level", "debug")]) else { return };
+    let behaviours = vec![Behaviour::LateClient, Behaviour::LateBackend];
+    bench.run(&Load { max_bytes: 16 << 20, behaviours, ..Load::mixed(4, 5) }).assert_clean();
+    let said = |messages: &str| messages.lines().any(|line| line.contains("first spill") && line.contains("edge_ebpf"));
+    assert!(said(&bench.daemon.messages()), "{}", bench.daemon.messages());
+}
+
 /// By how many bytes MemAvailable fell at most while `work` ran.
 fn memory_fall(work: impl FnOnce()) -> u64 {
     let (before, done) = (memory_available().unwrap(), AtomicBool::new(false));

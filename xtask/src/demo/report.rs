@@ -8,7 +8,7 @@ use crate::lab::Status;
 /// Prints the account; returns the checks that did not hold.
 pub(super) fn print(stage: &Stage, scenes: &[Scene]) -> Result<Vec<String>> {
     let status = stage.status_at_rest()?;
-    let maps = stage.kernel_bytes(&status);
+    let maps = Stage::kernel_bytes(&status);
     introduce(&status);
     routes(scenes);
     bytes(scenes, maps);

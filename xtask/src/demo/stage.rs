@@ -45,8 +45,6 @@ pub(super) struct Stage {
     daemon: Daemon,
     _backends: Vec<CheckedBackend>,
     ledger: Ledger,
-    /// Bytes that the daemon's self-test sent through the kernel.
-    self_test_bytes: u64,
     lab: Lab,
     _directory: TempDir,
 }
@@ -80,8 +78,7 @@ impl Stage {
             backends.push(backend);
         }
         let daemon = Daemon::start(&lab, &Config::new(binary, &database).set("region", POP_REGION))?;
-        let self_test_bytes = kernel_bytes(&daemon.status()?);
-        Ok(Self { daemon, self_test_bytes, _backends: backends, ledger, lab, _directory: directory })
+        Ok(Self { daemon, _backends: backends, ledger, lab, _directory: directory })
     }
 
     pub(super) fn daemon(&self) -> &Daemon {
@@ -122,18 +119,14 @@ impl Stage {
     }
 
     /// Bytes of connections that the BPF maps count as forwarded in the kernel.
-    pub(super) fn kernel_bytes(&self, status: &Status) -> u64 {
-        kernel_bytes(status) - self.self_test_bytes
+    pub(super) fn kernel_bytes(status: &Status) -> u64 {
+        status.number("/forwarder/kernel_bytes")
     }
 
     /// The daemon's status once all connections have ended.
     pub(super) fn status_at_rest(&self) -> Result<Status> {
         self.daemon.wait_status(SOON, |status| status.active() == 0)
     }
-}
-
-fn kernel_bytes(status: &Status) -> u64 {
-    status.number("/forwarder/kernel_bytes")
 }
 
 /// Runs `edgeproxy db …`, as an operator would.

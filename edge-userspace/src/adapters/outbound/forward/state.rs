@@ -41,6 +41,7 @@ pub struct KernelPath {
 impl KernelPath {
     /// The programs are loaded and passed their self-test.
     pub fn open(policy: Policy, kernel: Arc<Kernel>) -> Self {
+        kernel.restart_count();
         Self::new(policy, Some(kernel), Some("passed"), None)
     }
 
