@@ -32,13 +32,16 @@ pub struct Args {
 /// # Errors
 /// When something can't be built or started, or a check does not hold.
 pub fn run(args: &Args) -> Result<()> {
+    on_interrupt();
     if let Err(error) = setup::ensure(setup::Need::Lab) {
         eprintln!("warning: {error:#}");
     }
     let binary = build(args.release)?;
+    go_on()?;
     let started = Instant::now();
     let stage = Stage::set(&binary, make_lab()?)?;
-    let scenes = stage.play()?;
+    // What an interrupted daemon did wrong is of no interest.
+    let scenes = stage.play().or_else(|error| go_on().and(Err(error)))?;
     let failed = report::print(&stage, &scenes)?;
     println!("\n{:.1} s from the start of the lab to here", started.elapsed().as_secs_f64());
     if !args.once {
@@ -90,22 +93,28 @@ fn stay(stage: &Stage) {
     if stage.lab().is_isolated() {
         println!("  its network   nsenter --net=/proc/{pid}/ns/net ss -tn");
     }
-    on_interrupt();
     while !INTERRUPTED.load(Ordering::SeqCst) {
         thread::sleep(Duration::from_millis(100));
     }
     println!();
 }
 
-/// Notes Ctrl-C instead of dying of it, so that destructors run.
+/// Between two steps: ends in good order if Ctrl-C was pressed.
+fn go_on() -> Result<()> {
+    if INTERRUPTED.load(Ordering::SeqCst) { bail!("interrupted") } else { Ok(()) }
+}
+
+/// Notes the first Ctrl-C instead of dying of it, so that destructors run; the second one kills.
 #[allow(unsafe_code, reason = "the standard library has no signal handlers")]
 fn on_interrupt() {
-    extern "C" fn note(_signal: libc::c_int) {
+    extern "C" fn note(signal: libc::c_int) {
         INTERRUPTED.store(true, Ordering::SeqCst);
+        // SAFETY: may be called in a handler.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
     let handler = note as extern "C" fn(libc::c_int) as libc::sighandler_t;
     for signal in [libc::SIGINT, libc::SIGTERM] {
-        // SAFETY: the handler only stores to an atomic, which is safe at any moment.
+        // SAFETY: the handler stores to an atomic and resets itself, which is safe at any moment.
         unsafe { libc::signal(signal, handler) };
     }
 }

@@ -128,7 +128,10 @@ fn init(path: &Path, example: bool, force: bool, out: &mut dyn Write) -> Result<
     for suffix in ["-journal", "-wal", "-shm"] {
         remove(&beside(path, suffix))?;
     }
-    std::fs::rename(&draft, path).with_context(|| format!("{} can't be put in place", path.display()))?;
+    if let Err(why) = std::fs::rename(&draft, path) {
+        remove(&draft)?;
+        return Err(why).with_context(|| format!("{} can't be put in place", path.display()));
+    }
     writeln!(out, "created {}", path.display())?;
     Ok(())
 }
@@ -262,6 +265,9 @@ fn parse_change(change: &str) -> Result<(&str, RawValue)> {
     let Some((column, value)) = change.split_once('=') else {
         bail!("{change:?} is not a change: write COLUMN=VALUE, such as weight=2");
     };
+    if matches!(column, "id" | "deleted") {
+        bail!("{column} can't be set: use `edgeproxy db add` and `edgeproxy db rm`");
+    }
     // Names may look like numbers.
     let number = value.parse().ok().filter(|_| !matches!(column, "app" | "region"));
     let value = match number {
@@ -282,7 +288,7 @@ fn set(path: &Path, id: &str, changes: &[(&str, RawValue)], out: &mut dyn Write)
             bail!("there is no backend {id}: see `edgeproxy db list`");
         };
         for (column, value) in changes {
-            let Some(field) = row.column_mut(column).filter(|_| *column != "id") else {
+            let Some(field) = row.column_mut(column) else {
                 bail!("there is no column {column:?} to set: see `edgeproxy db set --help`");
             };
             *field = value.clone();
@@ -290,11 +296,12 @@ fn set(path: &Path, id: &str, changes: &[(&str, RawValue)], out: &mut dyn Write)
         if !row.is_deleted() {
             row.parse().with_context(|| format!("backend {id} would be refused"))?;
         }
-        for (column, value) in changes {
-            // The name was found among the known columns above.
-            let update = format!("UPDATE backends SET {column} = ?1 WHERE id = ?2");
-            transaction.execute(&update, rusqlite::params![value, id])?;
-        }
+        // One statement: the table's CHECKs look at several columns at once. The names were found among the known
+        // columns above.
+        let assignments: Vec<String> = changes.iter().map(|(column, _)| format!("{column} = ?")).collect();
+        let update = format!("UPDATE backends SET {} WHERE id = ?", assignments.join(", "));
+        let id = RawValue::from(id);
+        transaction.execute(&update, params_from_iter(changes.iter().map(|(_, value)| value).chain([&id])))?;
         Ok(())
     })?;
     writeln!(out, "changed {id}")?;

@@ -1,6 +1,8 @@
 //! Where settings come from, before they are judged.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::error::{Origin, SettingError};
@@ -20,6 +22,8 @@ pub struct Sources {
 
 const PREFIX: &str = "EDGEPROXY_";
 const CONFIG: &str = "EDGEPROXY_CONFIG";
+/// All settings with long lists have some KB; a device file has no end.
+const MAX_FILE: u64 = 1024 * 1024;
 /// The seed's switch for more messages.
 const DEBUG: &str = "DEBUG";
 
@@ -141,10 +145,27 @@ fn environment(vars: impl Iterator<Item = (OsString, OsString)>) -> Result<Vec<(
 }
 
 fn read_file(path: PathBuf, origin: Origin) -> Result<(PathBuf, String), SettingError> {
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Ok((path, text)),
+    let mut text = String::new();
+    let read = File::open(&path).and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
+    match read {
+        Ok(size) if size as u64 > MAX_FILE => {
+            let problem = format!("configuration file {} is longer than {MAX_FILE} bytes", path.display());
+            Err(SettingError::new(origin, problem))
+        }
+        Ok(_) => Ok((path, text)),
         Err(why) => {
             Err(SettingError::new(origin, format!("configuration file {} could not be read: {why}", path.display())))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endless_file_is_an_error() {
+        let error = Sources::of_process(Some(Path::new("/dev/zero")), Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("longer than"), "{error}");
     }
 }

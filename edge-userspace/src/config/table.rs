@@ -131,7 +131,7 @@ settings! {
     /// What moves the bytes: `auto` takes the kernel path where its self-test passes.
     forwarder: ForwarderChoice, "forwarder" = "auto", Rule::TEXT;
     /// Bytes a direction may have queued in the kernel before back-pressure sets in.
-    sockmap_backlog_kib: u32, "sockmap_backlog_kib" = "256", Rule::kib(16, 65_536);
+    sockmap_backlog_kib: u32, "sockmap_backlog_kib" = "256", Rule::kib(64, 65_536);
     /// Bytes all directions together may have queued in the kernel.
     sockmap_memory_mib: u32, "sockmap_memory_mib" = "256", Rule::mib(1, 1_048_576);
     /// Connections on the kernel path at once.

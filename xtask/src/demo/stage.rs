@@ -94,6 +94,7 @@ impl Stage {
         let mut scenes = Vec::new();
         for (country, region, why) in CAST {
             for (host, act) in (1..).zip(ACTS) {
+                super::go_on()?;
                 let (checked, record, cpu) = self.act(scenes.len() as u64, country, host, act)?;
                 scenes.push(Scene { country, expected_region: region, expected_why: why, checked, record, cpu });
             }
@@ -115,7 +116,8 @@ impl Stage {
         let client = checked.client_addr.ok_or_else(|| anyhow!("{:?}", checked.fault()))?;
         let record = self.daemon.record_of(client, SOON);
         let record = record.with_context(|| format!("the access log has no record of {client}"))?;
-        Ok((checked, record, self.daemon.cpu() - before))
+        // A daemon that is gone has used none.
+        Ok((checked, record, self.daemon.cpu().saturating_sub(before)))
     }
 
     /// Bytes of connections that the BPF maps count as forwarded in the kernel.

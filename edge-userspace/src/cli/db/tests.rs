@@ -93,7 +93,7 @@ fn what_the_loader_would_refuse_is_refused_and_nothing_changes() {
         ("set sa-node-1 wg_ip=backend.example", "not an IPv4 or IPv6 address"),
         ("set sa-node-1 app=", "app is missing"),
         ("set sa-node-1 colour=red", "no column \"colour\""),
-        ("set sa-node-1 id=other", "no column \"id\""),
+        ("set sa-node-1 id=other", "id can't be set"),
         ("set sa-node-1 weight", "write COLUMN=VALUE"),
         ("set nobody weight=1", "no backend nobody"),
         ("add x --app web --region sa --addr 0.0.0.0:80", "unspecified"),
@@ -129,4 +129,34 @@ fn refused_rows_are_listed_with_the_reason() {
         .unwrap();
     assert!(db.run("list").unwrap().contains("\"a\" is refused: port is \"http\""));
     assert!(db.rows()[0]["refused"].as_str().unwrap().contains("port"));
+}
+
+#[test]
+fn limits_are_changed_together_in_any_order() {
+    let db = Database::new();
+    db.run("init").unwrap();
+    db.run("add b1 --app web --region sa --addr 192.0.2.1:1").unwrap();
+    db.run("set b1 hard_limit=5 soft_limit=3").unwrap();
+    db.run("set b1 soft_limit=50 hard_limit=60").unwrap();
+    db.run("set b1 hard_limit=7 soft_limit=").unwrap();
+    assert_eq!((&db.rows()[0]["hard_limit"], &db.rows()[0]["soft_limit"]), (&7.into(), &7.into()));
+}
+
+#[test]
+fn a_backend_is_removed_by_rm_only() {
+    let db = Database::new();
+    db.run("init").unwrap();
+    db.run("add b1 --app web --region sa --addr 192.0.2.1:1").unwrap();
+    for change in ["deleted=1", "id=b2"] {
+        assert!(db.fails(&format!("set b1 {change}")).contains("edgeproxy db rm"));
+    }
+    assert_eq!(db.rows()[0]["id"], "b1");
+}
+
+#[test]
+fn a_failed_init_leaves_no_draft() {
+    let db = Database::new();
+    std::fs::create_dir(&db.path).unwrap();
+    assert!(db.fails("init --force").contains("can't be put in place"));
+    assert_eq!(std::fs::read_dir(db.path.parent().unwrap()).unwrap().count(), 1);
 }
