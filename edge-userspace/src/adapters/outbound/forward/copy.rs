@@ -24,6 +24,9 @@ const FIRST_READ: usize = 16 * 1024;
 /// Bytes a direction moves before the other one, and other connections, get their turn.
 const TURN: usize = 4 * MAX_READ;
 
+/// How often a socket that is not being read is asked whether it was reset.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// How copying ended.
 #[derive(Debug)]
 pub(super) enum CopyEnd {
@@ -61,6 +64,12 @@ struct Lane {
     shut: bool,
 }
 
+impl Lane {
+    fn unread(&self) -> bool {
+        self.shut || !self.pending.is_empty()
+    }
+}
+
 impl Copy {
     pub(super) fn new(sockets: Both<TcpStream>) -> Self {
         let lanes = Both::of(|_| Lane {
@@ -77,6 +86,7 @@ impl Copy {
     /// path. The sockets are closed by dropping `self`, after a reset was arranged where the end was not a clean one.
     pub(super) async fn run(&mut self, limits: &TimeLimits, cut: &Cut, promotion: &mut Promotion) -> CopyEnd {
         let mut idle = pin!(sleep(limits.idle));
+        let mut look = pin!(sleep(LOOK));
         let mut cut = pin!(cut.wait());
         let (mut active, mut current) = (Instant::now(), limits.idle);
         let end = poll_fn(|cx| {
@@ -88,6 +98,13 @@ impl Copy {
             }
             if let Some(reset) = self.reset {
                 return Poll::Ready(Err(reset));
+            }
+            // Polled, and with it set, only where reading would not tell.
+            while self.lanes.iter().any(Lane::unread) && look.as_mut().poll(cx).is_ready() {
+                if let Some(reset) = self.unread_reset() {
+                    return Poll::Ready(Err(reset));
+                }
+                look.as_mut().reset(Instant::now() + LOOK);
             }
             if self.moved != before {
                 active = Instant::now();
@@ -222,6 +239,16 @@ impl Copy {
             }
             Poll::Ready(Ok(()))
         })
+    }
+
+    /// A reset of a side that is not read from now, because its stream ended or its bytes wait for the other side.
+    fn unread_reset(&self) -> Option<Reset> {
+        let closed = |side| {
+            let info = socket::tcp_info(AsFd::as_fd(&self.sockets[side]));
+            // With its end and ours exchanged a socket is closed, too, and that is no reset.
+            self.lanes[side].unread() && !self.lanes[side.other()].shut && info.is_ok_and(|info| info.closed)
+        };
+        Side::BOTH.into_iter().find(|side| closed(*side)).map(|side| Reset { side, drained: false })
     }
 
     fn pass_on_end(&mut self, side: Side) {

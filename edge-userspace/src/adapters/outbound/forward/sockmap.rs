@@ -246,6 +246,7 @@ impl Offload {
                 return Ok(Wait::Event);
             }
             let wait = if !lane.pending.is_empty() {
+                self.look_for_blocked_reset(side);
                 self.write_out(side)?
             } else if lane.source == Source::Ended {
                 self.pass_on_end(side)?
@@ -467,6 +468,15 @@ impl Offload {
         let reverse = &self.lanes[side.other()];
         if !reverse.shut && !reverse.broken && self.info(side).is_none_or(|info| info.closed) {
             self.target_gone(side.other());
+        }
+    }
+
+    /// While its bytes wait for a slow target a side can be reset: they don't keep the pair for ever.
+    fn look_for_blocked_reset(&mut self, side: Side) {
+        // With its end and ours exchanged a socket is closed, too, and that is no reset.
+        let reset = self.lanes[side].hung_up && !self.lanes[side.other()].shut;
+        if reset && self.info(side).is_none_or(|info| info.closed) {
+            self.reset.get_or_insert((side, Instant::now()));
         }
     }
 
