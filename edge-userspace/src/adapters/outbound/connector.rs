@@ -9,7 +9,7 @@ use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-use super::forward::kernel::{BackendCounts, NamedSocket};
+use super::forward::kernel::BackendCounts;
 use super::tcp_options::TcpOptions;
 use crate::application::ports::Connector;
 use crate::domain::{BackendAddr, ConnectFailure};
@@ -44,7 +44,9 @@ impl Connector for TcpConnector {
             Err(_) => return Err(ConnectFailure::TimedOut),
         };
         let _ = SockRef::from(&stream).set_linger(None);
-        named.map(NamedSocket::established);
+        if let Some(named) = named {
+            named.established();
+        }
         Ok(stream)
     }
 }

@@ -338,7 +338,7 @@ impl Offload {
     fn wait_for_passed(&mut self, side: Side) -> Result<Option<Wait>, Termination> {
         self.wanted[side].readable = true;
         let since = *self.lanes[side].stuck.get_or_insert_with(Instant::now);
-        let unread = self.slot.flow(side).passed() - self.lanes[side].read;
+        let unread = self.slot.flow(side).passed().saturating_sub(self.lanes[side].read);
         if since.elapsed() >= ENTANGLED_AFTER || unread >= ENTANGLED_BYTES {
             self.disentangle(side);
         }
