@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
@@ -33,17 +34,20 @@ impl Connector for TcpConnector {
         let socket = socket.map_err(|_| ConnectFailure::Local)?;
         // Before connecting: TCP_USER_TIMEOUT and keepalive count from the first packet.
         self.options.apply(&socket);
+        // Given up half-way it must be closed at once, or the kernel counts it out only after its name is gone.
+        let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+        // Dropped after the socket, in every way out.
         let named = self.counts.as_ref().and_then(|counts| counts.name(socket.as_fd(), slot));
-        let failure = match timeout(limit, socket.connect(addr)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => classify(&error),
-            Err(_) => ConnectFailure::TimedOut,
+        let stream = match timeout(limit, socket.connect(addr)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(classify(&error)),
+            Err(_) => return Err(ConnectFailure::TimedOut),
         };
-        // The socket is closed by now, so the kernel has counted it out if it ever counted it in.
-        if let (Some(counts), Some(named)) = (&self.counts, named) {
-            counts.forget(named);
+        let _ = SockRef::from(&stream).set_linger(None);
+        if let Some(named) = named {
+            named.established();
         }
-        Err(failure)
+        Ok(stream)
     }
 }
 

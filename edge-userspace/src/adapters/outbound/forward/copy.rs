@@ -22,6 +22,9 @@ use crate::domain::Termination;
 /// The first reads are small: a slow receiver then keeps little. Full reads double it up to [`MAX_READ`].
 const FIRST_READ: usize = 16 * 1024;
 
+/// How often a socket that is not being read is asked whether it was reset.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// How copying ended.
 #[derive(Debug)]
 pub(super) enum CopyEnd {
@@ -59,6 +62,12 @@ struct Lane {
     shut: bool,
 }
 
+impl Lane {
+    fn unread(&self) -> bool {
+        self.shut || !self.pending.is_empty()
+    }
+}
+
 impl Copy {
     pub(super) fn new(sockets: Both<TcpStream>) -> Self {
         let lanes = Both::of(|_| Lane {
@@ -75,6 +84,7 @@ impl Copy {
     /// path. The sockets are closed by dropping `self`, after a reset was arranged where the end was not a clean one.
     pub(super) async fn run(&mut self, limits: &TimeLimits, cut: &Cut, promotion: &mut Promotion) -> CopyEnd {
         let mut idle = pin!(sleep(limits.idle));
+        let mut look = pin!(sleep(LOOK));
         let mut cut = pin!(cut.wait());
         let (mut active, mut current) = (Instant::now(), limits.idle);
         let end = poll_fn(|cx| {
@@ -86,6 +96,13 @@ impl Copy {
             }
             if let Some(reset) = self.reset {
                 return Poll::Ready(Err(reset));
+            }
+            // Polled, and with it set, only where reading would not tell.
+            while self.lanes.iter().any(Lane::unread) && look.as_mut().poll(cx).is_ready() {
+                if let Some(reset) = self.unread_reset() {
+                    return Poll::Ready(Err(reset));
+                }
+                look.as_mut().reset(Instant::now() + LOOK);
             }
             if self.moved != before {
                 active = Instant::now();
@@ -220,6 +237,16 @@ impl Copy {
             }
             Poll::Ready(Ok(()))
         })
+    }
+
+    /// A reset of a side that is not read from now, because its stream ended or its bytes wait for the other side.
+    fn unread_reset(&self) -> Option<Reset> {
+        let closed = |side| {
+            let info = socket::tcp_info(AsFd::as_fd(&self.sockets[side]));
+            // With its end and ours exchanged a socket is closed, too, and that is no reset.
+            self.lanes[side].unread() && !self.lanes[side.other()].shut && info.is_ok_and(|info| info.closed)
+        };
+        Side::BOTH.into_iter().find(|side| closed(*side)).map(|side| Reset { side, drained: false })
     }
 
     fn pass_on_end(&mut self, side: Side) {

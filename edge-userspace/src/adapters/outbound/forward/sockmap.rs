@@ -26,6 +26,8 @@ const RETRY_MILLIS: [u64; 9] = [1, 1, 2, 4, 8, 16, 32, 64, 100];
 const LOOKS_PER_IDLE_CHECK: usize = 64;
 /// Passed bytes that can't be read for so long wait behind this socket's own backlog: the directions are entangled.
 const ENTANGLED_AFTER: Duration = Duration::from_millis(200);
+/// Such bytes are on nobody's account, so the sender's window stays open: with so many of them nothing is waited for.
+const ENTANGLED_BYTES: u64 = 1024 * 1024;
 /// The stream ended, but fewer bytes passed the verdict than TCP received: after so long they are lost.
 const LOST_AFTER: Duration = Duration::from_secs(10);
 /// How long what came before a reset may take to reach the other side.
@@ -257,6 +259,7 @@ impl Offload {
                 return Ok(Wait::Event);
             }
             let wait = if !lane.pending.is_empty() {
+                self.look_for_blocked_reset(side);
                 self.write_out(side)?
             } else if lane.source == Source::Ended {
                 self.pass_on_end(side)?
@@ -344,7 +347,8 @@ impl Offload {
     fn wait_for_passed(&mut self, side: Side) -> Result<Option<Wait>, Termination> {
         self.wanted[side].readable = true;
         let since = *self.lanes[side].stuck.get_or_insert_with(Instant::now);
-        if since.elapsed() >= ENTANGLED_AFTER {
+        let unread = self.slot.flow(side).passed().saturating_sub(self.lanes[side].read);
+        if since.elapsed() >= ENTANGLED_AFTER || unread >= ENTANGLED_BYTES {
             self.disentangle(side);
         }
         let gone = self.lanes[side].hung_up && self.info(side).is_none_or(|info| info.closed);
@@ -483,6 +487,15 @@ impl Offload {
         }
     }
 
+    /// While its bytes wait for a slow target a side can be reset: they don't keep the pair for ever.
+    fn look_for_blocked_reset(&mut self, side: Side) {
+        // With its end and ours exchanged a socket is closed, too, and that is no reset.
+        let reset = self.lanes[side].hung_up && !self.lanes[side.other()].shut;
+        if reset && self.info(side).is_none_or(|info| info.closed) {
+            self.reset.get_or_insert((side, Instant::now()));
+        }
+    }
+
     /// A side reset the connection. Ends with a reset of the other side, after it has everything that came before.
     fn carry_reset(&mut self) -> Result<Wait, Termination> {
         let Some((side, since)) = self.reset else { return Ok(Wait::Event) };
@@ -508,7 +521,8 @@ impl Offload {
         let half_closed = Side::BOTH.into_iter().any(|side| self.lanes[side].shut);
         let limit = if half_closed { limits.half_close } else { limits.idle };
         // Reading the clock of both sockets costs two calls: only when the time may really be up.
-        let due = if wait == Wait::Event { ready == Ready::NONE } else { fruitless % LOOKS_PER_IDLE_CHECK == 1 };
+        // The sweep wakes a blocked pair again and again: that alone must not put the limit off.
+        let due = wait == Wait::Event && ready == Ready::NONE || fruitless % LOOKS_PER_IDLE_CHECK == 1;
         let left = if due { self.idle_left(limit)? } else { limit };
         if wait == Wait::Event {
             return Ok(left);
@@ -543,7 +557,8 @@ impl Offload {
     /// Changes whenever something was achieved.
     fn progress(&self) -> (u64, usize) {
         let lanes = &self.lanes;
-        let bytes = lanes.iter().map(|lane| lane.read + lane.written).sum();
+        let passed: u64 = Side::BOTH.into_iter().map(|side| self.slot.flow(side).passed()).sum();
+        let bytes = passed + lanes.iter().map(|lane| lane.read + lane.written).sum::<u64>();
         (bytes, lanes.iter().filter(|lane| lane.shut || lane.broken || lane.source != Source::Open).count())
     }
 

@@ -1,7 +1,7 @@
 //! The kernel's own count of each backend's established connections (the sock_ops program `count`).
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
@@ -40,18 +40,32 @@ impl BackendCounts {
     }
 
     /// Says whose connection `socket` is going to be. Call before connecting.
-    pub fn name(&self, socket: BorrowedFd<'_>, slot: u32) -> Option<NamedSocket> {
+    pub fn name(self: &Arc<Self>, socket: BorrowedFd<'_>, slot: u32) -> Option<NamedSocket> {
         let cookie = socket::cookie(socket.as_fd()).ok()?;
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner).insert(cookie, slot, 0).ok()?;
-        Some(NamedSocket(cookie))
-    }
-
-    /// Takes the name back when the connect failed and the socket is closed. The kernel forgets established ones.
-    pub fn forget(&self, named: NamedSocket) {
-        let _ = self.sockets.lock().unwrap_or_else(PoisonError::into_inner).remove(&named.0);
+        Some(NamedSocket { cookie, counts: Arc::clone(self) })
     }
 }
 
-/// A socket that the kernel knows by its cookie.
+/// A socket that the kernel knows by its cookie. Dropping it takes the name back, also where connecting was given up
+/// half-way; the socket must be closed by then.
 #[derive(Debug)]
-pub struct NamedSocket(u64);
+pub struct NamedSocket {
+    cookie: u64,
+    counts: Arc<BackendCounts>,
+}
+
+impl NamedSocket {
+    /// The socket is connected: the kernel forgets the name when it closes.
+    pub fn established(mut self) {
+        self.cookie = 0;
+    }
+}
+
+impl Drop for NamedSocket {
+    fn drop(&mut self) {
+        if self.cookie != 0 {
+            let _ = self.counts.sockets.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.cookie);
+        }
+    }
+}

@@ -18,7 +18,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use edge_common::{Control, Flow, MAX_FLOWS};
 
 use self::btf::{Btf, BtfError};
-pub use self::counts::BackendCounts;
+pub use self::counts::{BackendCounts, NamedSocket};
 use self::events::Events;
 pub(super) use self::events::{Interest, Ready};
 use self::mapped::{FlowView, MappedArray};
