@@ -15,8 +15,8 @@ use super::drain::{Connections, Held};
 use super::ports::{Bindings, Connector, Forwarder, GeoResolver, GeoSource, Observer, Pair};
 use super::routing::RoutingTable;
 use crate::domain::{
-    AffinityPrefix, AppName, Attempt, ByteCounts, ChosenBackend, ClientAddr, ConnectFailure, NoBackend, Outcome,
-    Permit, Pick, RandomSource, Region, RejectReason, Request, Termination, Tried, pick,
+    AffinityPrefix, AppName, Attempt, BindingKey, ByteCounts, ChosenBackend, ClientAddr, ConnectFailure, NoBackend,
+    Outcome, Permit, Pick, RandomSource, Region, RejectReason, Request, Termination, Tried, pick,
 };
 
 /// What serving a connection takes. One for each worker; the parts are shared.
@@ -62,12 +62,13 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     pub async fn serve(&self, client: TcpStream, from: SocketAddr, listener: SocketAddr) {
         let mut record = Record::start(self, from, listener);
         match self.establish(&client, &mut record).await {
-            Ok(Established { backend, permit, held }) => {
+            Ok(Established { backend, permit, held, key }) => {
                 let report = self.forwarder.forward(Pair { client, backend }).await;
                 record.outcome.bytes = report.bytes;
                 record.outcome.forwarder = Some(report.forwarder);
                 record.outcome.fallback = report.fallback;
                 record.outcome.termination = report.termination;
+                self.renew(key, record.outcome.backend.as_ref());
                 // The sockets are closed: only now may others have the place.
                 drop((permit, held));
             }
@@ -88,11 +89,12 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         self.locate(address, record);
         let app = self.app().ok_or(Refusal::rule(RejectReason::NoApp))?;
         record.outcome.app = Some(app.clone());
+        let key = self.rules.affinity.key(&app, address);
         let (backend, permit) = tokio::select! {
-            connected = self.connect_best(&app, address, record) => connected?,
+            connected = self.connect_best(&app, &key, record) => connected?,
             () = gone(client) => return Err(Refusal::because(Termination::ClientResetConnecting)),
         };
-        Ok(Established { backend, permit, held })
+        Ok(Established { backend, permit, held, key })
     }
 
     /// Finds the client's country and region. Private clients are this POP's own.
@@ -115,11 +117,10 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     async fn connect_best(
         &self,
         app: &AppName,
-        client: ClientAddr,
+        key: &BindingKey,
         record: &mut Record<'_>,
     ) -> Result<(TcpStream, Permit), Refusal> {
-        let key = self.rules.affinity.key(app, client);
-        let bound = self.bindings.get(&key);
+        let bound = self.bindings.get(key);
         let deadline = Instant::now() + self.rules.connect_budget;
         let mut tried = Tried::new();
         loop {
@@ -141,7 +142,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             let limit = self.rules.connect_timeout.min(left);
             match self.connector.connect(backend.addr, backend.load.slot(), limit).await {
                 Ok(stream) => {
-                    self.bindings.bind(key, &backend.id);
+                    self.bindings.bind(key.clone(), &backend.id);
                     record.connected(ChosenBackend {
                         id: backend.id.clone(),
                         addr: backend.addr,
@@ -160,6 +161,14 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         }
     }
 
+    /// The time to live of a binding counts from the end of the last connection: a client that was connected for
+    /// longer still comes back to its backend. One that was bound elsewhere meanwhile stays there.
+    fn renew(&self, key: BindingKey, backend: Option<&ChosenBackend>) {
+        if let (None, Some(backend)) = (self.bindings.get(&key), backend) {
+            self.bindings.bind(key, &backend.id);
+        }
+    }
+
     /// Chooses and reserves by the snapshot of this moment.
     fn pick(&self, app: &AppName, request: &Request<'_>, tried: &Tried) -> Result<Pick, NoBackend> {
         let snapshot = self.routing.load();
@@ -173,6 +182,7 @@ struct Established {
     backend: TcpStream,
     permit: Permit,
     held: Held,
+    key: BindingKey,
 }
 
 /// Why a client is turned away.

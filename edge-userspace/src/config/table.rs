@@ -118,8 +118,8 @@ settings! {
     idle_timeout: Duration, "idle_timeout_secs" = "3600", Rule::seconds(0.1, 31_536_000.0);
     /// A connection that one side has half-closed is closed after this time without a byte.
     half_close_timeout: Duration, "half_close_timeout_secs" = "300", Rule::seconds(0.1, 31_536_000.0);
-    /// TCP_USER_TIMEOUT: how long sent data may stay unacknowledged. 0 = the system's limit.
-    tcp_user_timeout: Duration, "tcp_user_timeout_ms" = "30000", Rule::millis(0, 86_400_000);
+    /// TCP_USER_TIMEOUT: how long sent data may stay unacknowledged, or a peer may keep its window closed. 0 = the system's limit.
+    tcp_user_timeout: Duration, "tcp_user_timeout_ms" = "300000", Rule::millis(0, 86_400_000);
     /// Idle time before the first TCP keepalive probe. 0 = no keepalive.
     keepalive: Duration, "keepalive_secs" = "60", Rule::whole_seconds(0, 32_767);
     /// Length of the listen queue (the system's net.core.somaxconn caps it).

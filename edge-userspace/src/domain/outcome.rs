@@ -205,7 +205,7 @@ impl Termination {
             Self::RejectedByRule => "turned away by a rule or limit",
             Self::NoBackendAvailable => "no eligible backend",
             Self::OutOfResources => "this host is out of a resource",
-            Self::KilledByDrain => "cut at the drain deadline",
+            Self::KilledByDrain => "cut at the end of a drain",
             Self::InternalError => "internal error, see the log",
         }
     }

@@ -142,7 +142,8 @@ impl Events {
     }
 
     fn wait(&self, events: &mut [libc::epoll_event], limit: Duration) -> usize {
-        let millis = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
+        // Rounded up: with 0 it would spin through the last millisecond.
+        let millis = libc::c_int::try_from(limit.as_micros().div_ceil(1_000)).unwrap_or(libc::c_int::MAX);
         let room = libc::c_int::try_from(events.len()).unwrap_or(libc::c_int::MAX);
         // SAFETY: the kernel writes at most `room` events. EINTR counts as nothing.
         let n = unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), room, millis) };

@@ -60,6 +60,9 @@ pub(in super::super) struct PairSlot {
 
 impl PairSlot {
     pub(super) fn new(kernel: Arc<Kernel>, index: u32) -> Self {
+        // The counts of the pair before are not this one's, whatever becomes of it.
+        kernel.flow(index * 2).begin(0);
+        kernel.flow(index * 2 + 1).begin(0);
         kernel.events.begin(index);
         Self { kernel, index, cookies: Both::default() }
     }
