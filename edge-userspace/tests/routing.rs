@@ -159,6 +159,23 @@ fn a_client_returns_to_its_backend_until_the_binding_ends() {
 }
 
 #[test]
+fn a_binding_outlives_a_connection_that_is_longer_than_it() {
+    let Some(world) = World::new(NETWORK, "a_binding_outlives_a_connection_that_is_longer_than_it") else { return };
+    let _backends = [1, 2, 3].map(|n| world.backend(n, Manner::Echo, |row| row));
+    let daemon = world.daemon(&[("binding_ttl_secs", "1")]);
+    let long = world.visit(9, daemon.addr()).unwrap();
+    let (client, backend) = (long.local, long.backend.clone());
+    thread::sleep(Duration::from_millis(1_500));
+    long.finish().unwrap();
+    daemon.record_of(client, SOON).unwrap();
+    let next = world.visit(9, daemon.addr()).unwrap();
+    assert_eq!(next.backend, backend);
+    let client = next.local;
+    next.finish().unwrap();
+    assert_eq!(daemon.record_of(client, SOON).unwrap().why.as_deref(), Some("affinity"));
+}
+
+#[test]
 fn a_binding_yields_when_its_backend_drains() {
     let Some(world) = World::new(NETWORK, "a_binding_yields_when_its_backend_drains") else { return };
     let _backends = [1, 2].map(|n| world.backend(n, Manner::Echo, |row| row));

@@ -1,0 +1,147 @@
+//! Clients that do what nobody should: none of it may lose a byte, hold a place for ever or switch the kernel path off.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+mod common;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{KERNEL, NETWORK, SOON, World, eventually};
+use socket2::SockRef;
+use xtask::lab::requirements::Need;
+use xtask::lab::{Daemon, Ns};
+use xtask::load::{Manner, connect_from};
+
+/// A blocked pair is looked at every few seconds only.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A world with a backend that accepts, and never reads, answers nor closes.
+fn with_mute_backend(needs: &[Need], test: &str) -> Option<(World, TcpListener)> {
+    let world = World::new(needs, test)?;
+    let addr = world.backend_addr(1);
+    world.database.add(&common::Row::new("mute", addr));
+    let listener = world.lab.run_in(Ns::Backends, || TcpListener::bind(addr)).unwrap();
+    Some((world, listener))
+}
+
+fn client(world: &World, daemon: &Daemon) -> TcpStream {
+    world.lab.run_in(Ns::Clients, || connect_from(world.lab.client(0), daemon.addr())).unwrap()
+}
+
+#[test]
+fn copy_carries_an_urgent_byte() {
+    urgent("copy", NETWORK, "copy_carries_an_urgent_byte");
+}
+
+#[test]
+fn sockmap_carries_an_urgent_byte() {
+    urgent("sockmap", KERNEL, "sockmap_carries_an_urgent_byte");
+}
+
+#[test]
+fn auto_carries_an_urgent_byte() {
+    urgent("auto", KERNEL, "auto_carries_an_urgent_byte");
+}
+
+/// TCP counts an urgent byte as received, but cuts it out of what is read unless it is told not to.
+fn urgent(forwarder: &str, needs: &[Need], test: &str) {
+    let Some(world) = World::new(needs, test) else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let daemon = world.daemon(&[("forwarder", forwarder)]);
+    let mut visit = world.visit(0, daemon.addr()).unwrap();
+    SockRef::from(visit.stream()).send_out_of_band(b"!").unwrap();
+    let mut back = [0];
+    visit.stream().read_exact(&mut back).unwrap();
+    assert_eq!(&back, b"!");
+    // Enough, and fast enough, to be promoted.
+    (0..200).for_each(|_| visit.echo(&[7; 4_000]).unwrap());
+    let local = visit.local;
+    visit.finish().unwrap();
+    let record = daemon.record_of(local, SOON).unwrap();
+    assert_eq!((record.bytes_up, record.termination.as_str()), (800_001, "--"), "{record:?}");
+    assert_eq!(daemon.status().unwrap().text("/forwarder/active"), Some(forwarder));
+}
+
+#[test]
+fn copy_ends_a_blocked_pair_at_the_idle_limit() {
+    blocked("copy", NETWORK, "copy_ends_a_blocked_pair_at_the_idle_limit");
+}
+
+#[test]
+fn sockmap_ends_a_blocked_pair_at_the_idle_limit() {
+    blocked("sockmap", KERNEL, "sockmap_ends_a_blocked_pair_at_the_idle_limit");
+}
+
+fn blocked(forwarder: &str, needs: &[Need], test: &str) {
+    let Some((world, _listener)) = with_mute_backend(needs, test) else { return };
+    let daemon = world.daemon(&[("forwarder", forwarder), ("idle_timeout_secs", "1")]);
+    let client = client(&world, &daemon);
+    fill(&client);
+    let record = daemon.record_of(client.local_addr().unwrap(), PATIENCE).expect("the pair is still there");
+    assert_eq!(record.termination, "cD", "{record:?}");
+}
+
+#[test]
+fn copy_notices_a_reset_behind_bytes_that_nobody_takes() {
+    blocked_reset("copy", NETWORK, "copy_notices_a_reset_behind_bytes_that_nobody_takes");
+}
+
+#[test]
+fn sockmap_notices_a_reset_behind_bytes_that_nobody_takes() {
+    blocked_reset("sockmap", KERNEL, "sockmap_notices_a_reset_behind_bytes_that_nobody_takes");
+}
+
+fn blocked_reset(forwarder: &str, needs: &[Need], test: &str) {
+    let Some((world, _listener)) = with_mute_backend(needs, test) else { return };
+    let daemon = world.daemon(&[("forwarder", forwarder)]);
+    let client = client(&world, &daemon);
+    fill(&client);
+    reset_is_noticed(&daemon, client);
+}
+
+#[test]
+fn copy_notices_a_reset_after_a_half_close() {
+    half_closed_reset("copy", NETWORK, "copy_notices_a_reset_after_a_half_close");
+}
+
+#[test]
+fn sockmap_notices_a_reset_after_a_half_close() {
+    half_closed_reset("sockmap", KERNEL, "sockmap_notices_a_reset_after_a_half_close");
+}
+
+fn half_closed_reset(forwarder: &str, needs: &[Need], test: &str) {
+    let Some((world, _listener)) = with_mute_backend(needs, test) else { return };
+    let daemon = world.daemon(&[("forwarder", forwarder)]);
+    let client = client(&world, &daemon);
+    eventually("the pair is there", || daemon.status().unwrap().backends().iter().any(|(_, count, _)| *count == 1));
+    client.shutdown(Shutdown::Write).unwrap();
+    thread::sleep(Duration::from_millis(100));
+    reset_is_noticed(&daemon, client);
+}
+
+/// Writes until nothing has fitted for a while.
+fn fill(mut client: &TcpStream) {
+    client.set_nonblocking(true).unwrap();
+    let (chunk, mut last) = ([7; 65_536], Instant::now());
+    while last.elapsed() < Duration::from_millis(700) {
+        match client.write(&chunk) {
+            Ok(_) => last = Instant::now(),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(10)),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn reset_is_noticed(daemon: &Daemon, client: TcpStream) {
+    let local = client.local_addr().unwrap();
+    SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(client);
+    let record = daemon.record_of(local, PATIENCE).expect("the reset was not noticed");
+    assert_eq!(record.termination, "CD", "{record:?}");
+    let rest = daemon.wait_status(SOON, |status| status.active() == 0).unwrap();
+    for (backend, connections, kernel) in rest.backends() {
+        assert_eq!((connections, kernel.unwrap_or(0)), (0, 0), "{backend}");
+    }
+}
