@@ -4,9 +4,11 @@
 //! userspace (a spill), carry the end of a stream or a reset across, and never let either happen before the bytes
 //! that came first. The rules and the measurements behind them are in `docs/kernel-path.md`.
 
+mod endings;
+
 use std::future::poll_fn;
 use std::io::ErrorKind;
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -375,55 +377,6 @@ impl Offload {
         }
     }
 
-    /// An event said that the stream of `side` may have ended; TCP's own count says whether everything came through.
-    fn examine_end(&mut self, side: Side) -> Result<Option<Wait>, Termination> {
-        let flow = self.slot.flow(side);
-        let counts = || (flow.redirected(), flow.passed());
-        let (redirected, passed) = counts();
-        let Some(info) = self.info(side) else { return Err(Termination::InternalError) };
-        if passed != self.lanes[side].read || counts() != (redirected, passed) {
-            // More came in meanwhile: that first.
-            return Ok(if passed == self.lanes[side].read { Some(Wait::Soon) } else { None });
-        }
-        let lane = &mut self.lanes[side];
-        let seen = lane.read_before + redirected + passed;
-        // A FIN counts as one.
-        if info.fin && info.received == seen + 1 {
-            lane.source = Source::Ended;
-            return Ok(None);
-        }
-        if info.received == seen {
-            if info.closed {
-                self.source_reset(side);
-                return Ok(None);
-            }
-            // No FIN, no reset: the event was a stale one.
-            lane.hung_up = false;
-            lane.stuck = None;
-            return Ok(None);
-        }
-        let since = *lane.stuck.get_or_insert_with(Instant::now);
-        if info.received < seen || since.elapsed() > LOST_AFTER {
-            self.corrupt = Some(format!("{seen} bytes passed the verdict, {} were received", info.received));
-            return Err(Termination::InternalError);
-        }
-        socket::kick(self.sockets[side].as_fd());
-        Ok(Some(Wait::Soon))
-    }
-
-    /// Passes the end of the stream on, once the target has taken over every byte before it.
-    fn pass_on_end(&mut self, side: Side) -> Result<Option<Wait>, Termination> {
-        if let Some(instead) = self.hold_back(side) {
-            return Ok(instead);
-        }
-        if self.corrupt.is_some() {
-            return Err(Termination::InternalError);
-        }
-        let _ = self.sockets[side.other()].shutdown(Shutdown::Write);
-        self.lanes[side].shut = true;
-        Ok(None)
-    }
-
     /// What to do instead of giving the target more, while it has not taken over what the kernel holds for it.
     fn hold_back(&mut self, side: Side) -> Option<Option<Wait>> {
         match self.drained(side) {
@@ -457,63 +410,6 @@ impl Offload {
         }
         lane.drained_at = redirected;
         Drained::Yes
-    }
-
-    /// The stream that comes from `side` was cut by a reset: nothing can be sent there any more.
-    fn source_reset(&mut self, side: Side) {
-        self.lanes[side].source = Source::Reset;
-        self.lanes[side.other()].break_off();
-        self.reset.get_or_insert((side, Instant::now()));
-    }
-
-    /// Sending to the target of `side` failed: it was reset, but what it sent before is still to be delivered.
-    fn target_gone(&mut self, side: Side) {
-        self.lanes[side].break_off();
-        let target = &mut self.lanes[side.other()];
-        target.hung_up = true;
-        self.reset.get_or_insert((side.other(), Instant::now()));
-        if target.shut {
-            target.source = Source::Reset;
-        }
-    }
-
-    /// After the end of its stream was passed on, a side can still be reset.
-    fn look_for_late_reset(&mut self, side: Side) {
-        let lane = &mut self.lanes[side];
-        lane.hung_up = false;
-        let reverse = &self.lanes[side.other()];
-        if !reverse.shut && !reverse.broken && self.info(side).is_none_or(|info| info.closed) {
-            self.target_gone(side.other());
-        }
-    }
-
-    /// While its bytes wait for a slow target a side can be reset: they don't keep the pair for ever.
-    fn look_for_blocked_reset(&mut self, side: Side) {
-        // With its end and ours exchanged a socket is closed, too, and that is no reset.
-        let reset = self.lanes[side].hung_up && !self.lanes[side.other()].shut;
-        if reset && self.info(side).is_none_or(|info| info.closed) {
-            self.reset.get_or_insert((side, Instant::now()));
-        }
-    }
-
-    /// A side reset the connection. Ends with a reset of the other side, after it has everything that came before.
-    fn carry_reset(&mut self) -> Result<Wait, Termination> {
-        let Some((side, since)) = self.reset else { return Ok(Wait::Event) };
-        let termination = if side == Side::Client { Termination::ClientReset } else { Termination::BackendReset };
-        if since.elapsed() >= RESET_LINGER {
-            return Err(termination);
-        }
-        let lane = &self.lanes[side];
-        let at_end = lane.shut || lane.broken || lane.source == Source::Reset && lane.pending.is_empty();
-        if !at_end {
-            return Ok(Wait::Soon);
-        }
-        let target_done = match self.drained(side) {
-            Drained::Yes => socket::unacknowledged(self.sockets[side.other()].as_fd()) == 0,
-            Drained::NotYet => false,
-            Drained::TargetGone => true,
-        };
-        if target_done { Err(termination) } else { Ok(Wait::Soon) }
     }
 
     /// How long to sleep if no event comes, or the end: a time limit is reached.
