@@ -5,7 +5,7 @@ mod common;
 
 use std::io::Read;
 use std::net::Shutdown;
-use std::process::Output;
+use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -52,6 +52,31 @@ fn a_drain_ends_at_its_deadline() {
     let took = started.elapsed();
     assert!((Duration::from_millis(900)..Duration::from_secs(4)).contains(&took), "took {took:?}");
     assert_eq!(daemon.record_of(held.local, SOON).unwrap().termination, "KD");
+}
+
+#[test]
+fn a_second_sigterm_ends_at_once() {
+    let Some(world) = World::new(NETWORK, "a_second_sigterm_ends_at_once") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let mut daemon = world.daemon(&[("drain_timeout_secs", "600")]);
+    let held = world.visit(0, daemon.addr()).unwrap();
+    daemon.ask_to_end();
+    eventually("it drains", || daemon.status().unwrap().text("/state") == Some("draining"));
+    daemon.ask_to_end();
+    // 128 + 15, as shells expect.
+    assert_eq!(daemon.wait(SOON).unwrap().code(), Some(143));
+    assert_eq!(daemon.record_of(held.local, SOON).unwrap().termination, "KD");
+}
+
+#[test]
+fn sighup_reloads_at_once() {
+    let Some(world) = World::new(NETWORK, "sighup_reloads_at_once") else { return };
+    let _first = world.backend(1, Manner::Echo, |row| row);
+    let daemon = world.daemon(&[("db_reload_secs", "3600")]);
+    let _second = world.backend(2, Manner::Echo, |row| row);
+    let pid = daemon.pid().to_string();
+    assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+    eventually("the new row is live", || daemon.status().unwrap().backends().len() == 2);
 }
 
 #[test]
