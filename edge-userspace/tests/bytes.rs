@@ -222,14 +222,16 @@ impl Bench {
         report.assert_clean();
     }
 
-    /// No connection is left, in the daemon's eyes and in the kernel's.
+    /// No connection is left, in the daemon's eyes and in the kernel's. The kernel may take longer: where packets are
+    /// lost, a socket that the daemon has closed waits for the acknowledgement of its FIN.
     fn assert_at_rest(&self) {
-        let counts = |status: &xtask::lab::Status| status.active() + status.number("/forwarder/flows_in_kernel");
+        let counts = |status: &xtask::lab::Status| {
+            let backends = status.backends();
+            let left = backends.iter().map(|(_, connections, kernel)| connections + kernel.unwrap_or(0)).sum::<u64>();
+            left + status.active() + status.number("/forwarder/flows_in_kernel")
+        };
         let status = self.daemon.wait_status(SOON, |status| counts(status) == 0).unwrap();
         assert_eq!(counts(&status), 0, "connections are left:\n{:#}", status.0);
-        for (backend, connections, kernel) in status.backends() {
-            assert_eq!((connections, kernel.unwrap_or(0)), (0, 0), "{backend}");
-        }
     }
 
     /// The access log tells the bytes that clients and backends counted, and who forwarded them.
