@@ -37,3 +37,21 @@ impl TcpOptions {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_has_every_option_that_was_set() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (keepalive, user_timeout) = (Duration::from_secs(60), Duration::from_secs(300));
+        TcpOptions { keepalive, user_timeout }.apply(&stream);
+        let socket = SockRef::from(&stream);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap() && socket.out_of_band_inline().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), keepalive);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), keepalive / 3);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(user_timeout));
+    }
+}
