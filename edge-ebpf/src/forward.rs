@@ -16,6 +16,8 @@ use crate::{atomic, kernel};
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 /// `bpf_skb_adjust_room` takes at most this many bytes off a socket's skb in one call.
 const TRIM_STEP: u32 = 4095;
+/// The send buffer also pays for the kernel's own structures: about an eighth of the payload.
+const SHARE_OF_OVERHEAD: u32 = 8;
 /// Enough steps for the largest skb, 64 KiB.
 const TRIM_STEPS: u32 = 17;
 
@@ -114,10 +116,12 @@ unsafe fn pass(slot: u32, flow: *mut Flow, len: u32) -> u32 {
     SK_PASS
 }
 
-/// Whether the peer's socket can take `len` more bytes without more than `limit` waiting in front of it.
+/// Whether the peer's socket can take `len` more bytes: its own send buffer must have room for them, and no more than
+/// `limit` may wait in front of it.
 ///
 /// A redirect un-charges the skb and opens the sender's window, so the list in front of the peer would grow without
-/// bound; no counter of the kernel shows it. What waits is what was given to the peer less what it took over.
+/// bound; no counter of the kernel shows it. What waits is what was given to the peer less what it took over. With
+/// room in the send buffer the kernel's worker never has to stop half-way, so that the list is empty again at once.
 ///
 /// # Safety
 /// `flow` points to a map value.
@@ -131,17 +135,17 @@ unsafe fn has_room(flow: *mut Flow, len: u32, limit: u32) -> bool {
             // Not (or no longer) in the map: a redirect would drop the bytes.
             return false;
         }
-        let taken = kernel::write_seq(sock);
+        let (taken, free) = (kernel::write_seq(sock), kernel::send_room(sock));
         bpf_sk_release(sock);
-        let Some(taken) = taken else { return false };
+        let (Some(taken), Some(free)) = (taken, free) else { return false };
         let given = ((*flow).redirected as u32).wrapping_add(volatile(&raw const (*flow).user_written) as u32);
         if (*flow).marks & BASED == 0 {
             // Nothing was redirected yet and userspace has nothing in flight (passed == consumed).
             (*flow).peer_base = taken.wrapping_sub(given);
             (*flow).marks |= BASED;
         }
-        let waiting = given.wrapping_sub(taken.wrapping_sub((*flow).peer_base));
-        waiting.saturating_add(len) <= limit
+        let waiting = given.wrapping_sub(taken.wrapping_sub((*flow).peer_base)).saturating_add(len);
+        waiting <= limit && (waiting + waiting / SHARE_OF_OVERHEAD) as i32 <= free
     }
 }
 

@@ -11,6 +11,12 @@ static OFFSET_COPIED_SEQ: Global<u32> = Global::new(0);
 /// Offset of `tcp_sock.write_seq`, bytes.
 #[unsafe(no_mangle)]
 static OFFSET_WRITE_SEQ: Global<u32> = Global::new(0);
+/// Offset of `sock.sk_wmem_queued`, bytes.
+#[unsafe(no_mangle)]
+static OFFSET_WMEM_QUEUED: Global<u32> = Global::new(0);
+/// Offset of `sock.sk_sndbuf`, bytes.
+#[unsafe(no_mangle)]
+static OFFSET_SNDBUF: Global<u32> = Global::new(0);
 /// Offset of `sk_buff.cb`, bytes. `tcp_skb_cb.seq` is the first field of what TCP keeps there.
 #[unsafe(no_mangle)]
 static OFFSET_CB: Global<u32> = Global::new(0);
@@ -41,6 +47,19 @@ unsafe fn tcp_field(sock: *mut c_void, offset: u32) -> Option<u32> {
 pub unsafe fn write_seq(sock: *mut c_void) -> Option<u32> {
     // SAFETY: the caller's.
     unsafe { tcp_field(sock, OFFSET_WRITE_SEQ.load()) }
+}
+
+/// What the socket's send buffer can still take: `sk_sndbuf - sk_wmem_queued`, negative where it is over-full. A
+/// `tcp_sock` begins with its `sock`.
+///
+/// # Safety
+/// As for [`tcp_field`].
+#[inline(always)]
+pub unsafe fn send_room(sock: *mut c_void) -> Option<i32> {
+    // SAFETY: the caller's.
+    let (size, queued) =
+        unsafe { (tcp_field(sock, OFFSET_SNDBUF.load())?, tcp_field(sock, OFFSET_WMEM_QUEUED.load())?) };
+    Some((size as i32).wrapping_sub(queued as i32))
 }
 
 /// `tcp_sock.copied_seq` of the socket that received this skb.

@@ -88,6 +88,8 @@ impl Kernel {
         let mut programs = EbpfLoader::new()
             .override_global("OFFSET_COPIED_SEQ", &btf.offset_of("tcp_sock", "copied_seq")?, true)
             .override_global("OFFSET_WRITE_SEQ", &btf.offset_of("tcp_sock", "write_seq")?, true)
+            .override_global("OFFSET_WMEM_QUEUED", &btf.offset_of("sock", "sk_wmem_queued")?, true)
+            .override_global("OFFSET_SNDBUF", &btf.offset_of("sock", "sk_sndbuf")?, true)
             .override_global("OFFSET_CB", &btf.offset_of("sk_buff", "cb")?, true)
             .load(PROGRAMS)?;
         let sockets: SockHash<MapData, u64> = take(&mut programs, "SOCKETS")?;
