@@ -21,6 +21,8 @@ fn main() -> ExitCode {
         Command::Config(args) => cli::config(&args),
         Command::Status(args) => cli::status(&args),
         Command::Reload(args) => cli::reload(&args),
+        Command::Flows(args) => cli::flows(&args),
+        Command::Forwarder(args) => cli::forwarder(&args),
         Command::Db(args) => cli::db(args),
         Command::Version { verbose } => cli::version(verbose, version_facts),
     };

@@ -23,8 +23,29 @@ fn copy_carries_every_byte() {
 }
 
 #[test]
+fn splice_carries_every_byte() {
+    every_byte("splice", NETWORK, "splice_carries_every_byte");
+}
+
+#[test]
+fn chaos_that_stalls_and_cuts_short_carries_every_byte() {
+    every_byte("chaos", NETWORK, "chaos_that_stalls_and_cuts_short_carries_every_byte");
+}
+
+#[test]
 fn sockmap_carries_every_byte() {
     every_byte("sockmap", KERNEL, "sockmap_carries_every_byte");
+}
+
+#[test]
+fn sockmap_carries_aborts() {
+    let test = "sockmap_carries_aborts";
+    let Some(bench) = Bench::new("sockmap", KERNEL, test, &[]) else { return };
+    let behaviours = vec![Behaviour::BackendAborts, Behaviour::ClientAborts];
+    let report = bench.run(&Load { behaviours, ..Load::mixed(400, 6) });
+    bench.assert_clean(&report);
+    bench.assert_at_rest();
+    bench.assert_log_agrees(&report);
 }
 
 #[test]
@@ -44,6 +65,11 @@ fn every_byte(forwarder: &str, needs: &[Need], test: &str) {
 #[test]
 fn copy_survives_loss() {
     loss("copy", Where::OnTheWay, "copy_survives_loss");
+}
+
+#[test]
+fn splice_survives_loss() {
+    loss("splice", Where::OnTheWay, "splice_survives_loss");
 }
 
 #[test]
@@ -79,6 +105,11 @@ fn copy_keeps_what_is_sent_before_the_backend_is_connected() {
 }
 
 #[test]
+fn splice_keeps_what_is_sent_before_the_backend_is_connected() {
+    early_data("splice", NETWORK, "splice_keeps_what_is_sent_before_the_backend_is_connected");
+}
+
+#[test]
 fn sockmap_keeps_what_is_sent_before_the_backend_is_connected() {
     early_data("sockmap", KERNEL, "sockmap_keeps_what_is_sent_before_the_backend_is_connected");
 }
@@ -102,6 +133,11 @@ fn early_data(forwarder: &str, needs: &[Need], test: &str) {
 #[test]
 fn copy_bounds_the_memory_of_slow_readers() {
     bounded_memory("copy", NETWORK, "copy_bounds_the_memory_of_slow_readers");
+}
+
+#[test]
+fn splice_bounds_the_memory_of_slow_readers() {
+    bounded_memory("splice", NETWORK, "splice_bounds_the_memory_of_slow_readers");
 }
 
 #[test]
@@ -247,6 +283,7 @@ impl Bench {
         let kernel: u64 = records.iter().map(|record| record.kernel_up + record.kernel_down).sum();
         match self.forwarder.as_str() {
             "copy" => assert_eq!(kernel, 0),
+            "splice" => assert!(kernel > 0, "nothing was spliced"),
             "sockmap" => assert!(kernel > 0, "the kernel forwarded nothing"),
             _ => {}
         }

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
+use super::flows::Flow;
 use crate::domain::row::RawRouting;
 use crate::domain::{
-    BackendAddr, BackendId, BindingKey, ByteCounts, ClientAddr, ConnectFailure, CountryCode, Fallback, ForwarderKind,
-    Outcome, Termination,
+    BackendAddr, BackendId, BindingKey, ByteCounts, ClientAddr, ConnectFailure, CountryCode, Fallback, Outcome,
+    Termination,
 };
 
 /// Tells where a client is.
@@ -69,9 +70,10 @@ pub trait Connector: Send + Sync {
     ) -> impl Future<Output = Result<TcpStream, ConnectFailure>> + Send;
 }
 
-/// Moves the bytes of an established pair until it ends, in both directions, and closes both sockets.
+/// Moves the bytes of an established pair until it ends, in both directions, and closes both sockets. Tells `flow`
+/// who does it, and how far it is.
 pub trait Forwarder: Send + Sync {
-    fn forward(&self, pair: Pair) -> impl Future<Output = ForwardReport> + Send;
+    fn forward(&self, pair: Pair, flow: &Flow) -> impl Future<Output = ForwardReport> + Send;
 }
 
 /// An established pair of sockets.
@@ -85,7 +87,6 @@ pub struct Pair {
 #[derive(Debug, Clone)]
 pub struct ForwardReport {
     pub bytes: ByteCounts,
-    pub forwarder: ForwarderKind,
     pub fallback: Option<Fallback>,
     pub termination: Termination,
 }

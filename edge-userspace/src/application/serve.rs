@@ -12,11 +12,12 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::drain::{Connections, Held};
+use super::flows::{Flow, Flows, Listed};
 use super::ports::{Bindings, Connector, Forwarder, GeoResolver, GeoSource, Observer, Pair};
 use super::routing::RoutingTable;
 use crate::domain::{
-    AffinityPrefix, AppName, Attempt, BindingKey, ByteCounts, ChosenBackend, ClientAddr, ConnectFailure, NoBackend,
-    Outcome, Permit, Pick, RandomSource, Region, RejectReason, Request, Termination, Tried, pick,
+    AffinityPrefix, AppName, Attempt, BackendId, BindingKey, ByteCounts, ChosenBackend, ClientAddr, ConnectFailure,
+    NoBackend, Outcome, Permit, Pick, RandomSource, Region, RejectReason, Request, Termination, Tried, pick,
 };
 
 /// What serving a connection takes. One for each worker; the parts are shared.
@@ -26,6 +27,7 @@ pub struct Proxy<C, F> {
     pub bindings: Arc<dyn Bindings>,
     pub observer: Arc<dyn Observer>,
     pub connections: Arc<Connections>,
+    pub flows: Arc<Flows>,
     /// The last connection id given out.
     pub ids: Arc<AtomicU64>,
     pub random: fn() -> u64,
@@ -62,10 +64,10 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     pub async fn serve(&self, client: TcpStream, from: SocketAddr, listener: SocketAddr) {
         let mut record = Record::start(self, from, listener);
         match self.establish(&client, &mut record).await {
-            Ok(Established { backend, permit, held, key }) => {
-                let report = self.forwarder.forward(Pair { client, backend }).await;
+            Ok(Established { backend, permit, held, key, flow }) => {
+                let report = self.forwarder.forward(Pair { client, backend }, &flow).await;
                 record.outcome.bytes = report.bytes;
-                record.outcome.forwarder = Some(report.forwarder);
+                record.outcome.forwarders = flow.steps();
                 record.outcome.fallback = report.fallback;
                 record.outcome.termination = report.termination;
                 self.renew(key, record.outcome.backend.as_ref());
@@ -90,11 +92,12 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         let app = self.app().ok_or(Refusal::rule(RejectReason::NoApp))?;
         record.outcome.app = Some(app.clone());
         let key = self.rules.affinity.key(&app, address);
-        let (backend, permit) = tokio::select! {
+        let (backend, permit, id) = tokio::select! {
             connected = self.connect_best(&app, &key, record) => connected?,
             () = gone(client) => return Err(Refusal::because(Termination::ClientResetConnecting)),
         };
-        Ok(Established { backend, permit, held, key })
+        let flow = self.flows.list(Flow::new(record.outcome.id, record.outcome.client, app, id));
+        Ok(Established { backend, permit, held, key, flow })
     }
 
     /// Finds the client's country and region. Private clients are this POP's own.
@@ -119,7 +122,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         app: &AppName,
         key: &BindingKey,
         record: &mut Record<'_>,
-    ) -> Result<(TcpStream, Permit), Refusal> {
+    ) -> Result<(TcpStream, Permit, BackendId), Refusal> {
         let bound = self.bindings.get(key);
         let deadline = Instant::now() + self.rules.connect_budget;
         let mut tried = Tried::new();
@@ -150,7 +153,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
                         reason,
                         binding_yielded,
                     });
-                    return Ok((stream, permit));
+                    return Ok((stream, permit, backend.id.clone()));
                 }
                 Err(failure) => {
                     let took = started.elapsed();
@@ -183,6 +186,7 @@ struct Established {
     permit: Permit,
     held: Held,
     key: BindingKey,
+    flow: Listed,
 }
 
 /// Why a client is turned away.
@@ -243,7 +247,7 @@ impl<'a> Record<'a> {
             client_region: None,
             backend: None,
             failed: Vec::new(),
-            forwarder: None,
+            forwarders: Vec::new(),
             fallback: None,
             bytes: ByteCounts::default(),
             started: SystemTime::now(),

@@ -112,10 +112,12 @@ pub struct BackendStatus {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForwarderStatus {
-    /// What the settings ask for.
+    /// What the operator asks for.
     pub configured: String,
     /// What new connections get.
     pub active: String,
+    /// Whether connections may take the kernel path.
+    pub kernel_path: bool,
     /// Why the kernel path is off; `None` while it is on or not wanted.
     pub why: Option<String>,
     /// How the self-test of the kernel path ended; `None` when it was not run.
@@ -123,6 +125,12 @@ pub struct ForwarderStatus {
     pub flows_in_kernel: u64,
     /// Bytes the kernel has forwarded, flows that still run included.
     pub kernel_bytes: u64,
+}
+
+/// What `POST /api/v1/forwarder` asks for: a value of the setting `forwarder`, or `off` for `copy`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwarderRequest {
+    pub forwarder: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -262,6 +270,7 @@ pub(crate) mod sample {
             forwarder: ForwarderStatus {
                 configured: "auto".to_owned(),
                 active: "copy".to_owned(),
+                kernel_path: false,
                 why: Some("needs CAP_BPF".to_owned()),
                 self_test: None,
                 flows_in_kernel: 5,

@@ -7,6 +7,8 @@ pub mod db;
 mod db_cmd;
 mod exit;
 mod flags;
+mod flows;
+mod forwarder;
 mod reload;
 mod status;
 mod version;
@@ -20,12 +22,16 @@ pub use config_cmd::ConfigArgs;
 pub use db_cmd::DbCommandArgs;
 pub use exit::{CliError, Exit};
 pub use flags::{AdminArgs, SettingArgs};
+pub use flows::FlowsArgs;
+pub use forwarder::ForwarderArgs;
 pub use reload::ReloadArgs;
 pub use status::StatusArgs;
 
 pub use check::run as check;
 pub use config_cmd::run as config;
 pub use db_cmd::run as db;
+pub use flows::run as flows;
+pub use forwarder::run as forwarder;
 pub use reload::run as reload;
 pub use status::run as status;
 pub use version::{VersionFacts, run as version};
@@ -62,6 +68,12 @@ pub enum Command {
     /// Have the running daemon read the routing database now
     #[command(after_help = exit::HELP)]
     Reload(ReloadArgs),
+    /// List the flows that run now
+    #[command(after_help = exit::HELP)]
+    Flows(FlowsArgs),
+    /// Show or change the forwarder of the running daemon
+    #[command(after_help = exit::HELP)]
+    Forwarder(ForwarderArgs),
     /// Make and edit the routing database
     #[command(after_help = exit::HELP)]
     Db(DbCommandArgs),

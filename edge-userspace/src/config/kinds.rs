@@ -147,12 +147,25 @@ macro_rules! choice {
 
 choice! {
     /// Which forwarder is wanted.
-    ForwarderChoice, "auto, copy or sockmap" {
-        /// The best that passes its self-test.
+    ForwarderChoice, "auto, copy, splice, sockmap or chaos" {
+        /// Copy first; splice and the kernel path for what profits from them.
         Auto = "auto",
         Copy = "copy",
+        /// In userspace; what is large goes through pipes.
+        Splice = "splice",
         /// In the kernel; the daemon still falls back to `copy` where it cannot, and says so.
-        Sockmap = "sockmap"
+        Sockmap = "sockmap",
+        /// For tests: operations fail and stall at random.
+        Chaos = "chaos"
+    }
+}
+
+impl std::str::FromStr for ForwarderChoice {
+    type Err = String;
+
+    /// As in the settings; `off` is another name of `copy`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        <Self as Value>::parse(if text == "off" { "copy" } else { text }, &Rule::TEXT)
     }
 }
 

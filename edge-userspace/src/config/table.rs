@@ -128,8 +128,18 @@ settings! {
     max_connections: u32, "max_connections" = "0", Rule::count(0, 10_000_000);
     /// Worker threads. 0 = one for each core.
     workers: usize, "workers" = "0", Rule::count(0, 1024);
-    /// What moves the bytes: `auto` takes the kernel path where its self-test passes.
+    /// What moves the bytes: `auto` copies first, splices what is large and takes the kernel path where that pays.
     forwarder: ForwarderChoice, "forwarder" = "auto", Rule::TEXT;
+    /// With `auto`: bytes a second, both directions together, from which a connection takes the kernel path.
+    auto_bytes_per_sec: u32, "auto_bytes_per_sec" = "1000000", Rule::count(1, 4_000_000_000);
+    /// With `auto`: messages a second, back and forth, from which a connection takes the kernel path.
+    auto_messages_per_sec: u32, "auto_messages_per_sec" = "500", Rule::count(1, 1_000_000_000);
+    /// With `auto`: the shortest time over which these rates are taken.
+    auto_window: Duration, "auto_window_ms" = "20", Rule::millis(1, 60_000);
+    /// With `chaos`, for tests: of 1,000 operations on a socket, how many fail as if the peer had reset it.
+    chaos_fail_permille: u32, "chaos_fail_permille" = "0", Rule::count(0, 1000);
+    /// With `chaos`, for tests: of 1,000 operations on a socket, how many stall, up to 20 ms.
+    chaos_delay_permille: u32, "chaos_delay_permille" = "20", Rule::count(0, 1000);
     /// Bytes a direction may have queued in the kernel before back-pressure sets in.
     sockmap_backlog_kib: u32, "sockmap_backlog_kib" = "256", Rule::kib(64, 65_536);
     /// Bytes all directions together may have queued in the kernel.

@@ -96,7 +96,7 @@ fn all_errors_are_reported_at_once_with_their_origin() {
              EDGEPROXY_LISTEN_ADDR?",
             "edge.toml:3: backlog must be a whole number from 1 to 65535",
             "environment EDGEPROXY_WORKERS: workers must be a whole number from 0 to 1024",
-            "flag --forwarder: forwarder must be one of auto, copy, sockmap: did you mean sockmap?",
+            "flag --forwarder: forwarder must be one of auto, copy, splice, sockmap, chaos: did you mean sockmap?",
         ]
     );
 }

@@ -6,14 +6,16 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Instant, SystemTime};
 
 use edgeproxy::adapters::inbound::admin::Control;
+use edgeproxy::application::flows::FlowStatus;
 use edgeproxy::application::ports::Bindings as _;
 use edgeproxy::application::reload::ReloadCommand;
 use edgeproxy::application::status::{
     BackendStatus, ForwarderStatus, GeoStatus, ListenerStatus, PopState, ReloadAnswer, RoutingStatus, Status,
 };
+use edgeproxy::config::ForwarderChoice;
 use tokio::sync::{Notify, oneshot};
 
-use super::Shared;
+use super::{Shared, kernel_path};
 
 pub(crate) struct DaemonControl {
     shared: Arc<Shared>,
@@ -62,6 +64,7 @@ impl DaemonControl {
         ForwarderStatus {
             configured: path.policy().as_str().to_owned(),
             active: path.active().as_str().to_owned(),
+            kernel_path: path.is_open(),
             why: path.why_not().map(|why| why.to_string()),
             self_test: path.self_test().map(str::to_owned),
             flows_in_kernel: programs.map_or(0, |kernel| u64::from(kernel.pairs_in_use())),
@@ -91,7 +94,7 @@ impl Control for DaemonControl {
     }
 
     fn metrics(&self) -> Result<String, std::fmt::Error> {
-        self.shared.recorder.metrics.render(self.status())
+        self.shared.recorder.metrics.render(self.status(), self.shared.flows.bytes())
     }
 
     fn reload(&self, allow_empty: bool) -> Pin<Box<dyn Future<Output = Result<ReloadAnswer, String>> + Send + '_>> {
@@ -104,6 +107,15 @@ impl Control for DaemonControl {
             let report = answer.await.map_err(gone)?.map_err(|why| why.to_string())?;
             Ok(ReloadAnswer::from(&report))
         })
+    }
+
+    fn flows(&self) -> Vec<FlowStatus> {
+        self.shared.flows.all().iter().map(|flow| FlowStatus::from(&**flow)).collect()
+    }
+
+    fn set_forwarder(&self, forwarder: ForwarderChoice) -> Result<ForwarderStatus, String> {
+        self.shared.path.set_policy(kernel_path::policy(forwarder)).map_err(|why| why.to_string())?;
+        Ok(self.forwarder())
     }
 
     fn drain(&self) {

@@ -7,13 +7,12 @@ use edgeproxy::adapters::outbound::forward::{KernelPath, Policy, self_test};
 use edgeproxy::config::{ForwarderChoice, Settings};
 
 pub(crate) async fn open(settings: &Settings) -> KernelPath {
-    let policy = match settings.forwarder {
-        ForwarderChoice::Auto => Policy::Auto,
-        ForwarderChoice::Copy => Policy::Copy,
-        ForwarderChoice::Sockmap => Policy::Sockmap,
-    };
-    if policy == Policy::Copy {
-        return KernelPath::not_wanted();
+    let policy = policy(settings.forwarder);
+    if policy == Policy::Chaos {
+        tracing::warn!("forwarder chaos makes connections fail and stall: it is for tests");
+    }
+    if !policy.wants_kernel() {
+        return KernelPath::not_wanted(policy);
     }
     let limits = KernelLimits {
         pairs: settings.max_flows,
@@ -30,6 +29,17 @@ pub(crate) async fn open(settings: &Settings) -> KernelPath {
             KernelPath::open(policy, kernel)
         }
         Err(why) => closed(policy, Some(kernel), format!("the self-test failed: {why}")),
+    }
+}
+
+/// The forwarders' name for what the operator chose.
+pub(crate) fn policy(choice: ForwarderChoice) -> Policy {
+    match choice {
+        ForwarderChoice::Auto => Policy::Auto,
+        ForwarderChoice::Copy => Policy::Copy,
+        ForwarderChoice::Splice => Policy::Splice,
+        ForwarderChoice::Sockmap => Policy::Sockmap,
+        ForwarderChoice::Chaos => Policy::Chaos,
     }
 }
 

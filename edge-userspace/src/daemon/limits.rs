@@ -3,6 +3,7 @@
 
 use std::num::NonZero;
 
+use edgeproxy::adapters::outbound::forward::pipe;
 use edgeproxy::config::Settings;
 
 /// Descriptors that are not connections: listeners, maps, the database, the admin API.
@@ -16,12 +17,16 @@ pub(crate) fn workers(settings: &Settings) -> usize {
     }
 }
 
-/// Connections to hold at once: as configured, or two descriptors each of what may be open.
+/// Connections to hold at once: as configured, or two descriptors each of what may be open. Where pipes may be used,
+/// theirs are set aside, a quarter of all at most.
 pub(crate) fn connections(settings: &Settings) -> usize {
     let files = raise_file_limit();
     match usize::try_from(settings.max_connections) {
         Ok(count) if count > 0 => count,
-        _ => usize::try_from(files.saturating_sub(RESERVED_FILES) / 2).unwrap_or(usize::MAX).max(1),
+        _ => {
+            let pipes = (2 * pipe::MOST as u64).min(files / 4);
+            usize::try_from(files.saturating_sub(RESERVED_FILES + pipes) / 2).unwrap_or(usize::MAX).max(1)
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use edgeproxy::adapters::outbound::metrics::Metrics;
 use edgeproxy::adapters::outbound::observer::Recorder;
 use edgeproxy::adapters::outbound::sqlite::SqliteSource;
 use edgeproxy::application::drain::Connections;
+use edgeproxy::application::flows::Flows;
 use edgeproxy::application::reload::{ReloadCommand, ReloadLoop, Tick};
 use edgeproxy::application::routing::RoutingTable;
 use edgeproxy::cli::{CliError, Exit, SettingArgs};
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
     bindings: Arc<BindingTable>,
     recorder: Arc<Recorder>,
     connections: Arc<Connections>,
+    flows: Arc<Flows>,
     path: Arc<KernelPath>,
     listeners: Vec<SocketAddr>,
     worker_count: usize,
@@ -82,6 +84,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
         bindings: Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity)),
         recorder: Arc::new(Recorder { metrics: Arc::new(metrics), access_log }),
         connections: Arc::default(),
+        flows: Arc::default(),
         path,
         listeners,
         worker_count,

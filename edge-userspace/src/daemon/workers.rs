@@ -8,10 +8,11 @@ use std::thread::JoinHandle;
 
 use edgeproxy::adapters::inbound::listeners;
 use edgeproxy::adapters::outbound::connector::TcpConnector;
-use edgeproxy::adapters::outbound::forward::{Forwarders, TimeLimits};
+use edgeproxy::adapters::outbound::forward::{ForwardRules, Forwarders, Odds, Thresholds, TimeLimits};
 use edgeproxy::adapters::outbound::tcp_options::TcpOptions;
 use edgeproxy::application::drain::{Connections, Cut};
 use edgeproxy::application::serve::{Proxy, Rules};
+use edgeproxy::config::Settings;
 use edgeproxy::domain::AffinityPrefix;
 use tokio::sync::{Notify, watch};
 
@@ -145,7 +146,6 @@ async fn reached(mut phase: watch::Receiver<Phase>, at_least: Phase) {
 
 fn proxy(shared: &Shared, cut: &Arc<Cut>, ids: &Arc<AtomicU64>) -> Proxy<TcpConnector, Forwarders> {
     let settings = &shared.settings;
-    let limits = TimeLimits { idle: settings.idle_timeout, half_close: settings.half_close_timeout };
     let counts = shared.path.programs().and_then(|kernel| kernel.counts().cloned());
     Proxy {
         routing: Arc::clone(&shared.routing),
@@ -153,10 +153,11 @@ fn proxy(shared: &Shared, cut: &Arc<Cut>, ids: &Arc<AtomicU64>) -> Proxy<TcpConn
         bindings: Arc::clone(&shared.bindings) as _,
         observer: Arc::clone(&shared.recorder) as _,
         connections: Arc::clone(&shared.connections),
+        flows: Arc::clone(&shared.flows),
         ids: Arc::clone(ids),
         random: || fastrand::u64(..),
         connector: TcpConnector::new(tcp_options(shared), counts),
-        forwarder: Forwarders::new(Arc::clone(&shared.path), limits, Arc::clone(cut)),
+        forwarder: Forwarders::new(Arc::clone(&shared.path), forward_rules(settings), Arc::clone(cut)),
         rules: Rules {
             app: settings.app.clone(),
             pop_region: settings.region.clone(),
@@ -166,6 +167,18 @@ fn proxy(shared: &Shared, cut: &Arc<Cut>, ids: &Arc<AtomicU64>) -> Proxy<TcpConn
             connect_attempts: usize::try_from(settings.connect_attempts).unwrap_or(usize::MAX),
             connect_budget: settings.connect_budget,
         },
+    }
+}
+
+fn forward_rules(settings: &Settings) -> ForwardRules {
+    ForwardRules {
+        limits: TimeLimits { idle: settings.idle_timeout, half_close: settings.half_close_timeout },
+        thresholds: Thresholds {
+            bytes_per_sec: settings.auto_bytes_per_sec.into(),
+            messages_per_sec: settings.auto_messages_per_sec.into(),
+            window: settings.auto_window,
+        },
+        odds: Odds { fail: settings.chaos_fail_permille, delay: settings.chaos_delay_permille },
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use super::{AppName, BackendAddr, BackendId, CountryCode, NoBackend, PickReason, Region, Skip};
+use super::{AppName, BackendAddr, BackendId, CountryCode, Fallback, NoBackend, PickReason, Region, Skip, Step};
 
 /// Everything that is said about a finished connection. Built once, by `application::serve`.
 #[derive(Debug, Clone)]
@@ -19,8 +19,8 @@ pub struct Outcome {
     pub backend: Option<ChosenBackend>,
     /// The candidates that did not answer, in the order in which they were tried.
     pub failed: Vec<Attempt>,
-    /// The forwarder that carried the connection last; `None` when it never got so far.
-    pub forwarder: Option<ForwarderKind>,
+    /// The forwarders that carried the connection, one after the other; empty when it never got so far.
+    pub forwarders: Vec<Step>,
     /// Why the kernel path was wanted and not used, or was left again.
     pub fallback: Option<Fallback>,
     pub bytes: ByteCounts,
@@ -49,10 +49,23 @@ pub struct ChosenBackend {
 pub struct ByteCounts {
     pub up: u64,
     pub down: u64,
-    /// The part of `up` that the kernel forwarded without userspace.
+    /// The part of `up` that never came to userspace: spliced, or forwarded by the kernel path.
     pub kernel_up: u64,
-    /// The part of `down` that the kernel forwarded without userspace.
+    /// The part of `down` that never came to userspace.
     pub kernel_down: u64,
+}
+
+impl std::ops::Add for ByteCounts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            up: self.up + other.up,
+            down: self.down + other.down,
+            kernel_up: self.kernel_up + other.kernel_up,
+            kernel_down: self.kernel_down + other.kernel_down,
+        }
+    }
 }
 
 /// One connect that failed.
@@ -85,52 +98,6 @@ impl ConnectFailure {
             Self::TimedOut => "timed_out",
             Self::Unreachable => "unreachable",
             Self::Local => "local",
-        }
-    }
-}
-
-/// What moves the bytes of an established pair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ForwarderKind {
-    /// recv and send in the daemon.
-    Copy,
-    /// Redirected between the sockets by a BPF program.
-    Sockmap,
-}
-
-impl ForwarderKind {
-    pub const ALL: [Self; 2] = [Self::Copy, Self::Sockmap];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Copy => "copy",
-            Self::Sockmap => "sockmap",
-        }
-    }
-}
-
-/// Why a connection did not take, or did not stay on, the kernel path. A bounded set: it labels a metric.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Fallback {
-    /// The kernel path is off for the whole daemon (`status` says why).
-    Unavailable,
-    /// All flow records are in use (`max_flows`).
-    NoFreeRecord,
-    /// The kernel refused a socket, usually because the peer had closed already.
-    InsertRefused,
-    /// A direction waited behind the other's backlog, so both were gated to userspace.
-    Entangled,
-}
-
-impl Fallback {
-    pub const ALL: [Self; 4] = [Self::Unavailable, Self::NoFreeRecord, Self::InsertRefused, Self::Entangled];
-
-    pub const fn as_str(&self) -> &'static str {
-        match self {
-            Self::Unavailable => "unavailable",
-            Self::NoFreeRecord => "no_free_record",
-            Self::InsertRefused => "insert_refused",
-            Self::Entangled => "entangled",
         }
     }
 }

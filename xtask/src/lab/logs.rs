@@ -31,6 +31,7 @@ pub struct Record {
     /// The part of `bytes_up` that the kernel forwarded.
     pub kernel_up: u64,
     pub kernel_down: u64,
+    pub duration_ms: f64,
     /// Two letters: who ended it, and in which phase.
     pub termination: String,
     pub reject: Option<String>,

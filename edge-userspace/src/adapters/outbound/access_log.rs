@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::line_writer::LineWriter;
 use super::timestamp::rfc3339;
-use crate::domain::Outcome;
+use crate::domain::{Fallback, Outcome, Step};
 
 /// Writes outcomes. Never blocks; what its reader is too slow for is lost and counted.
 #[derive(Debug, Clone)]
@@ -51,7 +51,10 @@ struct Record<'a> {
     /// Connects tried, the good one included.
     attempts: usize,
     failed: Vec<FailedAttempt<'a>>,
+    /// The forwarder that carried it last.
     forwarder: Option<&'static str>,
+    /// All that carried it, one after the other.
+    forwarders: Vec<StepRecord>,
     fallback: Option<&'static str>,
     bytes_up: u64,
     bytes_down: u64,
@@ -62,6 +65,20 @@ struct Record<'a> {
     termination: &'static str,
     termination_words: &'static str,
     reject: Option<&'static str>,
+}
+
+#[derive(Debug, Serialize)]
+struct StepRecord {
+    forwarder: &'static str,
+    why: &'static str,
+    /// Since the backend was connected.
+    at_ms: f64,
+}
+
+impl StepRecord {
+    fn of(step: &Step) -> Self {
+        Self { forwarder: step.forwarder.as_str(), why: step.why.as_str(), at_ms: millis(step.at) }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -96,8 +113,9 @@ impl<'a> Record<'a> {
             binding_yielded: backend.and_then(|backend| backend.binding_yielded).map(|skip| skip.as_str()),
             attempts: outcome.failed.len() + usize::from(backend.is_some()),
             failed: failed.collect(),
-            forwarder: outcome.forwarder.map(|forwarder| forwarder.as_str()),
-            fallback: outcome.fallback.as_ref().map(|fallback| fallback.as_str()),
+            forwarder: outcome.forwarders.last().map(|step| step.forwarder.as_str()),
+            forwarders: outcome.forwarders.iter().map(StepRecord::of).collect(),
+            fallback: outcome.fallback.map(Fallback::as_str),
             bytes_up: outcome.bytes.up,
             bytes_down: outcome.bytes.down,
             kernel_up: outcome.bytes.kernel_up,
@@ -135,6 +153,10 @@ mod tests {
             "why": "client_region", "binding_yielded": "at_hard_limit", "attempts": 2,
             "failed": [{"backend": "sa-2", "failure": "refused", "took_ms": 0.25}],
             "forwarder": "sockmap", "fallback": "entangled",
+            "forwarders": [
+                { "forwarder": "copy", "why": "start", "at_ms": 0.0 },
+                { "forwarder": "sockmap", "why": "lively", "at_ms": 21.5 },
+            ],
             "bytes_up": 100, "bytes_down": 2000, "kernel_up": 40, "kernel_down": 1500,
             "connect_ms": 1.5, "duration_ms": 2500.0,
             "termination": "CD", "termination_words": "client reset the connection", "reject": null,
@@ -149,7 +171,7 @@ mod tests {
         assert_eq!(line["reject"], "all_full");
         assert_eq!(line["attempts"], 0);
         assert!(line["backend"].is_null() && line["connect_ms"].is_null());
-        assert_eq!(line.as_object().unwrap().len(), 27);
+        assert_eq!(line.as_object().unwrap().len(), 28);
     }
 
     #[test]

@@ -13,7 +13,9 @@ use std::pin::Pin;
 pub use server::AdminServer;
 pub use socket::AdminError;
 
-use crate::application::status::{ReloadAnswer, Status};
+use crate::application::flows::FlowStatus;
+use crate::application::status::{ForwarderStatus, ReloadAnswer, Status};
+use crate::config::ForwarderChoice;
 
 /// What the admin API may see and do.
 pub trait Control: Send + Sync {
@@ -22,6 +24,10 @@ pub trait Control: Send + Sync {
     fn metrics(&self) -> Result<String, fmt::Error>;
     /// Reads the routing database now. The error says why the last good snapshot stays.
     fn reload(&self, allow_empty: bool) -> Pin<Box<dyn Future<Output = Result<ReloadAnswer, String>> + Send + '_>>;
+    /// The flows that run now.
+    fn flows(&self) -> Vec<FlowStatus>;
+    /// Changes the forwarder of new connections and of those that run. The error says why it stays.
+    fn set_forwarder(&self, forwarder: ForwarderChoice) -> Result<ForwarderStatus, String>;
     /// Begins to drain, as SIGTERM does; returns at once.
     fn drain(&self);
 }

@@ -13,7 +13,8 @@ use axum::{Json, Router};
 use serde_json::json;
 
 use super::Control;
-use crate::application::status::{PopState, ReloadRequest};
+use crate::application::status::{ForwarderRequest, PopState, ReloadRequest};
+use crate::config::ForwarderChoice;
 
 /// No request has more to say than a few words.
 const MAX_BODY: usize = 16 * 1024;
@@ -25,6 +26,7 @@ type Shared = State<Arc<dyn Control>>;
 pub(super) fn full(control: Arc<dyn Control>) -> Router {
     reading()
         .route("/api/v1/reload", post(reload))
+        .route("/api/v1/forwarder", post(set_forwarder))
         .route("/api/v1/drain", post(drain))
         .fallback(not_found)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -36,6 +38,7 @@ pub(super) fn full(control: Arc<dyn Control>) -> Router {
 pub(super) fn read_only(control: Arc<dyn Control>) -> Router {
     reading()
         .route("/api/v1/reload", post(refused))
+        .route("/api/v1/forwarder", post(refused))
         .route("/api/v1/drain", post(refused))
         .fallback(not_found)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -47,6 +50,7 @@ fn reading() -> Router<Arc<dyn Control>> {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/api/v1/status", get(status))
+        .route("/api/v1/flows", get(flows))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
 }
@@ -60,6 +64,21 @@ async fn metrics(State(control): Shared) -> Response {
 
 async fn status(State(control): Shared) -> Response {
     Json(control.status()).into_response()
+}
+
+async fn flows(State(control): Shared) -> Response {
+    Json(control.flows()).into_response()
+}
+
+/// The body is a [`ForwarderRequest`].
+async fn set_forwarder(State(control): Shared, body: Bytes) -> Response {
+    let request = serde_json::from_slice::<ForwarderRequest>(&body).map_err(|why| why.to_string());
+    let choice = request.and_then(|request| request.forwarder.parse::<ForwarderChoice>());
+    match choice.map(|choice| control.set_forwarder(choice)) {
+        Ok(Ok(status)) => Json(status).into_response(),
+        Ok(Err(why)) => error(StatusCode::CONFLICT, &why),
+        Err(why) => error(StatusCode::BAD_REQUEST, &format!("body is not {{\"forwarder\": \"auto\"}}: {why}")),
+    }
 }
 
 async fn ready(State(control): Shared) -> Response {
@@ -91,7 +110,7 @@ async fn refused() -> Response {
 }
 
 async fn not_found() -> Response {
-    error(StatusCode::NOT_FOUND, "no such path: try /api/v1/status, /metrics, /healthz or /readyz")
+    error(StatusCode::NOT_FOUND, "no such path: try /api/v1/status, /api/v1/flows, /metrics, /healthz or /readyz")
 }
 
 async fn only_local_names(request: Request, next: Next) -> Response {

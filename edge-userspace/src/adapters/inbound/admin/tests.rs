@@ -35,6 +35,22 @@ impl Control for Fake {
         Box::pin(std::future::ready(if allow_empty { Ok(answer) } else { Err("the table is empty".to_owned()) }))
     }
 
+    fn flows(&self) -> Vec<FlowStatus> {
+        let flow = serde_json::json!({
+            "id": 3, "client": "192.0.2.1:5", "app": "web", "backend": "b1", "age_secs": 2.5, "forwarder": "sockmap",
+            "why": "lively", "since_secs": 0.5, "changes": 1, "bytes_up": 1, "bytes_down": 2, "kernel_up": 0,
+            "kernel_down": 1,
+        });
+        vec![serde_json::from_value(flow).unwrap()]
+    }
+
+    fn set_forwarder(&self, forwarder: ForwarderChoice) -> Result<ForwarderStatus, String> {
+        match forwarder {
+            ForwarderChoice::Sockmap => Err("there is no kernel path to use".to_owned()),
+            choice => Ok(ForwarderStatus { configured: choice.as_str().to_owned(), ..ForwarderStatus::default() }),
+        }
+    }
+
     fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }

@@ -1,27 +1,34 @@
 //! The forwarders behind one port, and which of them a connection gets.
 
-mod copy;
+mod chaos;
+mod choice;
 pub mod kernel;
 mod lane;
-mod promotion;
+pub mod pipe;
+mod pump;
 pub mod self_test;
 mod socket;
 mod sockmap;
 pub mod state;
+mod stream;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use self::copy::{Copy, CopyEnd};
+use self::chaos::Chaos;
+pub use self::chaos::Odds;
+use self::choice::Choice;
+pub use self::choice::Thresholds;
 use self::lane::Both;
-use self::promotion::Promotion;
+use self::pump::{Pump, PumpEnd};
 use self::sockmap::Offload;
-pub use self::state::{KernelPath, Policy};
+pub use self::state::{KernelPath, Policy, PolicyError};
 use crate::application::drain::Cut;
+use crate::application::flows::Flow;
 use crate::application::ports::{ForwardReport, Forwarder, Pair};
-use crate::domain::{ByteCounts, Fallback, ForwarderKind, Termination};
+use crate::domain::{ByteCounts, Fallback, ForwarderKind, Termination, Why};
 
 /// How long a pair may be quiet.
 #[derive(Debug, Clone, Copy)]
@@ -32,98 +39,136 @@ pub struct TimeLimits {
     pub half_close: Duration,
 }
 
-/// Forwards pairs by the policy that is in force when they begin.
+/// What shapes forwarding, from the settings.
+#[derive(Debug, Clone, Copy)]
+pub struct ForwardRules {
+    pub limits: TimeLimits,
+    /// When `auto` takes the kernel path.
+    pub thresholds: Thresholds,
+    /// Of the forwarder `chaos`.
+    pub odds: Odds,
+}
+
+/// Forwards pairs by the policy of the moment.
 #[derive(Debug, Clone)]
 pub struct Forwarders {
     path: Arc<KernelPath>,
-    limits: TimeLimits,
+    rules: ForwardRules,
     cut: Arc<Cut>,
 }
 
 impl Forwarders {
     /// `cut` ends the pairs that are left at a drain's deadline.
-    pub fn new(path: Arc<KernelPath>, limits: TimeLimits, cut: Arc<Cut>) -> Self {
-        Self { path, limits, cut }
+    pub fn new(path: Arc<KernelPath>, rules: ForwardRules, cut: Arc<Cut>) -> Self {
+        Self { path, rules, cut }
     }
 
-    async fn copy_first(&self, sockets: Both<TcpStream>) -> ForwardReport {
-        let mut promotion = if self.path.is_open() { Promotion::measured() } else { Promotion::never() };
-        let mut copy = Copy::new(sockets);
-        match copy.run(&self.limits, &self.cut, &mut promotion).await {
-            CopyEnd::Finished(termination) => self.copied(copy.moved, termination, None),
-            CopyEnd::Promote => self.offload(copy.sockets, copy.moved).await,
+    /// In userspace, until it ends or the kernel path should have it.
+    async fn pump(&self, sockets: Both<TcpStream>, before: Report, flow: &Flow) -> Report {
+        let mut choice = Choice::new(&self.path, self.rules.thresholds);
+        // What is off for everybody may come back; what one connection was refused does not.
+        if before.fallback.is_some_and(|why| why != Fallback::Unavailable) {
+            choice.bar();
+        }
+        let mut pump = Pump::new(sockets, flow, before.bytes);
+        let end = Box::pin(pump.run(&self.rules.limits, &self.cut, &mut choice)).await;
+        let report = Report { bytes: pump.bytes(), ..before };
+        match end {
+            PumpEnd::Finished(termination) => report.ended(termination),
+            PumpEnd::Promote(why) => Box::pin(self.offload(pump.sockets, report, why, flow)).await,
         }
     }
 
-    async fn copy_only(&self, sockets: Both<TcpStream>, moved: Both<u64>, why: Option<Fallback>) -> ForwardReport {
-        let mut copy = Copy::new(sockets);
-        let mut never = Promotion::never();
-        // Never wants a promotion, so what ends is finished.
-        let end = copy.run(&self.limits, &self.cut, &mut never).await;
-        let termination = match end {
-            CopyEnd::Finished(termination) => termination,
-            CopyEnd::Promote => Termination::InternalError,
-        };
-        self.copied(Both::of(|side| moved[side] + copy.moved[side]), termination, why)
-    }
-
-    /// Hands the pair to the kernel. `moved` was copied before.
-    async fn offload(&self, sockets: Both<TcpStream>, moved: Both<u64>) -> ForwardReport {
+    /// Hands the pair to the kernel, or to the pump where that can't be done.
+    async fn offload(&self, sockets: Both<TcpStream>, before: Report, why: Why, flow: &Flow) -> Report {
         let Some(kernel) = self.path.kernel() else {
-            return Box::pin(self.copy_only(sockets, moved, Some(Fallback::Unavailable))).await;
+            return self.fall_back(sockets, before, Fallback::Unavailable, flow).await;
         };
         let Both { client, backend } = sockets;
         // Out of tokio's epoll: it would be woken by every redirected packet.
         let (Ok(client), Ok(backend)) = (client.into_std(), backend.into_std()) else {
-            return self.copied(moved, Termination::OutOfResources, None);
+            return before.ended(Termination::OutOfResources);
         };
-        match Offload::begin(kernel, Both { client, backend }, moved) {
+        match Offload::begin(kernel, Both { client, backend }, before.bytes) {
             Ok(offload) => {
-                let report = Box::pin(offload.run(&self.limits, &self.cut)).await;
-                self.offloaded(report, moved)
+                flow.step(ForwarderKind::Sockmap, why);
+                let report = Box::pin(offload.run(&self.rules.limits, &self.cut, flow)).await;
+                if let Some(what) = &report.corrupt {
+                    self.path.condemn(what);
+                }
+                Report { bytes: before.bytes + report.bytes, fallback: report.fallback, ..before }
+                    .ended(report.termination)
             }
-            Err((why, Both { client, backend })) => match (TcpStream::from_std(client), TcpStream::from_std(backend)) {
-                (Ok(client), Ok(backend)) => Box::pin(self.copy_only(Both { client, backend }, moved, Some(why))).await,
-                _ => self.copied(moved, Termination::OutOfResources, Some(why)),
-            },
+            Err((fallback, Both { client, backend })) => {
+                match (TcpStream::from_std(client), TcpStream::from_std(backend)) {
+                    (Ok(client), Ok(backend)) => self.fall_back(Both { client, backend }, before, fallback, flow).await,
+                    _ => before.ended(Termination::OutOfResources),
+                }
+            }
         }
     }
 
-    fn copied(&self, moved: Both<u64>, termination: Termination, fallback: Option<Fallback>) -> ForwardReport {
-        let Both { client: up, backend: down } = moved;
-        let bytes = ByteCounts { up, down, kernel_up: 0, kernel_down: 0 };
-        let wanted = self.path.policy() != Policy::Copy;
-        let fallback = fallback.or((wanted && !self.path.is_open()).then_some(Fallback::Unavailable));
-        ForwardReport { bytes, forwarder: ForwarderKind::Copy, fallback, termination }
+    /// In userspace, because the kernel path can't be had.
+    async fn fall_back(&self, sockets: Both<TcpStream>, before: Report, why: Fallback, flow: &Flow) -> Report {
+        flow.step(ForwarderKind::Copy, Why::Fallback(why));
+        Box::pin(self.pump(sockets, Report { fallback: Some(why), ..before }, flow)).await
     }
 
-    fn offloaded(&self, report: sockmap::Report, before: Both<u64>) -> ForwardReport {
-        if let Some(what) = &report.corrupt {
-            self.path.condemn(what);
-        }
-        let Both { client: kernel_up, backend: kernel_down } = report.in_kernel;
-        let bytes = ByteCounts {
-            up: before.client + report.moved.client,
-            down: before.backend + report.moved.backend,
-            kernel_up,
-            kernel_down,
-        };
-        ForwardReport {
-            bytes,
-            forwarder: ForwarderKind::Sockmap,
-            fallback: report.fallback,
-            termination: report.termination,
+    /// On sockets that fail and stall at random.
+    async fn chaos(&self, sockets: Both<TcpStream>, flow: &Flow) -> Report {
+        let Both { client, backend } = sockets;
+        let sockets =
+            Both { client: Chaos::new(client, self.rules.odds), backend: Chaos::new(backend, self.rules.odds) };
+        let mut choice = Choice::new(&self.path, self.rules.thresholds);
+        let mut pump = Pump::new(sockets, flow, ByteCounts::default());
+        match Box::pin(pump.run(&self.rules.limits, &self.cut, &mut choice)).await {
+            PumpEnd::Finished(termination) => Report { bytes: pump.bytes(), ..Report::default() }.ended(termination),
+            // No kernel path is loaded for chaos.
+            PumpEnd::Promote(_) => Report::default().ended(Termination::InternalError),
         }
     }
 }
 
+/// How far a connection got, while forwarders take turns.
+#[derive(Debug, Clone, Copy, Default)]
+struct Report {
+    bytes: ByteCounts,
+    fallback: Option<Fallback>,
+    termination: Option<Termination>,
+}
+
+impl Report {
+    fn ended(self, termination: Termination) -> Self {
+        Self { termination: Some(termination), ..self }
+    }
+}
+
 impl Forwarder for Forwarders {
-    async fn forward(&self, pair: Pair) -> ForwardReport {
+    async fn forward(&self, pair: Pair, flow: &Flow) -> ForwardReport {
         let sockets = Both { client: pair.client, backend: pair.backend };
-        match self.path.policy() {
-            Policy::Copy => self.copy_only(sockets, Both::default(), None).await,
-            Policy::Auto => self.copy_first(sockets).await,
-            Policy::Sockmap => self.offload(sockets, Both::default()).await,
+        let policy = self.path.policy();
+        // Wanted, and not to be had for anybody.
+        let unavailable = policy.wants_kernel() && !self.path.is_open();
+        let fresh = Report { fallback: unavailable.then_some(Fallback::Unavailable), ..Report::default() };
+        let report = match policy {
+            Policy::Sockmap => self.offload(sockets, fresh, Why::Configured, flow).await,
+            Policy::Chaos => {
+                flow.step(ForwarderKind::Chaos, Why::Configured);
+                self.chaos(sockets, flow).await
+            }
+            Policy::Auto => {
+                flow.step(ForwarderKind::Copy, Why::Start);
+                self.pump(sockets, fresh, flow).await
+            }
+            Policy::Copy | Policy::Splice => {
+                flow.step(ForwarderKind::Copy, Why::Configured);
+                self.pump(sockets, fresh, flow).await
+            }
+        };
+        ForwardReport {
+            bytes: report.bytes,
+            fallback: report.fallback,
+            termination: report.termination.unwrap_or(Termination::InternalError),
         }
     }
 }

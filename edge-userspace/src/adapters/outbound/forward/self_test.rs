@@ -5,7 +5,7 @@
 //! counts that add up.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -15,7 +15,8 @@ use super::kernel::Kernel;
 use super::lane::Both;
 use super::sockmap::{Offload, Report};
 use crate::application::drain::Cut;
-use crate::domain::Termination;
+use crate::application::flows::Flow;
+use crate::domain::{AppName, BackendId, ByteCounts, Termination};
 
 /// Beyond any default send buffer, so that the verdict has to spill.
 const BURST: usize = 6 * 1024 * 1024;
@@ -55,27 +56,37 @@ pub async fn run(kernel: &Arc<Kernel>) -> Result<(), SelfTestError> {
     (&backend).write_all(reply.get(..QUEUED).unwrap_or_default())?;
     proxy_client.set_nonblocking(true)?;
     proxy_backend.set_nonblocking(true)?;
-    let offload = Offload::begin(kernel, Both { client: proxy_client, backend: proxy_backend }, Both::default())
-        .map_err(|_| SelfTestError::Refused)?;
+    let sockets = Both { client: proxy_client, backend: proxy_backend };
+    let offload = Offload::begin(kernel, sockets, ByteCounts::default()).map_err(|_| SelfTestError::Refused)?;
+    let addr = client.local_addr()?;
     let sender = spawn_client(client, sent.clone(), reply.clone());
     let receiver = spawn_backend(backend, sent, reply);
     let limits = TimeLimits { idle: LIMIT, half_close: LIMIT };
-    let report = Box::pin(offload.run(&limits, &Cut::default())).await;
+    let report = Box::pin(offload.run(&limits, &Cut::default(), &nobodys(addr)?)).await;
     sender.join().map_err(|_| SelfTestError::Thread)??;
     receiver.join().map_err(|_| SelfTestError::Thread)??;
     judge(&report)
+}
+
+/// A flow that no list shows.
+fn nobodys(client: SocketAddr) -> Result<Flow, SelfTestError> {
+    match (AppName::parse("self-test"), BackendId::parse("self-test")) {
+        (Ok(app), Ok(backend)) => Ok(Flow::new(0, client, app, backend)),
+        _ => Err(SelfTestError::Refused),
+    }
 }
 
 fn judge(report: &Report) -> Result<(), SelfTestError> {
     if report.termination != Termination::Normal {
         return Err(SelfTestError::Ended(report.termination.words()));
     }
-    for (counted, moved) in report.moved.iter().copied().zip([BURST as u64, REPLY as u64]) {
+    let bytes = report.bytes;
+    for (counted, moved) in [(bytes.up, BURST as u64), (bytes.down, REPLY as u64)] {
         if counted != moved {
             return Err(SelfTestError::Counts { counted, moved });
         }
     }
-    if report.in_kernel.iter().any(|bytes| *bytes == 0) { Err(SelfTestError::Idle) } else { Ok(()) }
+    if bytes.kernel_up == 0 || bytes.kernel_down == 0 { Err(SelfTestError::Idle) } else { Ok(()) }
 }
 
 /// Two ends of one connection over loopback.

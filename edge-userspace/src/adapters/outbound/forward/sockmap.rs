@@ -19,7 +19,8 @@ use super::kernel::{Interest, Kernel, PairSlot, Ready};
 use super::lane::{Both, Pending, Side, TURN, with_scratch};
 use super::{TimeLimits, socket};
 use crate::application::drain::Cut;
-use crate::domain::{Fallback, Termination};
+use crate::application::flows::{Flow, InKernel as _};
+use crate::domain::{ByteCounts, Fallback, ForwarderKind, Termination, Why};
 
 /// How soon to look again for what the kernel gives no event for (a backlog that drains), the longer the more often
 /// nothing had changed.
@@ -30,6 +31,8 @@ const LOOKS_PER_IDLE_CHECK: usize = 64;
 const ENTANGLED_AFTER: Duration = Duration::from_millis(200);
 /// Such bytes are on nobody's account, so the sender's window stays open: with so many of them nothing is waited for.
 const ENTANGLED_BYTES: u64 = 1024 * 1024;
+/// Passed bytes of a closed socket that can't be read for so long never will be.
+const DEAD_AFTER: Duration = Duration::from_secs(1);
 /// The stream ended, but fewer bytes passed the verdict than TCP received: after so long they are lost.
 const LOST_AFTER: Duration = Duration::from_secs(10);
 /// How long what came before a reset may take to reach the other side.
@@ -38,10 +41,8 @@ pub(super) const RESET_LINGER: Duration = Duration::from_secs(5);
 /// What the kernel path did with a pair.
 #[derive(Debug)]
 pub(super) struct Report {
-    /// Bytes since the insertion, by the side where they began.
-    pub(super) moved: Both<u64>,
-    /// The part of `moved` that never came to userspace.
-    pub(super) in_kernel: Both<u64>,
+    /// Bytes since the insertion.
+    pub(super) bytes: ByteCounts,
     pub(super) termination: Termination,
     pub(super) fallback: Option<Fallback>,
     /// The byte counts disagree: the kernel path must not be used again until somebody has looked.
@@ -54,6 +55,10 @@ pub(super) struct Offload {
     sockets: Both<TcpStream>,
     slot: PairSlot,
     lanes: Both<Lane>,
+    /// What was moved before the insertion.
+    before: ByteCounts,
+    /// The kernel path is off for everybody: everything is left to userspace meanwhile.
+    off: bool,
     watched: Both<Interest>,
     wanted: Both<Interest>,
     /// Which side reset the connection, and when that was seen.
@@ -109,11 +114,11 @@ enum Wait {
 impl Offload {
     /// Takes over a pair, or gives it back with the reason why it must be copied.
     ///
-    /// `read_before` are the bytes read from each socket so far; all of them must have been written out.
+    /// `before` was read from each socket so far, and all of it written out.
     pub(super) fn begin(
         kernel: &Arc<Kernel>,
         sockets: Both<TcpStream>,
-        read_before: Both<u64>,
+        before: ByteCounts,
     ) -> Result<Self, (Fallback, Both<TcpStream>)> {
         // The map takes established sockets only. Found out now the pair can still be copied in the ordinary way.
         if sockets.iter().any(|socket| socket::tcp_info(socket.as_fd()).map_or(true, |info| info.fin)) {
@@ -128,10 +133,7 @@ impl Offload {
         else {
             return Err((Fallback::InsertRefused, sockets));
         };
-        let lanes = Both {
-            client: Lane::new(read_before.client, backend_base),
-            backend: Lane::new(read_before.backend, client_base),
-        };
+        let lanes = Both { client: Lane::new(before.up, backend_base), backend: Lane::new(before.down, client_base) };
         // Records, then the backend, then the client: a socket whose peer is not in the map passes everything, one
         // without a record too. If the backend is refused nothing is in the map yet.
         let prepared = slot
@@ -145,6 +147,8 @@ impl Offload {
             sockets,
             slot,
             lanes,
+            before,
+            off: false,
             watched: Both::default(),
             wanted: Both::default(),
             reset: None,
@@ -172,7 +176,14 @@ impl Offload {
     }
 
     /// Sees the pair through to its end.
-    pub(super) async fn run(mut self, limits: &TimeLimits, cut: &Cut) -> Report {
+    pub(super) async fn run(self, limits: &TimeLimits, cut: &Cut, flow: &Flow) -> Report {
+        flow.count_in_kernel(Some(self.slot.counts()));
+        let report = self.run_to_the_end(limits, cut, flow).await;
+        flow.count_in_kernel(None);
+        report
+    }
+
+    async fn run_to_the_end(mut self, limits: &TimeLimits, cut: &Cut, flow: &Flow) -> Report {
         for side in Side::BOTH {
             let fd = self.sockets[side].as_fd();
             if self.slot.watch(side, fd, Interest::default()).is_err() {
@@ -192,6 +203,7 @@ impl Offload {
             };
             fruitless = if self.progress() == before { fruitless + 1 } else { 0 };
             self.rewatch();
+            self.tell(flow);
             if wait == Wait::Turn {
                 tokio::task::yield_now().await;
                 let now = poll_fn(|cx| Poll::Ready(self.poll_wake(cx, timer.as_mut(), cut.as_mut()))).await;
@@ -212,6 +224,21 @@ impl Offload {
                 None => return self.finish(Termination::KilledByDrain),
             }
         }
+    }
+
+    /// Publishes how the flow is doing.
+    fn tell(&mut self, flow: &Flow) {
+        flow.publish(self.before + self.written());
+        let off = self.slot.kernel_is_off();
+        if off != self.off && self.fallback.is_none() {
+            let now = if off { ForwarderKind::Copy } else { ForwarderKind::Sockmap };
+            flow.step(now, Why::Switched);
+        }
+        self.off = off;
+    }
+
+    fn written(&self) -> ByteCounts {
+        ByteCounts { up: self.lanes.client.written, down: self.lanes.backend.written, ..ByteCounts::default() }
     }
 
     fn poll_wake(
@@ -349,15 +376,17 @@ impl Offload {
     fn wait_for_passed(&mut self, side: Side) -> Result<Option<Wait>, Termination> {
         self.wanted[side].readable = true;
         let since = *self.lanes[side].stuck.get_or_insert_with(Instant::now);
+        if self.lanes[side].hung_up && self.info(side).is_none_or(|info| info.closed) {
+            if since.elapsed() >= DEAD_AFTER {
+                // The socket's own backlog died with it, and these bytes behind it: TCP gives no more for a reset.
+                self.source_reset(side);
+                return Ok(None);
+            }
+            return Ok(Some(Wait::Soon));
+        }
         let unread = self.slot.flow(side).passed().saturating_sub(self.lanes[side].read);
         if since.elapsed() >= ENTANGLED_AFTER || unread >= ENTANGLED_BYTES {
             self.disentangle(side);
-        }
-        let gone = self.lanes[side].hung_up && self.info(side).is_none_or(|info| info.closed);
-        if gone && since.elapsed() >= RESET_LINGER {
-            // The socket's own backlog died with it, and these bytes behind it: TCP gives no more for a reset.
-            self.source_reset(side);
-            return Ok(None);
         }
         Ok(Some(Wait::Soon))
     }
@@ -462,10 +491,9 @@ impl Offload {
         if termination != Termination::Normal {
             self.sockets.iter().for_each(|socket| socket::reset_on_close(socket.as_fd()));
         }
-        let in_kernel = Both::of(|side| self.slot.flow(side).redirected());
+        let (up, down) = self.slot.counts().bytes();
         Report {
-            moved: Both::of(|side| in_kernel[side] + self.lanes[side].written),
-            in_kernel,
+            bytes: self.written() + ByteCounts { up, down, kernel_up: up, kernel_down: down },
             termination,
             fallback: self.fallback,
             corrupt: self.corrupt,

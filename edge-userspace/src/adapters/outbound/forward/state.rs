@@ -1,39 +1,71 @@
-//! Whether the kernel path is there, and why not where it isn't.
+//! Which forwarder connections get, whether the kernel path is there, and why not where it isn't.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use arc_swap::ArcSwapOption;
 
 use super::kernel::Kernel;
 
-/// Which forwarder connections get (`forwarder`).
+/// Which forwarder connections get (`forwarder`, `edgeproxy forwarder set`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
-    /// Copy first; the kernel path for what profits from it.
+    /// Copy first; splice and the kernel path for what profits from them.
     Auto,
-    /// Userspace only.
+    /// recv and send only.
     Copy,
+    /// Userspace only: splice for what is large.
+    Splice,
     /// The kernel path from the first byte.
     Sockmap,
+    /// For tests: sockets that fail and stall at random. Holds for the life of the daemon.
+    Chaos,
 }
 
 impl Policy {
+    const ALL: [Self; 5] = [Self::Auto, Self::Copy, Self::Splice, Self::Sockmap, Self::Chaos];
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
             Self::Copy => "copy",
+            Self::Splice => "splice",
             Self::Sockmap => "sockmap",
+            Self::Chaos => "chaos",
         }
+    }
+
+    /// Whether it uses the kernel path.
+    pub const fn wants_kernel(self) -> bool {
+        matches!(self, Self::Auto | Self::Sockmap)
+    }
+
+    /// Whether it may splice.
+    pub const fn may_splice(self) -> bool {
+        matches!(self, Self::Auto | Self::Splice | Self::Chaos)
     }
 }
 
-/// The kernel path of this daemon.
+/// Why a policy could not be set.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    #[error("there is no kernel path to use: {0}")]
+    NoKernelPath(String),
+    #[error("chaos is for tests and can only be chosen at the start: set EDGEPROXY_FORWARDER=chaos")]
+    Chaos,
+    #[error("the daemon runs with forwarder chaos, which holds for its life")]
+    InChaos,
+}
+
+/// The policy and the kernel path of this daemon.
 #[derive(Debug)]
 pub struct KernelPath {
-    policy: Policy,
+    policy: AtomicU8,
     kernel: Option<Arc<Kernel>>,
-    usable: AtomicBool,
+    /// It passed the self-test.
+    sound: bool,
+    /// Byte counts disagreed since the operator last allowed it.
+    condemned: AtomicBool,
     self_test: Option<&'static str>,
     why_not: ArcSwapOption<String>,
 }
@@ -52,18 +84,28 @@ impl KernelPath {
     }
 
     /// The operator asked for userspace only: no program is loaded.
-    pub fn not_wanted() -> Self {
-        Self::new(Policy::Copy, None, None, None)
+    pub fn not_wanted(policy: Policy) -> Self {
+        Self::new(policy, None, None, None)
     }
 
     fn new(policy: Policy, kernel: Option<Arc<Kernel>>, self_test: Option<&'static str>, why: Option<String>) -> Self {
-        let usable = AtomicBool::new(kernel.is_some() && why.is_none());
-        Self { policy, kernel, usable, self_test, why_not: ArcSwapOption::from(why.map(Arc::new)) }
+        Self {
+            policy: AtomicU8::new(policy as u8),
+            sound: kernel.is_some() && why.is_none(),
+            kernel,
+            condemned: AtomicBool::new(false),
+            self_test,
+            why_not: ArcSwapOption::from(why.map(Arc::new)),
+        }
     }
 
     /// What new connections get.
     pub fn active(&self) -> Policy {
-        if self.is_open() { self.policy } else { Policy::Copy }
+        match self.policy() {
+            Policy::Auto if !self.is_open() => Policy::Splice,
+            Policy::Sockmap if !self.is_open() => Policy::Copy,
+            policy => policy,
+        }
     }
 
     /// How the self-test ended; `None` if it was not run.
@@ -71,13 +113,41 @@ impl KernelPath {
         self.self_test
     }
 
+    /// What the operator wants, for new connections and for those that run.
     pub fn policy(&self) -> Policy {
-        self.policy
+        let policy = self.policy.load(Ordering::Relaxed);
+        Policy::ALL.into_iter().find(|known| *known as u8 == policy).unwrap_or(Policy::Copy)
     }
 
-    /// Whether new connections may use it.
+    /// Changes the policy, for new connections and for those that run. Choosing the kernel path lifts a condemnation.
+    pub fn set_policy(&self, policy: Policy) -> Result<(), PolicyError> {
+        match policy {
+            Policy::Chaos => return Err(PolicyError::Chaos),
+            _ if self.policy() == Policy::Chaos => return Err(PolicyError::InChaos),
+            Policy::Sockmap if !self.sound => {
+                let why = self.why_not().map_or_else(|| NOT_LOADED.to_owned(), |why| why.to_string());
+                return Err(PolicyError::NoKernelPath(why));
+            }
+            _ => {}
+        }
+        if policy.wants_kernel() && self.sound && self.condemned.swap(false, Ordering::AcqRel) {
+            self.why_not.store(None);
+            tracing::warn!("an operator allows the kernel path again");
+        }
+        self.policy.store(policy as u8, Ordering::Release);
+        self.gate();
+        tracing::info!(forwarder = policy.as_str(), active = self.active().as_str(), "forwarder policy changed");
+        Ok(())
+    }
+
+    /// Whether connections may use it, by the policy of now.
     pub fn is_open(&self) -> bool {
-        self.usable.load(Ordering::Acquire)
+        self.sound && self.policy().wants_kernel() && !self.is_condemned()
+    }
+
+    /// Whether byte counts disagreed.
+    pub fn is_condemned(&self) -> bool {
+        self.condemned.load(Ordering::Acquire)
     }
 
     /// The programs, for new connections.
@@ -95,13 +165,51 @@ impl KernelPath {
         self.why_not.load_full()
     }
 
-    /// Bytes were lost or duplicated: nothing goes this way any more. Running connections go on in userspace.
+    /// Bytes were lost or duplicated: nothing goes this way any more until an operator allows it. Running connections
+    /// go on in userspace.
     pub fn condemn(&self, what: &str) {
-        if let Some(kernel) = &self.kernel {
-            kernel.gate_all(true);
-        }
         self.why_not.store(Some(Arc::new(format!("byte counts disagreed: {what}"))));
-        self.usable.store(false, Ordering::Release);
-        tracing::error!(what, "the kernel path is switched off: byte counts of a connection disagree");
+        self.condemned.store(true, Ordering::Release);
+        self.gate();
+        tracing::error!(
+            what,
+            "the kernel path is switched off: byte counts of a connection disagree; \
+             `edgeproxy forwarder set` switches it on again"
+        );
+    }
+
+    /// Tells the programs: with the gate closed everything is left to userspace, running flows included.
+    fn gate(&self) {
+        if let Some(kernel) = &self.kernel {
+            kernel.gate_all(!self.is_open());
+        }
+    }
+}
+
+/// Why a daemon that was started without it has no kernel path.
+const NOT_LOADED: &str = "no program was loaded at the start: start with EDGEPROXY_FORWARDER=auto or sockmap";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_kernel_path_the_policy_falls_back_and_sockmap_can_not_be_set() {
+        let path = KernelPath::closed(Policy::Auto, None, "no BTF".to_owned());
+        assert_eq!(path.active(), Policy::Splice);
+        let refused = path.set_policy(Policy::Sockmap).unwrap_err();
+        assert!(refused.to_string().contains("no BTF"), "{refused}");
+        path.set_policy(Policy::Copy).unwrap();
+        assert_eq!((path.policy(), path.active()), (Policy::Copy, Policy::Copy));
+        path.set_policy(Policy::Auto).unwrap();
+        assert_eq!(path.active(), Policy::Splice);
+    }
+
+    #[test]
+    fn chaos_holds_for_life() {
+        let path = KernelPath::not_wanted(Policy::Chaos);
+        assert!(matches!(path.set_policy(Policy::Copy), Err(PolicyError::InChaos)));
+        let path = KernelPath::not_wanted(Policy::Copy);
+        assert!(matches!(path.set_policy(Policy::Chaos), Err(PolicyError::Chaos)));
     }
 }

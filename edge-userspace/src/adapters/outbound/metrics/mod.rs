@@ -15,7 +15,8 @@ use counters::{Labelled, Times};
 use crate::application::ports::GeoSource;
 use crate::application::status::{ConnectionStatus, Status};
 use crate::domain::{
-    ConnectFailure, Fallback, ForwarderKind, NoBackend, Outcome, PickReason, RejectReason, Skip, Termination,
+    ByteCounts, ConnectFailure, Fallback, ForwarderKind, NoBackend, Outcome, PickReason, RejectReason, Skip,
+    Termination, Why,
 };
 
 /// Upper bounds in seconds: a LAN connect takes 0.1 ms, one around the world 0.3 s, a lost SYN 1 s, 3 s, 7 s.
@@ -32,17 +33,23 @@ pub struct Metrics {
     connect: Times,
     duration: Times,
     bytes: Bytes,
+    /// The counts of bytes that were last shown, in the order of [`Bytes`].
+    shown: [AtomicU64; 4],
     connect_failures: Labelled,
     retries: AtomicU64,
     picks: Labelled,
     yielded: Labelled,
     geo: Labelled,
     flows: Labelled,
+    chosen: Chosen,
     fallbacks: Labelled,
     accept_errors: Labelled,
     /// Name of each log and the count of records it lost.
     lost: Vec<(&'static str, Arc<AtomicU64>)>,
 }
+
+/// How often each forwarder took a connection over, by why.
+type Chosen = [(ForwarderKind, Labelled); ForwarderKind::ALL.len()];
 
 /// Payload of ended connections: direction, then who moved it.
 #[derive(Debug, Default)]
@@ -67,13 +74,15 @@ impl Metrics {
             connect: Times::new(&CONNECT_BOUNDS),
             duration: Times::new(&DURATION_BOUNDS),
             bytes: Bytes::default(),
+            shown: Default::default(),
             connect_failures: Labelled::new(ConnectFailure::ALL.into_iter().map(ConnectFailure::as_str)),
             retries: AtomicU64::new(0),
             picks: Labelled::new(PickReason::ALL.into_iter().map(PickReason::as_str)),
             yielded: Labelled::new(skips.into_iter().map(Skip::as_str)),
             geo: Labelled::new(GeoSource::ALL.into_iter().map(GeoSource::as_str)),
             flows: Labelled::new(ForwarderKind::ALL.into_iter().map(ForwarderKind::as_str)),
-            fallbacks: Labelled::new(Fallback::ALL.iter().map(Fallback::as_str)),
+            chosen: ForwarderKind::ALL.map(|kind| (kind, Labelled::new(Why::all().map(Why::as_str)))),
+            fallbacks: Labelled::new(Fallback::ALL.into_iter().map(Fallback::as_str)),
             accept_errors: Labelled::new(["emfile", "enfile", "nomem"]),
             lost,
         }
@@ -105,9 +114,7 @@ impl Metrics {
             self.connect.observe(connect);
         }
         self.count_backend(outcome);
-        if let Some(forwarder) = outcome.forwarder {
-            self.flows.add(forwarder.as_str(), 1);
-        }
+        self.count_forwarders(outcome);
         if let Some(fallback) = &outcome.fallback {
             self.fallbacks.add(fallback.as_str(), 1);
         }
@@ -116,6 +123,34 @@ impl Metrics {
         self.bytes.up_kernel.fetch_add(bytes.kernel_up, Ordering::Relaxed);
         self.bytes.down_user.fetch_add(bytes.down.saturating_sub(bytes.kernel_down), Ordering::Relaxed);
         self.bytes.down_kernel.fetch_add(bytes.kernel_down, Ordering::Relaxed);
+    }
+
+    fn count_forwarders(&self, outcome: &Outcome) {
+        if let Some(last) = outcome.forwarders.last() {
+            self.flows.add(last.forwarder.as_str(), 1);
+        }
+        for step in &outcome.forwarders {
+            if let Some((_, by_why)) = self.chosen.iter().find(|(kind, _)| *kind == step.forwarder) {
+                by_why.add(step.why.as_str(), 1);
+            }
+        }
+    }
+
+    /// Payload of ended connections and, from `running`, of those that run. Never less than the last time: a
+    /// connection that ends in between would be missing, or counted twice, for a moment.
+    fn all_bytes(&self, running: ByteCounts) -> [u64; 4] {
+        let ended = &self.bytes;
+        let now = [
+            (&ended.up_user, running.up.saturating_sub(running.kernel_up)),
+            (&ended.up_kernel, running.kernel_up),
+            (&ended.down_user, running.down.saturating_sub(running.kernel_down)),
+            (&ended.down_kernel, running.kernel_down),
+        ];
+        let mut shown = now.map(|(ended, running)| ended.load(Ordering::Relaxed) + running);
+        for (shown, highest) in shown.iter_mut().zip(&self.shown) {
+            *shown = highest.fetch_max(*shown, Ordering::Relaxed).max(*shown);
+        }
+        shown
     }
 
     fn count_backend(&self, outcome: &Outcome) {
@@ -147,9 +182,9 @@ impl Metrics {
         }
     }
 
-    /// All metrics as OpenMetrics text. What is derived from live objects is taken from `status`.
-    pub fn render(self: &Arc<Self>, status: Status) -> Result<String, std::fmt::Error> {
-        text::render(Arc::clone(self), status)
+    /// All metrics as OpenMetrics text. `running` are the bytes of flows that have not ended. What is derived from live objects is taken from `status`.
+    pub fn render(self: &Arc<Self>, status: Status, running: ByteCounts) -> Result<String, std::fmt::Error> {
+        text::render(Arc::clone(self), status, running)
     }
 }
 

@@ -12,7 +12,7 @@ pub(super) const REJECTED: Name = ("connections_rejected", "Connections the prox
 pub(super) const CONNECT_SECONDS: Name = ("connect_seconds", "Time from accept to an established upstream connection");
 pub(super) const DURATION_SECONDS: Name = ("connection_duration_seconds", "Time from accept to the end");
 pub(super) const BYTES: Name =
-    ("forwarded_bytes", "Payload of ended connections, by direction and by who moved it (userspace or kernel)");
+    ("forwarded_bytes", "Payload, running flows included, by direction and by who moved it (userspace or kernel)");
 pub(super) const CONNECT_FAILURES: Name = ("connect_failures", "Connects to backends that failed, by how");
 pub(super) const RETRIES: Name = ("connect_retries", "Connects that were tried again on another backend");
 pub(super) const PICKS: Name = ("picks", "Backends connected to, by why they were chosen");
@@ -23,6 +23,8 @@ pub(super) const GENERATION: Name = ("routing_generation", "Generation of the ro
 pub(super) const REJECTED_ROWS: Name = ("routing_rejected_rows", "Bad rows in the last read of the routing database");
 pub(super) const GEO_LOOKUPS: Name = ("geo_lookups", "Clients located, by where the answer came from");
 pub(super) const FLOWS: Name = ("flows", "Connections forwarded, by the forwarder that carried them last");
+pub(super) const FORWARDER_CHOSEN: Name =
+    ("forwarder_chosen", "Times a forwarder took over a connection, by why; counted when the connection ends");
 pub(super) const FALLBACKS: Name =
     ("forwarder_fallbacks", "Connections that did not use or left the kernel path, by why");
 pub(super) const KERNEL_PATH: Name = ("kernel_path_active", "1 while new connections may take the kernel path");

@@ -4,6 +4,9 @@ use super::*;
 use crate::adapters::outbound::observer::sample;
 use crate::application::status;
 
+/// Bytes of flows that have not ended.
+const RUNNING: ByteCounts = ByteCounts { up: 7, down: 5, kernel_up: 7, kernel_down: 0 };
+
 fn counted() -> Arc<Metrics> {
     let metrics = Metrics::new(vec![("access", Arc::new(AtomicU64::new(4)))]);
     (0..3).for_each(|_| metrics.accepted());
@@ -17,7 +20,7 @@ fn counted() -> Arc<Metrics> {
 
 #[test]
 fn every_number_is_in_the_text() {
-    let text = counted().render(status::sample::status()).unwrap();
+    let text = counted().render(status::sample::status(), RUNNING).unwrap();
     for line in [
         "edgeproxy_connections_accepted_total 3",
         "edgeproxy_connections_active 1",
@@ -32,6 +35,9 @@ fn every_number_is_in_the_text() {
         "edgeproxy_connect_seconds_count 1",
         "edgeproxy_connection_duration_seconds_sum 5.0",
         "edgeproxy_forwarded_bytes_total{direction=\"up\",path=\"userspace\"} 60",
+        "edgeproxy_forwarded_bytes_total{direction=\"up\",path=\"kernel\"} 47",
+        "edgeproxy_forwarder_chosen_total{forwarder=\"copy\",reason=\"start\"} 1",
+        "edgeproxy_forwarder_chosen_total{forwarder=\"sockmap\",reason=\"lively\"} 1",
         "edgeproxy_forwarded_bytes_total{direction=\"down\",path=\"kernel\"} 1500",
         "edgeproxy_connect_failures_total{failure=\"refused\"} 1",
         "edgeproxy_connect_retries_total 1",
@@ -59,7 +65,7 @@ fn every_number_is_in_the_text() {
 
 #[test]
 fn no_client_address_is_in_the_text() {
-    let text = counted().render(status::sample::status()).unwrap();
+    let text = counted().render(status::sample::status(), RUNNING).unwrap();
     assert!(!text.contains("203.0.113") && !text.contains("4444"));
 }
 
@@ -74,9 +80,18 @@ fn status_counts_agree_with_the_counters() {
 fn every_metric_is_in_the_documentation() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/observability.md");
     let page = std::fs::read_to_string(page).unwrap();
-    let text = counted().render(status::sample::status()).unwrap();
+    let text = counted().render(status::sample::status(), RUNNING).unwrap();
     for line in text.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
         let (name, help) = line.split_once(' ').unwrap();
         assert!(page.lines().any(|row| row.starts_with(&format!("| `{name}")) && row.contains(help)), "{name}: {help}");
     }
+}
+
+#[test]
+fn bytes_never_become_fewer() {
+    let metrics = counted();
+    assert_eq!(metrics.all_bytes(RUNNING), [60, 47, 505, 1500]);
+    assert_eq!(metrics.all_bytes(ByteCounts::default()), [60, 47, 505, 1500], "a flow ended and is not counted yet");
+    metrics.closed(&sample::outcome());
+    assert_eq!(metrics.all_bytes(ByteCounts::default()), [120, 80, 1000, 3000]);
 }

@@ -13,13 +13,14 @@ use super::counters::{Labelled, Times};
 use super::names::{self, Name};
 use super::{Metrics, Status};
 use crate::application::status::{BackendStatus, PopState};
+use crate::domain::ByteCounts;
 
 /// Exemplars are not used; their types still have to be named.
 type Exemplar = prometheus_client::metrics::exemplar::Exemplar<[(String, String); 0], f64>;
 
-pub(super) fn render(metrics: Arc<Metrics>, status: Status) -> Result<String, fmt::Error> {
+pub(super) fn render(metrics: Arc<Metrics>, status: Status, running: ByteCounts) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix(names::PREFIX);
-    registry.register_collector(Box::new(Scrape { metrics, status }));
+    registry.register_collector(Box::new(Scrape { metrics, status, running }));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry)?;
     Ok(text)
@@ -29,6 +30,7 @@ pub(super) fn render(metrics: Arc<Metrics>, status: Status) -> Result<String, fm
 struct Scrape {
     metrics: Arc<Metrics>,
     status: Status,
+    running: ByteCounts,
 }
 
 impl Collector for Scrape {
@@ -75,18 +77,17 @@ impl Scrape {
     fn forwarding(&self, out: &mut Out<'_, '_>) -> fmt::Result {
         let (m, forwarder) = (&self.metrics, &self.status.forwarder);
         out.counters(names::FLOWS, "forwarder", &m.flows)?;
-        out.counters(names::FALLBACKS, "reason", &m.fallbacks)?;
-        let bytes = [
-            ("up", "userspace", &m.bytes.up_user),
-            ("up", "kernel", &m.bytes.up_kernel),
-            ("down", "userspace", &m.bytes.down_user),
-            ("down", "kernel", &m.bytes.down_kernel),
-        ];
-        let bytes = bytes.into_iter().map(|(direction, path, count)| {
-            ([("direction", direction), ("path", path)], count.load(Ordering::Relaxed))
+        let chosen = m.chosen.iter().flat_map(|(kind, by_why)| {
+            let counts = by_why.counts().filter(|(_, count)| *count > 0);
+            counts.map(|(why, count)| ([("forwarder", kind.as_str()), ("reason", why)], count))
         });
+        out.family(names::FORWARDER_CHOSEN, MetricType::Counter, chosen)?;
+        out.counters(names::FALLBACKS, "reason", &m.fallbacks)?;
+        let places = [("up", "userspace"), ("up", "kernel"), ("down", "userspace"), ("down", "kernel")];
+        let bytes = places.into_iter().zip(m.all_bytes(self.running));
+        let bytes = bytes.map(|((direction, path), count)| ([("direction", direction), ("path", path)], count));
         out.family(names::BYTES, MetricType::Counter, bytes)?;
-        out.gauge(names::KERNEL_PATH, u64::from(!matches!(forwarder.active.as_str(), "" | "copy")))?;
+        out.gauge(names::KERNEL_PATH, u64::from(forwarder.kernel_path))?;
         out.gauge(names::FLOWS_IN_KERNEL, forwarder.flows_in_kernel)?;
         out.counter(names::KERNEL_BYTES, forwarder.kernel_bytes)
     }

@@ -70,6 +70,11 @@ impl MappedArray<Control> {
         unsafe { AtomicU32::from_ptr(&raw mut (*self.entry(0)).gate_all) }.store(u32::from(gate), Ordering::Release);
     }
 
+    pub(super) fn gate_all(&self) -> bool {
+        // SAFETY: as in `get`.
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.entry(0)).gate_all) }.load(Ordering::Acquire) != 0
+    }
+
     pub(super) fn set_backlog_limit(&self, bytes: u32) {
         // SAFETY: as in `get`.
         unsafe { AtomicU32::from_ptr(&raw mut (*self.entry(0)).backlog_limit) }.store(bytes, Ordering::Release);

@@ -13,6 +13,7 @@ use super::super::socket;
 use super::events::{Interest, Ready};
 use super::mapped::FlowView;
 use super::{Kernel, KernelError};
+use crate::application::flows::InKernel;
 
 /// A record is not given out again for this long: a verdict that began before the socket closed may still be
 /// running on another CPU with the record in its hands.
@@ -88,6 +89,16 @@ impl PairSlot {
         self.kernel.flow(self.index * 2 + side.index())
     }
 
+    /// Whether the switch that leaves everything to userspace is on.
+    pub(in super::super) fn kernel_is_off(&self) -> bool {
+        self.kernel.control.gate_all()
+    }
+
+    /// Reads the pair's bytes while it runs.
+    pub(in super::super) fn counts(&self) -> Arc<PairCounts> {
+        Arc::new(PairCounts { kernel: Arc::clone(&self.kernel), index: self.index })
+    }
+
     /// Starts watching a socket for the end of its stream.
     pub(in super::super) fn watch(&self, side: Side, socket: BorrowedFd<'_>, interest: Interest) -> io::Result<()> {
         self.kernel.events.watch(self.index, side, socket, interest)
@@ -100,6 +111,19 @@ impl PairSlot {
     /// What has happened since the last call.
     pub(in super::super) fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Ready> {
         self.kernel.events.poll_ready(self.index, cx)
+    }
+}
+
+/// What the kernel has forwarded for a pair. Not to be kept longer than the pair.
+pub(in super::super) struct PairCounts {
+    kernel: Arc<Kernel>,
+    index: u32,
+}
+
+impl InKernel for PairCounts {
+    fn bytes(&self) -> (u64, u64) {
+        let redirected = |side: Side| self.kernel.flow(self.index * 2 + side.index()).redirected();
+        (redirected(Side::Client), redirected(Side::Backend))
     }
 }
 

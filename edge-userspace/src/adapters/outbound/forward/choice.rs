@@ -1,0 +1,178 @@
+//! Which forwarder suits a connection, by what it does (`auto`) and by what the operator wants now.
+//!
+//! Putting a pair into the sockmap costs as much as some ten small requests, and the kernel path does not pay for
+//! quiet connections, so every connection starts in copy and is judged by what it does (`docs/kernel-path.md`).
+
+use std::time::{Duration, Instant};
+
+use super::lane::Side;
+use super::state::{KernelPath, Policy};
+use crate::domain::Why;
+
+/// What makes a connection worth the kernel path.
+#[derive(Debug, Clone, Copy)]
+pub struct Thresholds {
+    /// Bytes a second, both directions together, of a bulk transfer.
+    pub bytes_per_sec: u64,
+    /// Reads a second, both directions together, of a lively conversation.
+    pub messages_per_sec: u64,
+    /// Rates are taken over at least this long.
+    pub window: Duration,
+}
+
+/// Changes of direction that make a conversation.
+const LIVELY_TURNS: u32 = 10;
+/// A bulk transfer whose receiver blocks the sender in more than one of so many reads saturates it: the kernel path
+/// would leave most of that to userspace.
+const READS_PER_BLOCK: u64 = 8;
+
+/// Watches one connection.
+#[derive(Debug)]
+pub(super) struct Choice<'a> {
+    path: &'a KernelPath,
+    thresholds: Thresholds,
+    /// The policy when the connection began.
+    began_with: Policy,
+    /// The kernel path refused it, or it is left for life.
+    barred: bool,
+    window: Window,
+}
+
+/// What happened since its start.
+#[derive(Debug)]
+struct Window {
+    since: Instant,
+    bytes: u64,
+    messages: u64,
+    turns: u32,
+    blocked: u64,
+    last: Option<Side>,
+}
+
+impl Window {
+    fn new(since: Instant) -> Self {
+        Self { since, bytes: 0, messages: 0, turns: 0, blocked: 0, last: None }
+    }
+}
+
+impl<'a> Choice<'a> {
+    pub(super) fn new(path: &'a KernelPath, thresholds: Thresholds) -> Self {
+        Self { path, thresholds, began_with: path.policy(), barred: false, window: Window::new(Instant::now()) }
+    }
+
+    /// The kernel path is not for this connection.
+    pub(super) fn bar(&mut self) {
+        self.barred = true;
+    }
+
+    /// Whether large amounts may be spliced, by the policy of now.
+    pub(super) fn may_splice(&self) -> bool {
+        self.path.policy().may_splice()
+    }
+
+    /// A read of `len` bytes from `side`.
+    pub(super) fn saw(&mut self, side: Side, len: usize) {
+        let window = &mut self.window;
+        window.bytes += len as u64;
+        window.messages += 1;
+        if window.last != Some(side) {
+            window.turns += 1;
+            window.last = Some(side);
+        }
+    }
+
+    /// The receiver did not take all of a read at once.
+    pub(super) fn blocked(&mut self) {
+        self.window.blocked += 1;
+    }
+
+    /// Why the kernel path should have the connection now, if it should.
+    pub(super) fn kernel_wanted(&mut self) -> Option<Why> {
+        if self.barred || !self.path.is_open() {
+            return None;
+        }
+        match self.path.policy() {
+            Policy::Sockmap => Some(Why::Switched),
+            Policy::Auto => self.judge(Instant::now()),
+            _ => None,
+        }
+    }
+
+    /// Why a connection is spliced from now on; `None` where that is nothing new.
+    pub(super) fn why_splice(&self) -> Option<Why> {
+        match self.path.policy() {
+            Policy::Auto => Some(Why::Bulk),
+            Policy::Chaos => None,
+            policy if policy == self.began_with => Some(Why::Configured),
+            _ => Some(Why::Switched),
+        }
+    }
+
+    fn judge(&mut self, now: Instant) -> Option<Why> {
+        let (window, limits) = (&self.window, &self.thresholds);
+        let time = now.duration_since(window.since);
+        if time < limits.window {
+            return None;
+        }
+        let per_second = |count: u64| u128::from(count) * 1_000_000 / time.as_micros().max(1);
+        let flowing = window.blocked * READS_PER_BLOCK <= window.messages;
+        let bulk = per_second(window.bytes) >= u128::from(limits.bytes_per_sec);
+        let talk = window.turns >= LIVELY_TURNS;
+        let lively = talk && per_second(window.messages) >= u128::from(limits.messages_per_sec);
+        self.window = Window::new(now);
+        match (lively, bulk) {
+            (true, _) => Some(Why::Lively),
+            (_, true) => Some(Why::Bulk),
+            _ => None,
+        }
+        .filter(|_| flowing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Thresholds =
+        Thresholds { bytes_per_sec: 1_000_000, messages_per_sec: 500, window: Duration::from_millis(20) };
+
+    fn talk(choice: &mut Choice<'_>, messages: usize, len: usize) {
+        (0..messages).for_each(|i| choice.saw(if i % 2 == 0 { Side::Client } else { Side::Backend }, len));
+    }
+
+    #[test]
+    fn rates_count_over_a_window_and_quiet_connections_stay() {
+        let path = KernelPath::not_wanted(Policy::Auto);
+        let mut choice = Choice::new(&path, LIMITS);
+        let start = choice.window.since;
+        talk(&mut choice, 100, 64);
+        assert_eq!(choice.judge(start + LIMITS.window / 2), None, "window not over");
+        assert_eq!(choice.judge(start + LIMITS.window), Some(Why::Lively), "5,000 messages a second");
+        talk(&mut choice, 10, 64);
+        assert_eq!(choice.judge(start + LIMITS.window + Duration::from_secs(1)), None, "10 messages a second");
+    }
+
+    #[test]
+    fn a_transfer_is_bulk_unless_its_receiver_blocks() {
+        let path = KernelPath::not_wanted(Policy::Auto);
+        let mut choice = Choice::new(&path, LIMITS);
+        let start = choice.window.since;
+        (0..10).for_each(|_| choice.saw(Side::Backend, 100_000));
+        assert_eq!(choice.judge(start + LIMITS.window), Some(Why::Bulk));
+        (0..10).for_each(|_| choice.saw(Side::Backend, 100_000));
+        (0..5).for_each(|_| choice.blocked());
+        assert_eq!(choice.judge(start + LIMITS.window * 2), None);
+    }
+
+    #[test]
+    fn without_a_kernel_path_it_is_never_wanted() {
+        let path = KernelPath::not_wanted(Policy::Auto);
+        let mut choice = Choice::new(&path, LIMITS);
+        talk(&mut choice, 1_000, 64);
+        std::thread::sleep(LIMITS.window);
+        assert_eq!(choice.kernel_wanted(), None);
+        assert!(choice.may_splice());
+        path.set_policy(Policy::Copy).unwrap();
+        assert!(!choice.may_splice());
+    }
+}

@@ -1,0 +1,53 @@
+//! What the pump needs of a socket, so that a faulty one can take its place in tests.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::pipe::Pipe;
+
+/// A connected socket. A ready read of nothing is the end of its stream.
+pub(super) trait Stream: AsFd {
+    fn poll_receive(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
+    fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
+    /// Moves up to `most` bytes into the empty `pipe`. `None`: there was nothing to move that way; a read tells why,
+    /// and arranges to be woken.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe, most: usize) -> Poll<io::Result<Option<usize>>>;
+    /// Moves bytes out of `pipe`.
+    fn poll_drain(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>>;
+}
+
+impl Stream for TcpStream {
+    fn poll_receive(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::new(buffer);
+        ready!(Pin::new(self).poll_read(cx, &mut buffer))?;
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(self).poll_write(cx, bytes)
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe, most: usize) -> Poll<io::Result<Option<usize>>> {
+        ready!(self.poll_read_ready(cx))?;
+        // Not by `try_io`: what splice can't move (an urgent byte) a read can, and readiness must stay until then.
+        match pipe.fill(self.as_fd(), most) {
+            Err(why) if why.kind() == io::ErrorKind::WouldBlock => Poll::Ready(Ok(None)),
+            filled => Poll::Ready(filled.map(Some)),
+        }
+    }
+
+    fn poll_drain(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_write_ready(cx))?;
+            match self.try_io(Interest::WRITABLE, || pipe.drain(self.as_fd())) {
+                Err(why) if why.kind() == io::ErrorKind::WouldBlock => {}
+                drained => return Poll::Ready(drained),
+            }
+        }
+    }
+}
