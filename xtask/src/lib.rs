@@ -5,6 +5,7 @@
 // A command-line tool talks to its user on standard output.
 #![allow(clippy::print_stdout)]
 
+pub mod bench;
 pub mod build_ebpf;
 pub mod check_ebpf;
 pub mod demo;

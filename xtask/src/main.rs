@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{build_ebpf, check_ebpf, demo, lint_ebpf, setup, test};
+use xtask::{bench, build_ebpf, check_ebpf, demo, lint_ebpf, setup, test};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Commands of the edgeproxy repository")]
@@ -15,6 +15,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measure edgeproxy, others and no proxy at all on the same work, in turns.
+    Bench(bench::Args),
+    /// A proxy of a few lines, one of those that `bench` measures.
+    #[command(hide = true)]
+    BenchProxy(bench::proxy::Args),
     /// Compile the BPF programs and replace the committed objects.
     BuildEbpf(build_ebpf::Args),
     /// Check that the committed BPF objects belong to their sources.
@@ -42,6 +47,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
+        Command::Bench(args) => bench::run(&args),
+        Command::BenchProxy(args) => bench::proxy::run(args),
         Command::BuildEbpf(args) => build_ebpf::run(&args),
         Command::CheckEbpf(args) => check_ebpf::run(&args),
         Command::LintEbpf(args) => lint_ebpf::run(&args),

@@ -64,6 +64,13 @@ pub fn find(name: &str) -> Option<PathBuf> {
     find_in(&path, name).next()
 }
 
+/// As [`find`], but also in the directories of system programs, which are not in every user's `PATH`.
+#[must_use]
+pub fn find_system(name: &str) -> Option<PathBuf> {
+    let system = std::ffi::OsStr::new("/usr/sbin:/sbin:/usr/bin:/bin");
+    find(name).or_else(|| find_in(system, name).next())
+}
+
 fn is_executable(file: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
     file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)

@@ -32,6 +32,8 @@ pub enum Need {
     /// The demo and the tests: a C compiler for SQLite, `ip` and `tc` for network namespaces.
     #[value(name = "test", alias = "demo")]
     Lab,
+    /// The proxies that the benchmark measures edgeproxy against.
+    Bench,
     /// Compiling the BPF programs.
     Ebpf,
     /// Everything that `.ci/run` uses.
@@ -70,6 +72,11 @@ const DEBIAN_COMPILER: Packages = Packages {
             .is_ok_and(|compiler| compiler.cargo.with_file_name("clippy-driver").exists())
     },
 };
+const PROXIES: Packages = Packages {
+    names: &["haproxy", "nginx", "libnginx-mod-stream"],
+    reason: "proxies to compare with; their services are not started",
+    present: || has_system_tool("haproxy") && has_system_tool("nginx"),
+};
 const LLVM: Packages = Packages {
     names: &["llvm-22-dev", "libpolly-22-dev", "libzstd-dev", "zlib1g-dev", "libxml2-dev"],
     reason: "the LLVM library of bpf-linker",
@@ -87,6 +94,7 @@ impl Need {
     fn packages(self) -> Vec<Packages> {
         match self {
             Self::Lab => vec![COMPILER, IPROUTE],
+            Self::Bench => vec![COMPILER, IPROUTE, PROXIES],
             Self::Ebpf => vec![COMPILER, BPF_COMPILER, LLVM],
             Self::Everything => vec![COMPILER, IPROUTE, DEBIAN_COMPILER, LLVM],
         }
@@ -94,7 +102,7 @@ impl Need {
 
     fn tools(self) -> &'static [Tool] {
         match self {
-            Self::Lab => &[],
+            Self::Lab | Self::Bench => &[],
             Self::Ebpf => &[Tool::BpfLinker],
             Self::Everything => &[Tool::BpfLinker, Tool::CargoDeny],
         }
@@ -176,8 +184,7 @@ pub fn is_root() -> bool {
 
 /// `ip` and `tc` are in /sbin on Debian, which is not in every user's `PATH`.
 fn has_system_tool(name: &str) -> bool {
-    let system = OsStr::new("/usr/sbin:/sbin:/usr/bin:/bin");
-    process::find(name).is_some() || process::find_in(system, name).next().is_some()
+    process::find_system(name).is_some()
 }
 
 impl Tool {

@@ -30,7 +30,7 @@ pub use daemon::{Config, Daemon, Status};
 pub use logs::Record;
 pub use loss::{Loss, Where};
 pub use netns::Namespace;
-pub use process::memory_available;
+pub use process::{cpu as cpu_of, memory_available};
 
 /// The three places of a lab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +59,13 @@ impl Lab {
         };
         setup::links(&lab)?;
         Ok(lab)
+    }
+
+    /// The three places as addresses of one network of their own: everything on one host. Needs root.
+    pub fn one_host() -> io::Result<Self> {
+        let host = Namespace::create()?;
+        setup::ip(&host, "link set lo up")?;
+        Ok(Self { clients: host.clone(), pop: host.clone(), backends: host, isolated: false })
     }
 
     /// The same places as addresses of this host's loopback interface, for want of privileges. IPv4 only.

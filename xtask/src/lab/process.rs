@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// Processor time the threads of a process have used, in user and kernel mode. Kernel workers that act for it are not
 /// in it.
-pub(super) fn cpu(pid: u32) -> Option<Duration> {
+pub fn cpu(pid: u32) -> Option<Duration> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     let nanos = threads.flatten().filter_map(|thread| {
         // Nanoseconds on a processor, nanoseconds waiting for one, times scheduled.

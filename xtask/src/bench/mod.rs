@@ -1,0 +1,140 @@
+//! `cargo xtask bench`: edgeproxy, others and no proxy at all, on the same work, in turns.
+
+mod candidate;
+mod cell;
+mod generate;
+mod peers;
+mod place;
+mod procfs;
+pub mod proxy;
+mod report;
+mod run;
+mod sample;
+mod stats;
+mod workload;
+
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+pub use self::candidate::Candidate;
+use self::cell::Times;
+use self::run::Plan;
+use self::workload::{WORKLOADS, Workload};
+use crate::lab::requirements::Need;
+use crate::{process, setup, workspace};
+
+/// Options of `bench`.
+#[derive(Debug, Clone, PartialEq, clap::Args)]
+pub struct Args {
+    /// Under four minutes: fewer workloads, 2 rounds, shorter cells.
+    #[arg(long)]
+    pub quick: bool,
+    /// Only these workloads: names, or what their names begin with (rr64, paced, local).
+    #[arg(long, value_delimiter = ',', value_name = "WORKLOAD,…")]
+    pub only: Vec<String>,
+    /// Only these candidates.
+    #[arg(long, value_delimiter = ',', value_name = "CANDIDATE,…")]
+    pub candidates: Vec<Candidate>,
+    /// How often everything is measured.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: Option<u32>,
+    /// How long each cell is measured.
+    #[arg(long, value_parser = seconds)]
+    pub seconds: Option<Duration>,
+    /// Write everything that was measured, each round by itself, as JSON.
+    #[arg(long, value_name = "PATH")]
+    pub json: Option<PathBuf>,
+    /// Use builds without optimisation: to try the benchmark itself.
+    #[arg(long)]
+    pub debug_build: bool,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number = text.parse().map_err(|_| format!("{text} is no number"))?;
+    let seconds = Duration::try_from_secs_f64(number).map_err(|error| error.to_string())?;
+    let range = Duration::from_millis(10)..=Duration::from_secs(600);
+    if range.contains(&seconds) { Ok(seconds) } else { Err("must be 0.01 to 600".to_owned()) }
+}
+
+/// Builds, measures and reports.
+///
+/// # Errors
+/// Where something can't be built or started, or a candidate has made mistakes.
+pub fn run(args: &Args) -> Result<()> {
+    for need in [Need::Root, Need::Namespaces] {
+        if let Some(reason) = need.missing() {
+            bail!("the benchmark can't run: {reason}");
+        }
+    }
+    let plan = plan(args)?;
+    if let Err(error) = setup::ensure(setup::Need::Bench) {
+        eprintln!("warning: {error:#}; what is missing is not measured");
+    }
+    let binary = build(args.debug_build)?;
+    if !args.debug_build && !is_optimised() {
+        return again_optimised();
+    }
+    generate::raise_open_files()?;
+    let results = run::run(&plan, &binary)?;
+    report::print(&results);
+    if let Some(path) = &args.json {
+        report::write_json(&results, path)?;
+    }
+    results.verdict()
+}
+
+fn plan(args: &Args) -> Result<Plan> {
+    let (rounds, window, warm_up) = if args.quick { (2, 500, 150) } else { (5, 1000, 250) };
+    let window = args.seconds.unwrap_or(Duration::from_millis(window));
+    let times = Times { warm_up: Duration::from_millis(warm_up).min(window), window };
+    let candidates = if args.candidates.is_empty() { candidate::CANDIDATES.to_vec() } else { args.candidates.clone() };
+    Ok(Plan { workloads: workloads(args)?, candidates, rounds: args.rounds.unwrap_or(rounds), times })
+}
+
+fn workloads(args: &Args) -> Result<Vec<&'static Workload>> {
+    if args.only.is_empty() {
+        return Ok(WORKLOADS.iter().filter(|workload| workload.quick || !args.quick).collect());
+    }
+    let mut chosen = Vec::new();
+    for name in &args.only {
+        let found = workload::select(name);
+        if found.is_empty() {
+            let names: Vec<_> = WORKLOADS.iter().map(|workload| workload.name).collect();
+            bail!("no workload is called {name}; there are {}", names.join(", "));
+        }
+        chosen.extend(found);
+    }
+    Ok(chosen)
+}
+
+/// Compiles the daemon as operators do, and this program, which is the load and one of the proxies.
+fn build(debug: bool) -> Result<PathBuf> {
+    let profile = if debug { "debug" } else { "release" };
+    for (package, program) in [("edge-userspace", "edgeproxy"), ("xtask", "xtask")] {
+        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command.current_dir(workspace::root()).args(["build", "--quiet", "--package", package, "--bin", program]);
+        if !debug {
+            process::run(command.arg("--release"))?;
+        } else if program == "edgeproxy" {
+            process::run(&mut command)?;
+        }
+    }
+    let binary = workspace::target_dir().join(profile).join("edgeproxy");
+    binary.canonicalize().with_context(|| format!("{} was not built", binary.display()))
+}
+
+/// Whether this program is an optimised one that was not replaced by a newer one just now.
+fn is_optimised() -> bool {
+    !cfg!(debug_assertions) && std::env::current_exe().is_ok_and(|program| program.exists())
+}
+
+/// Goes on as the optimised build of this program.
+fn again_optimised() -> Result<()> {
+    let program = workspace::target_dir().join("release/xtask");
+    let error = Command::new(&program).args(std::env::args_os().skip(1)).exec();
+    Err(error).with_context(|| format!("could not start {}", program.display()))
+}
