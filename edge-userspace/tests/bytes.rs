@@ -63,6 +63,43 @@ fn every_byte(forwarder: &str, needs: &[Need], test: &str) {
 }
 
 #[test]
+fn switching_the_forwarder_while_connections_run_carries_every_byte() {
+    let test = "switching_the_forwarder_while_connections_run_carries_every_byte";
+    let Some(bench) = Bench::new("auto", KERNEL, test, &[]) else { return };
+    let report = bench.run_while(&Load { at_once: 100, ..Load::mixed(600, 7) }, |turn| {
+        let forwarder = ["sockmap", "off", "splice", "auto", "copy"][turn % 5];
+        let answer = bench.daemon.post("/api/v1/forwarder", &format!("{{\"forwarder\": \"{forwarder}\"}}")).unwrap();
+        assert_eq!(answer.code, 200, "{}", answer.body);
+        thread::sleep(Duration::from_millis(25));
+    });
+    bench.assert_clean(&report);
+    bench.assert_at_rest();
+    bench.assert_log_agrees(&report);
+    let records = bench.daemon.access_log(SOON, |records| records.len() >= 600);
+    let switched = |forwarder: &str| {
+        let to = |record: &&Record| record.forwarders.iter().any(|s| s.forwarder == forwarder && s.why == "switched");
+        records.iter().filter(to).count()
+    };
+    let (copy, splice, sockmap) = (switched("copy"), switched("splice"), switched("sockmap"));
+    assert!(copy > 0 && splice > 0 && sockmap > 0, "to copy {copy}, to splice {splice}, to sockmap {sockmap}");
+}
+
+/// The switch that leaves everything to userspace, thrown again and again under connections on the kernel path.
+#[test]
+fn the_kill_switch_loses_no_byte_of_running_connections() {
+    let test = "the_kill_switch_loses_no_byte_of_running_connections";
+    let Some(bench) = Bench::new("sockmap", KERNEL, test, &[]) else { return };
+    let report = bench.run_while(&Load { at_once: 100, ..Load::mixed(600, 8) }, |turn| {
+        let forwarder = ["off", "sockmap"][turn % 2];
+        bench.daemon.post("/api/v1/forwarder", &format!("{{\"forwarder\": \"{forwarder}\"}}")).unwrap();
+        thread::sleep(Duration::from_millis(10));
+    });
+    bench.assert_clean(&report);
+    bench.assert_at_rest();
+    bench.assert_log_agrees(&report);
+}
+
+#[test]
 fn copy_survives_loss() {
     loss("copy", Where::OnTheWay, "copy_survives_loss");
 }
@@ -243,6 +280,16 @@ impl Bench {
         load.run(lab.namespace(Ns::Clients), &self.ledger, |id| match u16::try_from(id).unwrap() {
             n if n % 2 == 0 => (lab.client(n), self.daemon.addr()),
             n => (lab.client_v6(n), self.daemon.addr_v6()),
+        })
+    }
+
+    /// Runs the load, and `meanwhile` again and again until it is done.
+    fn run_while(&self, load: &Load, meanwhile: impl Fn(usize)) -> LoadReport {
+        thread::scope(|scope| {
+            let load = scope.spawn(|| self.run(load));
+            // A load that hangs ends by its own time limits.
+            (0..).take_while(|_| !load.is_finished()).for_each(meanwhile);
+            load.join().unwrap()
         })
     }
 

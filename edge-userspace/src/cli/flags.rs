@@ -72,10 +72,10 @@ fn given(matches: &ArgMatches, key: &Key) -> Option<String> {
 #[derive(Debug, Clone, Args)]
 pub struct AdminArgs {
     /// The daemon's admin socket [default: as configured]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", global = true)]
     admin_socket: Option<PathBuf>,
     /// Configuration file (TOML) [env: EDGEPROXY_CONFIG]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 }
 

@@ -25,6 +25,8 @@ pub struct Record {
     /// Connects tried, the good one included.
     pub attempts: u64,
     pub forwarder: Option<String>,
+    /// All that carried it, one after the other.
+    pub forwarders: Vec<Step>,
     pub fallback: Option<String>,
     pub bytes_up: u64,
     pub bytes_down: u64,
@@ -35,6 +37,14 @@ pub struct Record {
     /// Two letters: who ended it, and in which phase.
     pub termination: String,
     pub reject: Option<String>,
+}
+
+/// A forwarder took over a connection.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Step {
+    pub forwarder: String,
+    pub why: String,
+    pub at_ms: f64,
 }
 
 impl Record {
