@@ -68,6 +68,11 @@ impl Candidate {
         }
     }
 
+    /// Whether it comes from a package of the system.
+    pub(super) fn is_installed(self) -> bool {
+        matches!(self, Self::Haproxy | Self::HaproxySplice | Self::Nginx)
+    }
+
     /// The setting `forwarder`, for ours.
     pub(super) fn forwarder(self) -> Option<&'static str> {
         match self {

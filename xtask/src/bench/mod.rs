@@ -33,7 +33,7 @@ const ROUNDS: u32 = 5;
 /// Options of `bench`.
 #[derive(Debug, Clone, PartialEq, clap::Args)]
 pub struct Args {
-    /// Under four minutes: fewer workloads, 2 rounds, shorter cells.
+    /// Under four minutes: fewer workloads, 2 rounds (of memory 1), shorter cells.
     #[arg(long)]
     pub quick: bool,
     /// Only these workloads: names, or what their names begin with (rr64, paced, local).
@@ -85,7 +85,9 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     let plan = plan(args)?;
-    if let Err(error) = setup::ensure(setup::Need::Bench) {
+    let others = plan.candidates.iter().any(|candidate| candidate.is_installed());
+    let need = if others { setup::Need::Bench } else { setup::Need::Lab };
+    if let Err(error) = setup::ensure(need) {
         eprintln!("warning: {error:#}; what is missing is not measured");
     }
     let binary = build(args.debug_build)?;
@@ -107,11 +109,13 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn plan(args: &Args) -> Result<Plan> {
-    let (rounds, window, warm_up) = if args.quick { (2, 500, 150) } else { (ROUNDS, 1000, 250) };
+    let (rounds, window, warm_up) = if args.quick { (2, 400, 150) } else { (ROUNDS, 900, 250) };
     let window = args.seconds.unwrap_or(Duration::from_millis(window));
     let times = Times { warm_up: Duration::from_millis(warm_up).min(window), window };
     let candidates = if args.candidates.is_empty() { candidate::CANDIDATES.to_vec() } else { args.candidates.clone() };
-    Ok(Plan { workloads: workloads(args)?, candidates, rounds: args.rounds.unwrap_or(rounds), times })
+    let memory_rounds = if args.quick { 1 } else { u32::MAX };
+    let rounds = args.rounds.unwrap_or(rounds);
+    Ok(Plan { workloads: workloads(args)?, candidates, rounds, memory_rounds, times })
 }
 
 fn workloads(args: &Args) -> Result<Vec<&'static Workload>> {

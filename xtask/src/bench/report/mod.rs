@@ -228,7 +228,7 @@ mod tests {
         let workloads = WORKLOADS.iter().filter(|workload| workload.name == "rr64-64").collect();
         let times = Times { warm_up: Duration::ZERO, window: Duration::from_secs(1) };
         let candidates = vec![Candidate::Direct, Candidate::Haproxy, Candidate::Copy, Candidate::Nginx];
-        let plan = Plan { workloads, candidates, rounds: 2, times };
+        let plan = Plan { workloads, candidates, rounds: 2, memory_rounds: 2, times };
         let samples = (0..2).flat_map(|round| {
             [("direct", 10.0, 0), ("haproxy", 40.0, 0), ("copy", 30.0, faults)]
                 .map(|(name, cpu, faults)| sample("rr64-64", name, round, cpu, faults))

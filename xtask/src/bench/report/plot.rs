@@ -8,7 +8,7 @@ use crate::bench::stats::Summary;
 use crate::bench::workload::Group;
 
 const WIDTH: f64 = 960.0;
-const LEFT: f64 = 270.0;
+const LEFT: f64 = 316.0;
 const RIGHT: f64 = 24.0;
 const TOP: f64 = 96.0;
 const LANE: f64 = 7.0;
