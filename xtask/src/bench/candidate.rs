@@ -108,11 +108,10 @@ impl Candidate {
         let daemon = Daemon::start(place.lab(), &config)?;
         let status = daemon.status()?;
         let active = status.text("/forwarder/active").unwrap_or_default();
-        if active != forwarder {
-            bail!(
-                "the daemon uses {active} instead: {}",
-                status.text("/forwarder/why").unwrap_or("it does not say why")
-            );
+        let kernel_path = status.0.pointer("/forwarder/kernel_path").and_then(serde_json::Value::as_bool);
+        if active != forwarder || (self == Self::Sockmap && kernel_path == Some(false)) {
+            let why = status.text("/forwarder/why").unwrap_or("it does not say why");
+            bail!("the daemon does not use {forwarder} but {active}: {why}");
         }
         Ok(daemon)
     }
