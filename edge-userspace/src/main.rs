@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Command::Reload(args) => cli::reload(&args),
         Command::Flows(args) => cli::flows(&args),
         Command::Forwarder(args) => cli::forwarder(&args),
+        Command::Bench(args) => cli::bench(&args),
         Command::Db(args) => cli::db(args),
         Command::Version { verbose } => cli::version(verbose, version_facts),
     };

@@ -93,11 +93,22 @@ mod tests {
             ("xtask setup --for demo", Need::Lab),
             ("xtask setup --for test", Need::Lab),
             ("xtask setup --for ebpf", Need::Ebpf),
+            ("xtask setup --for bench", Need::Bench),
         ] {
             let Command::Setup(args) = parse(line).unwrap() else { panic!("not the setup command") };
             assert_eq!(args.need, need, "{line}");
         }
         assert!(parse("xtask setup --for fun").is_err());
+    }
+
+    #[test]
+    fn workloads_and_candidates_of_the_benchmark_are_lists() {
+        let line = "xtask bench --only rr64-8,down --candidates direct,copy --rounds 1 --seconds 0.3";
+        let Command::Bench(args) = parse(line).unwrap() else { panic!("not the bench command") };
+        assert_eq!((args.only.len(), args.candidates.len(), args.rounds), (2, 2, Some(1)));
+        for bad in ["--candidates envoy", "--rounds 0", "--seconds 0", "--seconds never"] {
+            assert!(parse(&format!("xtask bench {bad}")).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -100,6 +100,11 @@ impl Need {
         }
     }
 
+    /// Whether packages come with services that nobody asked for.
+    fn starts_nothing(self) -> bool {
+        self == Self::Bench
+    }
+
     fn tools(self) -> &'static [Tool] {
         match self {
             Self::Lab | Self::Bench => &[],
@@ -135,6 +140,7 @@ pub fn ensure(need: Need) -> Result<bool> {
         println!("will build into {}: {}", workspace::tools_dir().display(), tool.title());
     }
     if !packages.is_empty() {
+        let _no_services = need.starts_nothing().then(NoServices::here).transpose()?;
         apt_install(&packages.iter().flat_map(|group| group.names).copied().collect::<Vec<_>>())?;
     }
     for tool in &tools {
@@ -169,6 +175,35 @@ fn apt_install(names: &[&str]) -> Result<()> {
         "apt could not install the packages; if it says that packages would be removed, this machine's \
          Rust comes from Debian's rustc or rustup package: remove it or use another machine for this step"
     })
+}
+
+/// While it lives, installing a package starts no service: what Debian provides for that, unless the machine has it.
+struct NoServices {
+    written: bool,
+}
+
+impl NoServices {
+    const PATH: &str = "/usr/sbin/policy-rc.d";
+
+    fn here() -> Result<Self> {
+        use std::os::unix::fs::PermissionsExt as _;
+        if !is_root() || Path::new(Self::PATH).exists() {
+            return Ok(Self { written: false });
+        }
+        fs::write(Self::PATH, "#!/bin/sh\nexit 101\n").with_context(|| format!("write {}", Self::PATH))?;
+        let policy = Self { written: true };
+        fs::set_permissions(Self::PATH, fs::Permissions::from_mode(0o755))?;
+        Ok(policy)
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.written {
+            // Nothing to be done about it, and apt has said what it did.
+            let _ = fs::remove_file(Self::PATH);
+        }
+    }
 }
 
 fn sudo_line(names: &[&str]) -> String {

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod bench;
 mod check;
 mod client;
 mod config_cmd;
@@ -18,6 +19,7 @@ use std::ffi::OsString;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+pub use bench::BenchArgs;
 pub use config_cmd::ConfigArgs;
 pub use db_cmd::DbCommandArgs;
 pub use exit::{CliError, Exit};
@@ -27,6 +29,7 @@ pub use forwarder::ForwarderArgs;
 pub use reload::ReloadArgs;
 pub use status::StatusArgs;
 
+pub use bench::run as bench;
 pub use check::run as check;
 pub use config_cmd::run as config;
 pub use db_cmd::run as db;
@@ -74,6 +77,9 @@ pub enum Command {
     /// Show or change the forwarder of the running daemon
     #[command(after_help = exit::HELP)]
     Forwarder(ForwarderArgs),
+    /// Measure which forwarder suits this host, in a minute, on loopback, with daemons of its own
+    #[command(after_help = exit::HELP)]
+    Bench(BenchArgs),
     /// Make and edit the routing database
     #[command(after_help = exit::HELP)]
     Db(DbCommandArgs),

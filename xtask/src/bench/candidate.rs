@@ -68,6 +68,11 @@ impl Candidate {
         }
     }
 
+    /// Whether it comes from a package of the system.
+    pub(super) fn is_installed(self) -> bool {
+        matches!(self, Self::Haproxy | Self::HaproxySplice | Self::Nginx)
+    }
+
     /// The setting `forwarder`, for ours.
     pub(super) fn forwarder(self) -> Option<&'static str> {
         match self {
@@ -103,11 +108,10 @@ impl Candidate {
         let daemon = Daemon::start(place.lab(), &config)?;
         let status = daemon.status()?;
         let active = status.text("/forwarder/active").unwrap_or_default();
-        if active != forwarder {
-            bail!(
-                "the daemon uses {active} instead: {}",
-                status.text("/forwarder/why").unwrap_or("it does not say why")
-            );
+        let kernel_path = status.0.pointer("/forwarder/kernel_path").and_then(serde_json::Value::as_bool);
+        if active != forwarder || (self == Self::Sockmap && kernel_path == Some(false)) {
+            let why = status.text("/forwarder/why").unwrap_or("it does not say why");
+            bail!("the daemon does not use {forwarder} but {active}: {why}");
         }
         Ok(daemon)
     }

@@ -27,10 +27,13 @@ use self::workload::{WORKLOADS, Workload};
 use crate::lab::requirements::Need;
 use crate::{process, setup, workspace};
 
+/// Rounds of a full run.
+const ROUNDS: u32 = 5;
+
 /// Options of `bench`.
 #[derive(Debug, Clone, PartialEq, clap::Args)]
 pub struct Args {
-    /// Under four minutes: fewer workloads, 2 rounds, shorter cells.
+    /// Under four minutes: fewer workloads, 2 rounds (of memory 1), shorter cells.
     #[arg(long)]
     pub quick: bool,
     /// Only these workloads: names, or what their names begin with (rr64, paced, local).
@@ -48,9 +51,20 @@ pub struct Args {
     /// Write everything that was measured, each round by itself, as JSON.
     #[arg(long, value_name = "PATH")]
     pub json: Option<PathBuf>,
+    /// Write the page's tables, plots and JSON into this directory [default: docs/benchmarks, for a full run only]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub report: Option<PathBuf>,
     /// Use builds without optimisation: to try the benchmark itself.
     #[arg(long)]
     pub debug_build: bool,
+}
+
+impl Args {
+    /// Everything, as long and as often as it should be.
+    fn is_full(&self) -> bool {
+        let chosen = !self.only.is_empty() || !self.candidates.is_empty() || self.seconds.is_some();
+        !self.quick && !self.debug_build && !chosen && self.rounds.is_none_or(|rounds| rounds >= ROUNDS)
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -71,7 +85,9 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     let plan = plan(args)?;
-    if let Err(error) = setup::ensure(setup::Need::Bench) {
+    let others = plan.candidates.iter().any(|candidate| candidate.is_installed());
+    let need = if others { setup::Need::Bench } else { setup::Need::Lab };
+    if let Err(error) = setup::ensure(need) {
         eprintln!("warning: {error:#}; what is missing is not measured");
     }
     let binary = build(args.debug_build)?;
@@ -84,15 +100,22 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.json {
         report::write_json(&results, path)?;
     }
+    let default = || args.is_full().then(|| workspace::root().join("docs/benchmarks"));
+    if let Some(directory) = args.report.clone().or_else(default) {
+        report::publish(&results, &directory)?;
+        println!("wrote {}", directory.display());
+    }
     results.verdict()
 }
 
 fn plan(args: &Args) -> Result<Plan> {
-    let (rounds, window, warm_up) = if args.quick { (2, 500, 150) } else { (5, 1000, 250) };
+    let (rounds, window, warm_up) = if args.quick { (2, 400, 150) } else { (ROUNDS, 900, 250) };
     let window = args.seconds.unwrap_or(Duration::from_millis(window));
     let times = Times { warm_up: Duration::from_millis(warm_up).min(window), window };
     let candidates = if args.candidates.is_empty() { candidate::CANDIDATES.to_vec() } else { args.candidates.clone() };
-    Ok(Plan { workloads: workloads(args)?, candidates, rounds: args.rounds.unwrap_or(rounds), times })
+    let memory_rounds = if args.quick { 1 } else { u32::MAX };
+    let rounds = args.rounds.unwrap_or(rounds);
+    Ok(Plan { workloads: workloads(args)?, candidates, rounds, memory_rounds, times })
 }
 
 fn workloads(args: &Args) -> Result<Vec<&'static Workload>> {

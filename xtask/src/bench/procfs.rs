@@ -194,12 +194,16 @@ fn has_listener(table: &str, port: u16) -> bool {
     })
 }
 
-/// What the machine is, for the report.
-pub(super) fn machine() -> (String, String) {
-    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    (model.map_or("unknown", |(_, model)| model).to_owned(), kernel.trim().to_owned())
+/// Model of the processor.
+pub(super) fn processor() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    model.map_or("unknown processor", |(_, model)| model).to_owned()
+}
+
+/// The one line of a file; empty where it can't be read.
+pub(super) fn line(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]

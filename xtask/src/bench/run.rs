@@ -20,6 +20,8 @@ pub(super) struct Plan {
     pub(super) workloads: Vec<&'static Workload>,
     pub(super) candidates: Vec<Candidate>,
     pub(super) rounds: u32,
+    /// Rounds in which memory is measured, too: that takes long and varies little.
+    pub(super) memory_rounds: u32,
     pub(super) times: Times,
 }
 
@@ -41,7 +43,8 @@ pub(super) fn run(plan: &Plan, binary: &Path) -> Result<Results> {
     bench.find_pace()?;
     let mut samples = Vec::new();
     for round in 0..plan.rounds {
-        for workload in &plan.workloads {
+        let due = |workload: &&&Workload| !workload.shape.is_memory() || round < plan.memory_rounds;
+        for workload in plan.workloads.iter().filter(due) {
             let candidates = bench.candidates(workload);
             let first = round as usize % candidates.len().max(1);
             for candidate in candidates.iter().cycle().skip(first).take(candidates.len()) {

@@ -32,25 +32,6 @@ pub(super) enum Metric {
     UserAfter,
 }
 
-impl Metric {
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Rate => "rate",
-            Self::CpuSystem => "cpu_system",
-            Self::CpuProxy => "cpu_proxy",
-            Self::Busy => "busy",
-            Self::P50 => "p50",
-            Self::P99 => "p99",
-            Self::P999 => "p999",
-            Self::UserMemory => "user_memory",
-            Self::KernelMemory => "kernel_memory",
-            Self::Slab => "slab",
-            Self::UserBefore => "user_before",
-            Self::UserAfter => "user_after",
-        }
-    }
-}
-
 /// What is counted as work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

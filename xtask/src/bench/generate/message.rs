@@ -194,3 +194,60 @@ pub(super) fn read<'a>(stream: &mut TcpStream, buffer: &'a mut [u8]) -> io::Resu
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn message(kind: Kind, size: u32) -> Vec<u8> {
+        let header = Header { kind, size, value: 7 };
+        let mut bytes = pattern(0)[..size as usize].to_vec();
+        bytes[..HEADER].copy_from_slice(&header.encode());
+        bytes
+    }
+
+    #[test]
+    fn messages_are_put_together_from_pieces_of_any_size() {
+        let bytes = [message(Kind::Call, 64), message(Kind::LastCall, 16), message(Kind::Call, 5000)].concat();
+        for piece in [1, 7, 16, 100, bytes.len()] {
+            let (mut inbox, mut sizes) = (Inbox::default(), Vec::new());
+            for bytes in bytes.chunks(piece) {
+                inbox.take(bytes, |header| sizes.push((header.kind, header.size))).unwrap();
+            }
+            assert_eq!(sizes, [(Kind::Call, 64), (Kind::LastCall, 16), (Kind::Call, 5000)], "in pieces of {piece}");
+            assert!(!inbox.is_inside());
+        }
+    }
+
+    #[test]
+    fn any_byte_of_a_message_that_changed_is_a_fault() {
+        for place in [0, 1, 4, 16, 40, 63] {
+            let mut bytes = message(Kind::Call, 64);
+            bytes[place] ^= 0x55;
+            let mut complete = 0;
+            let result = Inbox::default().take(&bytes, |_| complete += 1);
+            // A wrong length that is possible leaves the message open.
+            assert!(result.is_err() || complete == 0, "byte {place}");
+        }
+    }
+
+    #[test]
+    fn a_stream_stops_the_inbox_at_its_first_byte() {
+        let bytes = [message(Kind::Up, 16), vec![1, 2, 3]].concat();
+        assert_eq!(Inbox::default().take(&bytes, |_| {}).unwrap(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_stream_that_lost_a_byte_does_not_fit_its_pattern() {
+        let sent: Vec<u8> = pattern(100)[..1000].to_vec();
+        assert!(is_stream_at(&sent, 100));
+        assert!(is_stream_at(&sent, 100 + PERIOD as u64));
+        assert!(!is_stream_at(&sent, 101));
+        let mut lost = sent.clone();
+        lost.remove(500);
+        assert!(!is_stream_at(&lost, 100));
+        assert!(is_stream_at(&[], 5));
+    }
+}
