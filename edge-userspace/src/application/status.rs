@@ -20,6 +20,8 @@ pub struct Status {
     pub state: PopState,
     pub listeners: Vec<ListenerStatus>,
     pub workers: u32,
+    /// Capabilities that the daemon kept when it gave up its privileges.
+    pub capabilities: Vec<String>,
     pub routing: RoutingStatus,
     pub backends: Vec<BackendStatus>,
     pub forwarder: ForwarderStatus,
@@ -245,6 +247,7 @@ pub(crate) mod sample {
             state: PopState::Ready,
             listeners: vec![ListenerStatus { addr: "0.0.0.0:8080".to_owned(), app: Some("web".to_owned()) }],
             workers: 2,
+            capabilities: vec!["CAP_NET_BIND_SERVICE".to_owned()],
             routing: RoutingStatus {
                 generation: 7,
                 apps: 1,

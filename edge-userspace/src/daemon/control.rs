@@ -6,6 +6,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Instant, SystemTime};
 
 use edgeproxy::adapters::inbound::admin::Control;
+use edgeproxy::adapters::outbound::privileges;
 use edgeproxy::application::flows::FlowStatus;
 use edgeproxy::application::ports::Bindings as _;
 use edgeproxy::application::reload::ReloadCommand;
@@ -84,6 +85,7 @@ impl Control for DaemonControl {
             state: self.state(),
             listeners: self.listeners(),
             workers: u32::try_from(shared.worker_count).unwrap_or(u32::MAX),
+            capabilities: privileges::names(shared.privileges),
             routing: RoutingStatus::of(&shared.routing, SystemTime::now()),
             backends: self.backends(),
             forwarder: self.forwarder(),

@@ -15,6 +15,8 @@ use xtask::load::{Manner, NamedBackend, Visit};
 pub const BINARY: &str = env!("CARGO_BIN_EXE_edgeproxy");
 /// Port of backends.
 pub const PORT: u16 = 7000;
+/// A user without privileges: `nobody`.
+pub const NOBODY: u32 = 65_534;
 /// How long anything that should happen soon may take.
 pub const SOON: Duration = Duration::from_secs(10);
 
@@ -39,6 +41,13 @@ impl World {
 
     pub fn config(&self) -> Config {
         Config::new(BINARY, self.database.path())
+    }
+
+    /// With a copy of the binary that other users may run: a build directory can be out of their reach.
+    pub fn config_for_others(&self) -> Config {
+        let binary = self.database.path().with_file_name("edgeproxy");
+        std::fs::copy(BINARY, &binary).unwrap();
+        Config::new(binary, self.database.path())
     }
 
     /// A daemon with the given settings.
@@ -149,7 +158,7 @@ impl Database {
     }
 }
 
-fn execute(path: &Path, sql: &str) {
+pub fn execute(path: &Path, sql: &str) {
     let connection = rusqlite::Connection::open(path).unwrap();
     connection.busy_timeout(SOON).unwrap();
     connection.execute_batch(sql).unwrap();

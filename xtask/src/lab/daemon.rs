@@ -14,6 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde_json::Value;
 
 use super::admin::{self, Answer};
@@ -33,7 +34,7 @@ pub struct Config {
     database: PathBuf,
     settings: Vec<(String, String)>,
     open_files: Option<u64>,
-    user: Option<u32>,
+    user: Option<(u32, CapabilitySet)>,
 }
 
 impl Config {
@@ -61,8 +62,14 @@ impl Config {
 
     /// Runs the daemon as this user, without capabilities.
     #[must_use]
-    pub fn user(mut self, user: u32) -> Self {
-        self.user = Some(user);
+    pub fn user(self, user: u32) -> Self {
+        self.privileged_user(user, CapabilitySet::empty())
+    }
+
+    /// Runs the daemon as this user, with exactly these capabilities.
+    #[must_use]
+    pub fn privileged_user(mut self, user: u32, capabilities: CapabilitySet) -> Self {
+        self.user = Some((user, capabilities));
         self
     }
 
@@ -331,23 +338,35 @@ fn free_port(ip: IpAddr) -> io::Result<u16> {
 }
 
 /// Runs in the child between fork and exec.
-fn confine(open_files: Option<u64>, user: Option<u32>) -> io::Result<()> {
+fn confine(open_files: Option<u64>, user: Option<(u32, CapabilitySet)>) -> io::Result<()> {
     if let Some(limit) = open_files {
         let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
         // SAFETY: a valid structure.
         check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
     }
-    if let Some(user) = user {
-        // SAFETY: an empty list of groups, and plain numbers.
-        check(unsafe { libc::setgroups(0, std::ptr::null()) })?;
-        // SAFETY: plain numbers.
-        check(unsafe { libc::setgid(user) })?;
-        // SAFETY: plain numbers.
-        check(unsafe { libc::setuid(user) })?;
+    if let Some((user, capabilities)) = user {
+        become_user(user, capabilities)?;
     }
     // After setuid, which would undo it: a daemon must not outlive the tests, however they end.
     // SAFETY: plain numbers.
     check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })
+}
+
+/// As a service manager does it: ambient capabilities are what an ordinary user's program is started with.
+fn become_user(user: u32, capabilities: CapabilitySet) -> io::Result<()> {
+    rustix::thread::set_keep_capabilities(true)?;
+    // SAFETY: an empty list of groups, and plain numbers.
+    check(unsafe { libc::setgroups(0, std::ptr::null()) })?;
+    // SAFETY: plain numbers.
+    check(unsafe { libc::setgid(user) })?;
+    // SAFETY: plain numbers.
+    check(unsafe { libc::setuid(user) })?;
+    let sets = CapabilitySets { effective: capabilities, permitted: capabilities, inheritable: capabilities };
+    rustix::thread::set_capabilities(None, sets)?;
+    for capability in capabilities.iter() {
+        rustix::thread::configure_capability_in_ambient_set(capability, true)?;
+    }
+    Ok(())
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
