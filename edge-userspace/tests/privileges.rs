@@ -9,7 +9,7 @@ use std::path::Path;
 
 use common::{KERNEL, NETWORK, NOBODY, SOON, World, eventually};
 use rustix::thread::CapabilitySet;
-use xtask::lab::{Config, Daemon, Record};
+use xtask::lab::{Config, Daemon};
 use xtask::load::Manner;
 
 /// What the kernel path needs, as documented.
@@ -30,7 +30,7 @@ fn three_capabilities_suffice_and_are_given_up() {
     let config = world.config_for_others().privileged_user(NOBODY, three).set("forwarder", "sockmap");
     let daemon = Daemon::start(&world.lab, &config).unwrap();
     assert_privileges(&daemon, CapabilitySet::empty());
-    let record = exchange(&world, &daemon);
+    let record = world.exchange(&daemon);
     assert_eq!(record.forwarder.as_deref(), Some("sockmap"), "{record:?}\n{}", daemon.messages());
     assert!(record.kernel_up > 0 && record.kernel_down > 0, "{record:?}");
     // The program that counts is attached to a cgroup, and its map is written for each connection.
@@ -39,18 +39,18 @@ fn three_capabilities_suffice_and_are_given_up() {
 }
 
 #[test]
-fn without_cap_bpf_connections_are_copied() {
-    lacking("CAP_BPF", "without_cap_bpf_connections_are_copied");
+fn without_cap_bpf_connections_stay_in_userspace() {
+    lacking("CAP_BPF", "without_cap_bpf_connections_stay_in_userspace");
 }
 
 #[test]
-fn without_cap_net_admin_connections_are_copied() {
-    lacking("CAP_NET_ADMIN", "without_cap_net_admin_connections_are_copied");
+fn without_cap_net_admin_connections_stay_in_userspace() {
+    lacking("CAP_NET_ADMIN", "without_cap_net_admin_connections_stay_in_userspace");
 }
 
 #[test]
-fn without_cap_perfmon_connections_are_copied() {
-    lacking("CAP_PERFMON", "without_cap_perfmon_connections_are_copied");
+fn without_cap_perfmon_connections_stay_in_userspace() {
+    lacking("CAP_PERFMON", "without_cap_perfmon_connections_stay_in_userspace");
 }
 
 /// With the two others, which are given up all the same.
@@ -61,15 +61,10 @@ fn lacking(name: &str, test: &str) {
     let config = world.config_for_others().privileged_user(NOBODY, others);
     for forwarder in ["auto", "sockmap"] {
         let daemon = Daemon::start(&world.lab, &config.clone().set("forwarder", forwarder)).unwrap();
-        let status = daemon.status().unwrap();
-        assert_eq!(status.text("/forwarder/active"), Some("copy"), "{:#}", status.0);
-        let why = status.text("/forwarder/why").unwrap();
+        let why = common::assert_kernel_path_off(&daemon, "capability");
         assert_eq!(why, format!("{name} is missing: the kernel path needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"));
-        assert!(daemon.messages().contains(why), "{}", daemon.messages());
         assert_privileges(&daemon, CapabilitySet::empty());
-        let record = exchange(&world, &daemon);
-        assert_eq!(record.forwarder.as_deref(), Some("copy"), "{record:?}");
-        assert_eq!(record.fallback.as_deref(), Some("unavailable"), "{record:?}");
+        common::assert_in_userspace(&world.exchange(&daemon));
     }
 }
 
@@ -79,10 +74,9 @@ fn without_any_capability_all_that_are_missing_are_named() {
     let Some(world) = World::new(NETWORK, test) else { return };
     let _backend = world.backend(1, Manner::Echo, |row| row);
     let daemon = Daemon::start(&world.lab, &world.config_for_others().user(NOBODY)).unwrap();
-    let status = daemon.status().unwrap();
-    let why = status.text("/forwarder/why").unwrap();
+    let why = common::assert_kernel_path_off(&daemon, "capability");
     assert!(why.starts_with("CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF are missing"), "{why}");
-    assert_eq!(exchange(&world, &daemon).forwarder.as_deref(), Some("copy"));
+    common::assert_in_userspace(&world.exchange(&daemon));
 }
 
 #[test]
@@ -96,7 +90,7 @@ fn root_gives_up_all_but_low_ports_and_everything_goes_on() {
     assert_eq!(daemon.status().unwrap().0["capabilities"], serde_json::json!(["CAP_NET_BIND_SERVICE"]));
     // Pairs that are made now are inserted by threads without privileges.
     for _ in 0..3 {
-        let record = exchange(&world, &daemon);
+        let record = world.exchange(&daemon);
         assert_eq!((record.forwarder.as_deref(), record.fallback.as_deref()), (Some("sockmap"), None), "{record:?}");
         assert!(record.kernel_up > 0 && record.kernel_down > 0, "{record:?}");
     }
@@ -143,7 +137,7 @@ fn root_reads_a_database_that_only_its_owner_may_read() {
     give_to_nobody(&home, 0o700);
     let daemon = Daemon::start(&world.lab, &Config::new(common::BINARY, &theirs).set("forwarder", "copy")).unwrap();
     assert_privileges(&daemon, CapabilitySet::NET_BIND_SERVICE | CapabilitySet::DAC_READ_SEARCH);
-    assert!(daemon.messages().contains("CAP_DAC_READ_SEARCH stays"), "{}", daemon.messages());
+    common::assert_said(&daemon, "CAP_DAC_READ_SEARCH stays");
     common::execute(
         &theirs,
         "INSERT INTO backends (id, app, region, wg_ip, port) VALUES ('new', 'web', 'sa', '10.66.0.9', 1)",
@@ -166,17 +160,6 @@ fn the_unit_grants_what_is_needed_and_no_more() {
 fn give_to_nobody(path: &Path, mode: u32) {
     chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
-}
-
-/// One connection with enough traffic for the kernel; its access record.
-fn exchange(world: &World, daemon: &Daemon) -> Record {
-    let mut visit = world.visit(0, daemon.addr()).unwrap();
-    (0..100).for_each(|_| visit.echo(&[7; 4_000]).unwrap());
-    let local = visit.local;
-    visit.finish().unwrap();
-    let record = daemon.record_of(local, SOON).unwrap();
-    assert_eq!((record.bytes_up, record.termination.as_str()), (400_000, "--"), "{record:?}");
-    record
 }
 
 /// The workers have exactly these capabilities, no thread has more, and none can get any back.

@@ -11,7 +11,8 @@ use edgeproxy::application::flows::FlowStatus;
 use edgeproxy::application::ports::Bindings as _;
 use edgeproxy::application::reload::ReloadCommand;
 use edgeproxy::application::status::{
-    BackendStatus, ForwarderStatus, GeoStatus, ListenerStatus, PopState, ReloadAnswer, RoutingStatus, Status,
+    BackendStatus, ForwarderStatus, GeoStatus, KernelPathOff, ListenerStatus, PopState, ReloadAnswer, RoutingStatus,
+    Status,
 };
 use edgeproxy::config::ForwarderChoice;
 use tokio::sync::{Notify, oneshot};
@@ -59,6 +60,13 @@ impl DaemonControl {
         snapshot.backends().map(|backend| BackendStatus::of(backend, counted(backend.load.slot()))).collect()
     }
 
+    /// Why there is no kernel path, where there should be one.
+    fn kernel_path_off(&self) -> Option<KernelPathOff> {
+        let path = &self.shared.path;
+        let condemned = path.is_condemned().then_some(KernelPathOff::ByteMismatch);
+        condemned.or(self.shared.kernel_path_off).filter(|_| path.policy().wants_kernel())
+    }
+
     fn forwarder(&self) -> ForwarderStatus {
         let path = &self.shared.path;
         let programs = path.programs();
@@ -67,6 +75,8 @@ impl DaemonControl {
             active: path.active().as_str().to_owned(),
             kernel_path: path.is_open(),
             why: path.why_not().map(|why| why.to_string()),
+            off: self.kernel_path_off(),
+            byte_mismatches: path.mismatches(),
             self_test: path.self_test().map(str::to_owned),
             flows_in_kernel: programs.map_or(0, |kernel| u64::from(kernel.pairs_in_use())),
             kernel_bytes: programs.map_or(0, |kernel| kernel.forwarded()),

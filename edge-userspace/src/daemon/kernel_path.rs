@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
+use edgeproxy::adapters::outbound::forward::kernel::releases::{self, Judgement};
 use edgeproxy::adapters::outbound::forward::kernel::{Kernel, KernelError, KernelLimits};
 use edgeproxy::adapters::outbound::forward::{KernelPath, Policy, self_test};
 use edgeproxy::adapters::outbound::privileges;
+use edgeproxy::application::status::KernelPathOff;
 use edgeproxy::config::{ForwarderChoice, Settings};
 
 /// What came of loading the programs. To be opened once privileges are given up.
 #[derive(Debug)]
 pub(crate) enum Loaded {
     NotWanted,
-    Not(String),
+    Not(KernelPathOff, String),
     Programs(Arc<Kernel>),
 }
 
@@ -24,6 +26,9 @@ pub(crate) fn load(settings: &Settings) -> Loaded {
     if !policy.wants_kernel() {
         return Loaded::NotWanted;
     }
+    if let Err(why) = judge_kernel(settings.sockmap_on_denied_kernels) {
+        return Loaded::Not(KernelPathOff::DeniedKernel, why);
+    }
     let limits = KernelLimits {
         pairs: settings.max_flows,
         backlog: settings.sockmap_backlog_kib.saturating_mul(1024),
@@ -31,7 +36,7 @@ pub(crate) fn load(settings: &Settings) -> Loaded {
     };
     match Kernel::load(limits) {
         Ok(kernel) => Loaded::Programs(kernel),
-        Err(why) => Loaded::Not(explained(&why)),
+        Err(why) => explained(&why),
     }
 }
 
@@ -40,25 +45,28 @@ impl Loaded {
     pub(crate) fn usable_without_capabilities(&self) -> bool {
         match self {
             Self::Programs(kernel) => kernel.usable_without_capabilities(),
-            Self::NotWanted | Self::Not(_) => true,
+            Self::NotWanted | Self::Not(..) => true,
         }
     }
 }
 
 /// Tests what was loaded, with the privileges of everything that comes later, so that it proves that they suffice.
-pub(crate) async fn open(settings: &Settings, loaded: Loaded) -> KernelPath {
+pub(crate) async fn open(settings: &Settings, loaded: Loaded) -> (KernelPath, Option<KernelPathOff>) {
     let policy = policy(settings.forwarder);
     let kernel = match loaded {
-        Loaded::NotWanted => return KernelPath::not_wanted(policy),
-        Loaded::Not(why) => return closed(policy, None, why),
+        Loaded::NotWanted => return (KernelPath::not_wanted(policy), None),
+        Loaded::Not(off, why) => return (closed(policy, None, why), Some(off)),
         Loaded::Programs(kernel) => kernel,
     };
     match self_test::run(&kernel).await {
         Ok(()) => {
             tracing::info!("the kernel path passed its self-test");
-            KernelPath::open(policy, kernel)
+            (KernelPath::open(policy, kernel), None)
         }
-        Err(why) => closed(policy, Some(kernel), format!("the self-test failed: {why}")),
+        Err(why) => {
+            let why = format!("the self-test failed: {why}");
+            (closed(policy, Some(kernel), why), Some(KernelPathOff::SelfTest))
+        }
     }
 }
 
@@ -73,12 +81,26 @@ pub(crate) fn policy(choice: ForwarderChoice) -> Policy {
     }
 }
 
+/// Corruption can't be probed for: kernels that are known for it are refused by their release.
+fn judge_kernel(use_anyway: bool) -> Result<(), String> {
+    match releases::judge_running() {
+        Judgement::Denied(why) if use_anyway => {
+            tracing::warn!(%why, "the kernel path is used all the same: sockmap_on_denied_kernels is set");
+        }
+        Judgement::Denied(why) => return Err(why.to_string()),
+        Judgement::Accepted => tracing::info!(recommended = releases::RECOMMENDATION, "a newer kernel is recommended"),
+        Judgement::Recommended => {}
+    }
+    Ok(())
+}
+
 /// What the kernel says then is "operation not permitted", or a page of the verifier's: which capability it missed is
 /// known here.
-fn explained(why: &KernelError) -> String {
-    let Some(lacking) = privileges::lacking() else { return why.to_string() };
+fn explained(why: &KernelError) -> Loaded {
+    let Some(lacking) = privileges::lacking() else { return Loaded::Not(KernelPathOff::Load, why.to_string()) };
     tracing::debug!(%why, "loading the BPF programs failed");
-    format!("{lacking}: the kernel path needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")
+    let why = format!("{lacking}: the kernel path needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON");
+    Loaded::Not(KernelPathOff::Capability, why)
 }
 
 fn closed(policy: Policy, kernel: Option<Arc<Kernel>>, why: String) -> KernelPath {

@@ -26,6 +26,7 @@ use edgeproxy::application::drain::Connections;
 use edgeproxy::application::flows::Flows;
 use edgeproxy::application::reload::{ReloadCommand, ReloadLoop, Tick};
 use edgeproxy::application::routing::RoutingTable;
+use edgeproxy::application::status::KernelPathOff;
 use edgeproxy::cli::{CliError, Exit, SettingArgs};
 use edgeproxy::config::Settings;
 
@@ -48,6 +49,8 @@ pub(crate) struct Shared {
     connections: Arc<Connections>,
     flows: Arc<Flows>,
     path: Arc<KernelPath>,
+    /// Why there was no kernel path at the start.
+    kernel_path_off: Option<KernelPathOff>,
     listeners: Vec<SocketAddr>,
     worker_count: usize,
     /// Connections held at once, as far as files allow.
@@ -75,7 +78,8 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let max_connections = limits::connections(&settings);
     let loaded = kernel_path::load(&settings);
     let privileges = give_up_privileges(&settings, &loaded)?;
-    let path = Arc::new(kernel_path::open(&settings, loaded).await);
+    let (path, kernel_path_off) = kernel_path::open(&settings, loaded).await;
+    let path = Arc::new(path);
     let worker_count = limits::workers(&settings);
     let mut sockets = Vec::new();
     for addr in &settings.listen_addr {
@@ -92,6 +96,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
         connections: Arc::default(),
         flows: Arc::default(),
         path,
+        kernel_path_off,
         listeners,
         worker_count,
         max_connections,

@@ -33,13 +33,21 @@ pub struct Config {
     binary: PathBuf,
     database: PathBuf,
     settings: Vec<(String, String)>,
+    circumstances: Circumstances,
+}
+
+/// What the child is made to be before it becomes the daemon.
+#[derive(Debug, Clone, Copy, Default)]
+struct Circumstances {
     open_files: Option<u64>,
     user: Option<(u32, CapabilitySet)>,
+    ancient_kernel: bool,
 }
 
 impl Config {
     pub fn new(binary: impl Into<PathBuf>, database: impl Into<PathBuf>) -> Self {
-        Self { binary: binary.into(), database: database.into(), settings: Vec::new(), open_files: None, user: None }
+        let (binary, database) = (binary.into(), database.into());
+        Self { binary, database, settings: Vec::new(), circumstances: Circumstances::default() }
     }
 
     /// Sets a setting; the last of several wins.
@@ -56,7 +64,7 @@ impl Config {
     /// Limits the files the daemon may have open.
     #[must_use]
     pub fn open_files(mut self, limit: u64) -> Self {
-        self.open_files = Some(limit);
+        self.circumstances.open_files = Some(limit);
         self
     }
 
@@ -69,7 +77,14 @@ impl Config {
     /// Runs the daemon as this user, with exactly these capabilities.
     #[must_use]
     pub fn privileged_user(mut self, user: u32, capabilities: CapabilitySet) -> Self {
-        self.user = Some((user, capabilities));
+        self.circumstances.user = Some((user, capabilities));
+        self
+    }
+
+    /// Has the kernel call itself 2.6 towards the daemon, as `setarch --uname-2.6` does.
+    #[must_use]
+    pub fn ancient_kernel(mut self) -> Self {
+        self.circumstances.ancient_kernel = true;
         self
     }
 
@@ -81,9 +96,9 @@ impl Config {
             command.env(format!("EDGEPROXY_{}", name.to_uppercase()), value);
         }
         lab.command_in(Ns::Pop, &mut command);
-        let (open_files, user) = (self.open_files, self.user);
+        let circumstances = self.circumstances;
         // SAFETY: between fork and exec the closure makes system calls only and touches no lock or allocator.
-        unsafe { command.pre_exec(move || confine(open_files, user)) };
+        unsafe { command.pre_exec(move || confine(circumstances)) };
         command
     }
 }
@@ -338,13 +353,18 @@ fn free_port(ip: IpAddr) -> io::Result<u16> {
 }
 
 /// Runs in the child between fork and exec.
-fn confine(open_files: Option<u64>, user: Option<(u32, CapabilitySet)>) -> io::Result<()> {
-    if let Some(limit) = open_files {
+fn confine(circumstances: Circumstances) -> io::Result<()> {
+    if let Some(limit) = circumstances.open_files {
         let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
         // SAFETY: a valid structure.
         check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
     }
-    if let Some((user, capabilities)) = user {
+    if circumstances.ancient_kernel {
+        let uname_2_6 = libc::c_ulong::from(libc::UNAME26.cast_unsigned());
+        // SAFETY: plain numbers. Returns the persona of before, or -1.
+        check(unsafe { libc::personality(uname_2_6) }.min(0))?;
+    }
+    if let Some((user, capabilities)) = circumstances.user {
         become_user(user, capabilities)?;
     }
     // After setuid, which would undo it: a daemon must not outlive the tests, however they end.

@@ -6,6 +6,7 @@ mod counts;
 mod events;
 mod mapped;
 mod pairs;
+pub mod releases;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -44,6 +45,8 @@ pub enum KernelError {
     Map(#[from] MapError),
     #[error("a BPF map or event queue could not be set up: {0}")]
     Io(#[from] io::Error),
+    #[error("a program attached to a cgroup would outlive the daemon on kernels before 5.7")]
+    NoLinks,
     #[error("the BPF object lacks {0}: rebuild it with `cargo xtask build-ebpf`")]
     Missing(&'static str),
 }
