@@ -9,12 +9,9 @@ use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Database, KERNEL, NETWORK, SOON, World, eventually};
+use common::{Database, KERNEL, NETWORK, NOBODY, SOON, World, eventually};
 use xtask::lab::{Config, Daemon, Ns};
 use xtask::load::{Manner, connect_from};
-
-/// A user without privileges: `nobody`.
-const NOBODY: u32 = 65_534;
 
 /// Runs `edgeproxy` to its end.
 fn run(world: &World, config: &Config, arguments: &[&str]) -> Output {
@@ -173,7 +170,7 @@ fn without_privileges_connections_are_copied_and_the_status_says_why() {
     let Some(world) = World::new(NETWORK, test) else { return };
     let _backend = world.backend(1, Manner::Echo, |row| row);
     for forwarder in ["auto", "sockmap"] {
-        let config = readable(&world).user(NOBODY).set("forwarder", forwarder);
+        let config = world.config_for_others().user(NOBODY).set("forwarder", forwarder);
         let daemon = Daemon::start(&world.lab, &config).unwrap();
         let status = daemon.status().unwrap();
         assert_eq!(status.text("/forwarder/active"), Some("copy"), "{:#}", status.0);
@@ -182,13 +179,6 @@ fn without_privileges_connections_are_copied_and_the_status_says_why() {
         visit.echo(b"copied").unwrap();
         visit.finish().unwrap();
     }
-}
-
-/// A copy of the binary that other users may run: a build directory can be out of their reach.
-fn readable(world: &World) -> Config {
-    let binary = world.database.path().with_file_name("edgeproxy");
-    std::fs::copy(common::BINARY, &binary).unwrap();
-    Config::new(binary, world.database.path())
 }
 
 #[test]

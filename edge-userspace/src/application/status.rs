@@ -20,6 +20,8 @@ pub struct Status {
     pub state: PopState,
     pub listeners: Vec<ListenerStatus>,
     pub workers: u32,
+    /// Capabilities that the daemon kept when it gave up its privileges.
+    pub capabilities: Vec<String>,
     pub routing: RoutingStatus,
     pub backends: Vec<BackendStatus>,
     pub forwarder: ForwarderStatus,
@@ -120,11 +122,45 @@ pub struct ForwarderStatus {
     pub kernel_path: bool,
     /// Why the kernel path is off; `None` while it is on or not wanted.
     pub why: Option<String>,
+    /// The same in a word.
+    pub off: Option<KernelPathOff>,
+    /// Connections whose byte counts disagreed: each switched the kernel path off.
+    pub byte_mismatches: u64,
     /// How the self-test of the kernel path ended; `None` when it was not run.
     pub self_test: Option<String>,
     pub flows_in_kernel: u64,
     /// Bytes the kernel has forwarded, flows that still run included.
     pub kernel_bytes: u64,
+}
+
+/// Why the kernel path is off, where it is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KernelPathOff {
+    /// This kernel's sockmap is known to lose data.
+    DeniedKernel,
+    /// A capability is missing.
+    Capability,
+    /// The programs could not be loaded for another reason.
+    Load,
+    SelfTest,
+    /// Byte counts of a connection disagreed.
+    ByteMismatch,
+}
+
+impl KernelPathOff {
+    pub const ALL: [Self; 5] = [Self::DeniedKernel, Self::Capability, Self::Load, Self::SelfTest, Self::ByteMismatch];
+
+    /// As in the status and in the metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::DeniedKernel => "denied_kernel",
+            Self::Capability => "capability",
+            Self::Load => "load",
+            Self::SelfTest => "self_test",
+            Self::ByteMismatch => "byte_mismatch",
+        }
+    }
 }
 
 /// What `POST /api/v1/forwarder` asks for: a value of the setting `forwarder`, or `off` for `copy`.
@@ -245,6 +281,7 @@ pub(crate) mod sample {
             state: PopState::Ready,
             listeners: vec![ListenerStatus { addr: "0.0.0.0:8080".to_owned(), app: Some("web".to_owned()) }],
             workers: 2,
+            capabilities: vec!["CAP_NET_BIND_SERVICE".to_owned()],
             routing: RoutingStatus {
                 generation: 7,
                 apps: 1,
@@ -272,6 +309,8 @@ pub(crate) mod sample {
                 active: "copy".to_owned(),
                 kernel_path: false,
                 why: Some("needs CAP_BPF".to_owned()),
+                off: Some(KernelPathOff::Capability),
+                byte_mismatches: 2,
                 self_test: None,
                 flows_in_kernel: 5,
                 kernel_bytes: 1_000_000,

@@ -3,12 +3,13 @@
 use std::fmt::Write as _;
 
 use super::{CliError, SettingArgs, print};
+use crate::adapters::outbound::forward::kernel::releases::{self, Judgement};
 use crate::adapters::outbound::geo::Geo;
 use crate::adapters::outbound::sqlite::SqliteSource;
 use crate::application::ports::RoutingSource as _;
 use crate::application::routing::RoutingTable;
 use crate::application::status::GeoStatus;
-use crate::config::Settings;
+use crate::config::{ForwarderChoice, Settings};
 use crate::domain::Snapshot;
 
 /// Prints what was found good; the error lists all that was not.
@@ -17,6 +18,7 @@ pub fn run(args: &SettingArgs) -> Result<(), CliError> {
     let mut findings = Findings { good: "configuration  ok\n".to_owned(), bad: Vec::new() };
     findings.database(&settings);
     findings.geo(&settings);
+    findings.kernel(&settings);
     print(&findings.good)?;
     match findings.bad.len() {
         0 => Ok(()),
@@ -72,6 +74,20 @@ impl Findings {
             }
             _ => {}
         }
+    }
+
+    /// Never a problem: the daemon serves on any kernel, if need be in userspace.
+    fn kernel(&mut self, settings: &Settings) {
+        let judgement = match releases::judge_running() {
+            _ if !matches!(settings.forwarder, ForwarderChoice::Auto | ForwarderChoice::Sockmap) => return,
+            Judgement::Recommended => "ok: recommended for the kernel path".to_owned(),
+            Judgement::Accepted => format!("ok: good for the kernel path; recommended is {}", releases::RECOMMENDATION),
+            Judgement::Denied(why) if settings.sockmap_on_denied_kernels => {
+                format!("denied, and used all the same: {why}")
+            }
+            Judgement::Denied(why) => format!("no kernel path: {why}"),
+        };
+        let _ = writeln!(self.good, "kernel         {judgement}");
     }
 
     fn geo(&mut self, settings: &Settings) {

@@ -81,6 +81,8 @@ fn table(status: &Status) -> String {
     let up = Duration::from_secs_f64(status.uptime_secs.clamp(0.0, 1e9)).as_secs();
     line("edgeproxy", format!("{} · pid {} · up {}", status.version, status.pid, age(up)));
     line("state", format!("{} · region {} · {} workers", status.state, status.region, status.workers));
+    let capabilities = &status.capabilities;
+    line("privileges", if capabilities.is_empty() { "none".to_owned() } else { capabilities.join(", ") });
     for listener in &status.listeners {
         line("listener", format!("{} → {}", listener.addr, listener.app.as_deref().unwrap_or("no app")));
     }
@@ -183,6 +185,7 @@ mod tests {
         for part in [
             "0.1.0 · pid 42 · up 1h 02m",
             "ready · region sa · 2 workers",
+            "privileges   CAP_NET_BIND_SERVICE",
             "0.0.0.0:8080 → web",
             "3 active · 10 accepted · 2 rejected (no_app 2)",
             "copy (configured: auto)",

@@ -140,6 +140,8 @@ settings! {
     chaos_fail_permille: u32, "chaos_fail_permille" = "0", Rule::count(0, 1000);
     /// With `chaos`, for tests: of 1,000 operations on a socket, how many stall, up to 20 ms.
     chaos_delay_permille: u32, "chaos_delay_permille" = "20", Rule::count(0, 1000);
+    /// Whether the kernel path may be used on a kernel whose sockmap is known to lose data, because its vendor mended it.
+    sockmap_on_denied_kernels: bool, "sockmap_on_denied_kernels" = "false", Rule::TEXT;
     /// Bytes a direction may have queued in the kernel before back-pressure sets in.
     sockmap_backlog_kib: u32, "sockmap_backlog_kib" = "256", Rule::kib(64, 65_536);
     /// Bytes all directions together may have queued in the kernel.

@@ -6,11 +6,13 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Instant, SystemTime};
 
 use edgeproxy::adapters::inbound::admin::Control;
+use edgeproxy::adapters::outbound::privileges;
 use edgeproxy::application::flows::FlowStatus;
 use edgeproxy::application::ports::Bindings as _;
 use edgeproxy::application::reload::ReloadCommand;
 use edgeproxy::application::status::{
-    BackendStatus, ForwarderStatus, GeoStatus, ListenerStatus, PopState, ReloadAnswer, RoutingStatus, Status,
+    BackendStatus, ForwarderStatus, GeoStatus, KernelPathOff, ListenerStatus, PopState, ReloadAnswer, RoutingStatus,
+    Status,
 };
 use edgeproxy::config::ForwarderChoice;
 use tokio::sync::{Notify, oneshot};
@@ -58,6 +60,13 @@ impl DaemonControl {
         snapshot.backends().map(|backend| BackendStatus::of(backend, counted(backend.load.slot()))).collect()
     }
 
+    /// Why there is no kernel path, where there should be one.
+    fn kernel_path_off(&self) -> Option<KernelPathOff> {
+        let path = &self.shared.path;
+        let condemned = path.is_condemned().then_some(KernelPathOff::ByteMismatch);
+        condemned.or(self.shared.kernel_path_off).filter(|_| path.policy().wants_kernel())
+    }
+
     fn forwarder(&self) -> ForwarderStatus {
         let path = &self.shared.path;
         let programs = path.programs();
@@ -66,6 +75,8 @@ impl DaemonControl {
             active: path.active().as_str().to_owned(),
             kernel_path: path.is_open(),
             why: path.why_not().map(|why| why.to_string()),
+            off: self.kernel_path_off(),
+            byte_mismatches: path.mismatches(),
             self_test: path.self_test().map(str::to_owned),
             flows_in_kernel: programs.map_or(0, |kernel| u64::from(kernel.pairs_in_use())),
             kernel_bytes: programs.map_or(0, |kernel| kernel.forwarded()),
@@ -84,6 +95,7 @@ impl Control for DaemonControl {
             state: self.state(),
             listeners: self.listeners(),
             workers: u32::try_from(shared.worker_count).unwrap_or(u32::MAX),
+            capabilities: privileges::names(shared.privileges),
             routing: RoutingStatus::of(&shared.routing, SystemTime::now()),
             backends: self.backends(),
             forwarder: self.forwarder(),

@@ -20,11 +20,13 @@ use edgeproxy::adapters::outbound::geo::Geo;
 use edgeproxy::adapters::outbound::logging::Logging;
 use edgeproxy::adapters::outbound::metrics::Metrics;
 use edgeproxy::adapters::outbound::observer::Recorder;
+use edgeproxy::adapters::outbound::privileges::{self, CapabilitySet};
 use edgeproxy::adapters::outbound::sqlite::SqliteSource;
 use edgeproxy::application::drain::Connections;
 use edgeproxy::application::flows::Flows;
 use edgeproxy::application::reload::{ReloadCommand, ReloadLoop, Tick};
 use edgeproxy::application::routing::RoutingTable;
+use edgeproxy::application::status::KernelPathOff;
 use edgeproxy::cli::{CliError, Exit, SettingArgs};
 use edgeproxy::config::Settings;
 
@@ -47,15 +49,20 @@ pub(crate) struct Shared {
     connections: Arc<Connections>,
     flows: Arc<Flows>,
     path: Arc<KernelPath>,
+    /// Why there was no kernel path at the start.
+    kernel_path_off: Option<KernelPathOff>,
     listeners: Vec<SocketAddr>,
     worker_count: usize,
     /// Connections held at once, as far as files allow.
     max_connections: usize,
+    /// What the daemon kept of its capabilities.
+    privileges: CapabilitySet,
 }
 
 /// Runs the daemon until it is told to stop; the exit code says how it ended.
 pub(crate) fn run(args: &SettingArgs) -> Result<u8, CliError> {
     let settings = args.load()?.settings;
+    privileges::begin().map_err(failed)?;
     let logging = Logging::start(settings.log_level, settings.log_format).map_err(failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     runtime.block_on(start(settings, &logging))
@@ -69,7 +76,10 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let admin_tcp = settings.admin_listen.map(edgeproxy::config::LoopbackAddr::socket_addr);
     let admin = AdminServer::bind(&settings.admin_socket, admin_tcp).await.map_err(failed)?;
     let max_connections = limits::connections(&settings);
-    let path = Arc::new(kernel_path::open(&settings).await);
+    let loaded = kernel_path::load(&settings);
+    let privileges = give_up_privileges(&settings, &loaded)?;
+    let (path, kernel_path_off) = kernel_path::open(&settings, loaded).await;
+    let path = Arc::new(path);
     let worker_count = limits::workers(&settings);
     let mut sockets = Vec::new();
     for addr in &settings.listen_addr {
@@ -86,9 +96,11 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
         connections: Arc::default(),
         flows: Arc::default(),
         path,
+        kernel_path_off,
         listeners,
         worker_count,
         max_connections,
+        privileges,
         settings,
     });
     serve(shared, sockets, admin, signals, reload).await
@@ -109,6 +121,7 @@ async fn serve(
     let control = Arc::new(DaemonControl::new(Arc::clone(&shared), commands.clone()));
     let admin_addr = admin.tcp_addr();
     let admin = tokio::spawn(admin.run(Arc::clone(&control) as _));
+    verify_privileges(shared.privileges);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listeners = ?shared.listeners,
@@ -173,6 +186,21 @@ fn load_routing(settings: &Settings) -> Result<(Arc<RoutingTable>, ReloadLoop<Sq
     match reload.tick(SystemTime::now()) {
         Tick::Refused(why) => Err(failed(why)),
         Tick::Reloaded(_) | Tick::Unchanged => Ok((table, reload)),
+    }
+}
+
+/// The programs are loaded: from here on this thread, and all that it starts, have what they keep for good.
+fn give_up_privileges(settings: &Settings, loaded: &kernel_path::Loaded) -> Result<CapabilitySet, CliError> {
+    let files = [Some(settings.db_path.as_path()), settings.geoip_path.as_deref()];
+    privileges::settle(files.into_iter().flatten(), || loaded.usable_without_capabilities()).map_err(failed)
+}
+
+/// Takes nobody's word for it: the kernel says what each thread has.
+fn verify_privileges(kept: CapabilitySet) {
+    match privileges::verify(kept) {
+        Ok(exceeding) if exceeding.is_empty() => tracing::info!(kept = ?privileges::names(kept), "privileges given up"),
+        Ok(exceeding) => tracing::error!(?exceeding, "threads have capabilities that they should have given up"),
+        Err(why) => tracing::warn!(%why, "whether privileges are given up can't be read from /proc"),
     }
 }
 

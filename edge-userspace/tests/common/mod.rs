@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use xtask::lab::requirements::{Need, require};
-use xtask::lab::{Config, Daemon, Lab, Ns, daemon};
+use xtask::lab::{Config, Daemon, Lab, Ns, Record, daemon};
 use xtask::load::{Manner, NamedBackend, Visit};
 
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_edgeproxy");
 /// Port of backends.
 pub const PORT: u16 = 7000;
+/// A user without privileges: `nobody`.
+pub const NOBODY: u32 = 65_534;
 /// How long anything that should happen soon may take.
 pub const SOON: Duration = Duration::from_secs(10);
 
@@ -39,6 +41,13 @@ impl World {
 
     pub fn config(&self) -> Config {
         Config::new(BINARY, self.database.path())
+    }
+
+    /// With a copy of the binary that other users may run: a build directory can be out of their reach.
+    pub fn config_for_others(&self) -> Config {
+        let binary = self.database.path().with_file_name("edgeproxy");
+        std::fs::copy(BINARY, &binary).unwrap();
+        Config::new(binary, self.database.path())
     }
 
     /// A daemon with the given settings.
@@ -74,6 +83,17 @@ impl World {
     /// Connects the `n`-th client and reads the name of the backend it got.
     pub fn visit(&self, n: u16, to: SocketAddr) -> std::io::Result<Visit> {
         self.lab.run_in(Ns::Clients, || Visit::start(self.lab.client(n), to))
+    }
+
+    /// One connection with enough traffic for the kernel, through to its end; its access record.
+    pub fn exchange(&self, daemon: &Daemon) -> Record {
+        let mut visit = self.visit(0, daemon.addr()).unwrap();
+        (0..100).for_each(|_| visit.echo(&[7; 4_000]).unwrap());
+        let local = visit.local;
+        visit.finish().unwrap();
+        let record = daemon.record_of(local, SOON).unwrap();
+        assert_eq!((record.bytes_up, record.termination.as_str()), (400_000, "--"), "{record:?}");
+        record
     }
 }
 
@@ -149,7 +169,7 @@ impl Database {
     }
 }
 
-fn execute(path: &Path, sql: &str) {
+pub fn execute(path: &Path, sql: &str) {
     let connection = rusqlite::Connection::open(path).unwrap();
     connection.busy_timeout(SOON).unwrap();
     connection.execute_batch(sql).unwrap();
@@ -162,6 +182,37 @@ pub fn eventually(what: &str, condition: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "not within {SOON:?}: {what}");
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Waits until the daemon's log holds `what`.
+pub fn assert_said(daemon: &Daemon, what: &str) {
+    let deadline = Instant::now() + SOON;
+    while !daemon.messages().contains(what) {
+        assert!(Instant::now() < deadline, "{what} is not in the log:\n{}", daemon.messages());
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The kernel path is off for that reason by status, log and metrics; returns the reason in words.
+pub fn assert_kernel_path_off(daemon: &Daemon, reason: &str) -> String {
+    let status = daemon.status().unwrap();
+    assert_eq!(status.text("/forwarder/off"), Some(reason), "{:#}", status.0);
+    let why = status.text("/forwarder/why").unwrap().to_owned();
+    // As a string of JSON, in which quotes are escaped.
+    let logged = serde_json::to_string(&why).unwrap();
+    assert_said(daemon, logged.trim_matches('"'));
+    let metrics = daemon.metrics().unwrap();
+    assert!(metrics.contains("edgeproxy_kernel_path_active 0\n"), "{metrics}");
+    let on = |line: &&str| line.starts_with("edgeproxy_kernel_path_off{") && line.ends_with(" 1");
+    let on: Vec<_> = metrics.lines().filter(on).collect();
+    assert_eq!(on, [format!("edgeproxy_kernel_path_off{{reason=\"{reason}\"}} 1")], "{metrics}");
+    why
+}
+
+/// The kernel path was wanted, and could not be had.
+pub fn assert_in_userspace(record: &Record) {
+    assert_ne!(record.forwarder.as_deref(), Some("sockmap"), "{record:?}");
+    assert_eq!((record.fallback.as_deref(), record.kernel_up), (Some("unavailable"), 0), "{record:?}");
 }
 
 /// Counts equal items.

@@ -14,6 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde_json::Value;
 
 use super::admin::{self, Answer};
@@ -32,13 +33,21 @@ pub struct Config {
     binary: PathBuf,
     database: PathBuf,
     settings: Vec<(String, String)>,
+    circumstances: Circumstances,
+}
+
+/// What the child is made to be before it becomes the daemon.
+#[derive(Debug, Clone, Copy, Default)]
+struct Circumstances {
     open_files: Option<u64>,
-    user: Option<u32>,
+    user: Option<(u32, CapabilitySet)>,
+    ancient_kernel: bool,
 }
 
 impl Config {
     pub fn new(binary: impl Into<PathBuf>, database: impl Into<PathBuf>) -> Self {
-        Self { binary: binary.into(), database: database.into(), settings: Vec::new(), open_files: None, user: None }
+        let (binary, database) = (binary.into(), database.into());
+        Self { binary, database, settings: Vec::new(), circumstances: Circumstances::default() }
     }
 
     /// Sets a setting; the last of several wins.
@@ -55,14 +64,27 @@ impl Config {
     /// Limits the files the daemon may have open.
     #[must_use]
     pub fn open_files(mut self, limit: u64) -> Self {
-        self.open_files = Some(limit);
+        self.circumstances.open_files = Some(limit);
         self
     }
 
     /// Runs the daemon as this user, without capabilities.
     #[must_use]
-    pub fn user(mut self, user: u32) -> Self {
-        self.user = Some(user);
+    pub fn user(self, user: u32) -> Self {
+        self.privileged_user(user, CapabilitySet::empty())
+    }
+
+    /// Runs the daemon as this user, with exactly these capabilities.
+    #[must_use]
+    pub fn privileged_user(mut self, user: u32, capabilities: CapabilitySet) -> Self {
+        self.circumstances.user = Some((user, capabilities));
+        self
+    }
+
+    /// Has the kernel call itself 2.6 towards the daemon, as `setarch --uname-2.6` does.
+    #[must_use]
+    pub fn ancient_kernel(mut self) -> Self {
+        self.circumstances.ancient_kernel = true;
         self
     }
 
@@ -74,9 +96,9 @@ impl Config {
             command.env(format!("EDGEPROXY_{}", name.to_uppercase()), value);
         }
         lab.command_in(Ns::Pop, &mut command);
-        let (open_files, user) = (self.open_files, self.user);
+        let circumstances = self.circumstances;
         // SAFETY: between fork and exec the closure makes system calls only and touches no lock or allocator.
-        unsafe { command.pre_exec(move || confine(open_files, user)) };
+        unsafe { command.pre_exec(move || confine(circumstances)) };
         command
     }
 }
@@ -331,23 +353,40 @@ fn free_port(ip: IpAddr) -> io::Result<u16> {
 }
 
 /// Runs in the child between fork and exec.
-fn confine(open_files: Option<u64>, user: Option<u32>) -> io::Result<()> {
-    if let Some(limit) = open_files {
+fn confine(circumstances: Circumstances) -> io::Result<()> {
+    if let Some(limit) = circumstances.open_files {
         let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
         // SAFETY: a valid structure.
         check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
     }
-    if let Some(user) = user {
-        // SAFETY: an empty list of groups, and plain numbers.
-        check(unsafe { libc::setgroups(0, std::ptr::null()) })?;
-        // SAFETY: plain numbers.
-        check(unsafe { libc::setgid(user) })?;
-        // SAFETY: plain numbers.
-        check(unsafe { libc::setuid(user) })?;
+    if circumstances.ancient_kernel {
+        let uname_2_6 = libc::c_ulong::from(libc::UNAME26.cast_unsigned());
+        // SAFETY: plain numbers. Returns the persona of before, or -1.
+        check(unsafe { libc::personality(uname_2_6) }.min(0))?;
+    }
+    if let Some((user, capabilities)) = circumstances.user {
+        become_user(user, capabilities)?;
     }
     // After setuid, which would undo it: a daemon must not outlive the tests, however they end.
     // SAFETY: plain numbers.
     check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })
+}
+
+/// As a service manager does it: ambient capabilities are what an ordinary user's program is started with.
+fn become_user(user: u32, capabilities: CapabilitySet) -> io::Result<()> {
+    rustix::thread::set_keep_capabilities(true)?;
+    // SAFETY: an empty list of groups, and plain numbers.
+    check(unsafe { libc::setgroups(0, std::ptr::null()) })?;
+    // SAFETY: plain numbers.
+    check(unsafe { libc::setgid(user) })?;
+    // SAFETY: plain numbers.
+    check(unsafe { libc::setuid(user) })?;
+    let sets = CapabilitySets { effective: capabilities, permitted: capabilities, inheritable: capabilities };
+    rustix::thread::set_capabilities(None, sets)?;
+    for capability in capabilities.iter() {
+        rustix::thread::configure_capability_in_ambient_set(capability, true)?;
+    }
+    Ok(())
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use tracing_subscriber::fmt::MakeWriter;
 
+use super::privileges;
+
 /// Lines that may wait. An access record has about 600 bytes, so that this bounds the queue to some 5 MB.
 const QUEUE: usize = 8192;
 /// A longer line is dropped and counted.
@@ -39,7 +41,10 @@ impl LineWriter {
         let (queue, messages) = sync_channel(lines);
         let lost = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&lost);
-        std::thread::Builder::new().name(name.to_owned()).spawn(move || write_all(&messages, sink, &count))?;
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            privileges::forgo();
+            write_all(&messages, sink, &count);
+        })?;
         Ok(Self { queue, lost })
     }
 

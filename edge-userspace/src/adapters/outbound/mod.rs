@@ -11,6 +11,7 @@ pub mod line_writer;
 pub mod logging;
 pub mod metrics;
 pub mod observer;
+pub mod privileges;
 pub mod sqlite;
 pub mod tcp_options;
 mod timestamp;

@@ -1,7 +1,7 @@
 //! Which forwarder connections get, whether the kernel path is there, and why not where it isn't.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 
@@ -66,6 +66,8 @@ pub struct KernelPath {
     sound: bool,
     /// Byte counts disagreed since the operator last allowed it.
     condemned: AtomicBool,
+    /// Connections whose byte counts disagreed, in all.
+    mismatches: AtomicU64,
     self_test: Option<&'static str>,
     why_not: ArcSwapOption<String>,
 }
@@ -94,6 +96,7 @@ impl KernelPath {
             sound: kernel.is_some() && why.is_none(),
             kernel,
             condemned: AtomicBool::new(false),
+            mismatches: AtomicU64::new(0),
             self_test,
             why_not: ArcSwapOption::from(why.map(Arc::new)),
         }
@@ -165,9 +168,15 @@ impl KernelPath {
         self.why_not.load_full()
     }
 
+    /// Connections whose byte counts disagreed, in all.
+    pub fn mismatches(&self) -> u64 {
+        self.mismatches.load(Ordering::Relaxed)
+    }
+
     /// Bytes were lost or duplicated: nothing goes this way any more until an operator allows it. Running connections
     /// go on in userspace.
     pub fn condemn(&self, what: &str) {
+        self.mismatches.fetch_add(1, Ordering::Relaxed);
         self.why_not.store(Some(Arc::new(format!("byte counts disagreed: {what}"))));
         self.condemned.store(true, Ordering::Release);
         self.gate();

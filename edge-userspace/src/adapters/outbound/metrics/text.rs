@@ -12,7 +12,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::counters::{Labelled, Times};
 use super::names::{self, Name};
 use super::{Metrics, Status};
-use crate::application::status::{BackendStatus, PopState};
+use crate::application::status::{BackendStatus, KernelPathOff, PopState};
 use crate::domain::ByteCounts;
 
 /// Exemplars are not used; their types still have to be named.
@@ -88,6 +88,9 @@ impl Scrape {
         let bytes = bytes.map(|((direction, path), count)| ([("direction", direction), ("path", path)], count));
         out.family(names::BYTES, MetricType::Counter, bytes)?;
         out.gauge(names::KERNEL_PATH, u64::from(forwarder.kernel_path))?;
+        let off = KernelPathOff::ALL.map(|why| ([("reason", why.as_str())], u64::from(forwarder.off == Some(why))));
+        out.family(names::KERNEL_PATH_OFF, MetricType::Gauge, off.into_iter())?;
+        out.counter(names::BYTE_MISMATCHES, forwarder.byte_mismatches)?;
         out.gauge(names::FLOWS_IN_KERNEL, forwarder.flows_in_kernel)?;
         out.counter(names::KERNEL_BYTES, forwarder.kernel_bytes)
     }

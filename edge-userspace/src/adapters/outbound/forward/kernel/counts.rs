@@ -6,11 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
 use aya::programs::{CgroupAttachMode, SockOps};
+use aya::util::KernelVersion;
 use edge_common::MAX_BACKENDS;
 
 use super::super::socket;
 use super::mapped::MappedArray;
 use super::{KernelError, cgroup, map_array, take};
+
+/// The first kernel with links to cgroups, which detach what its owner leaves behind.
+const LINKS_SINCE: KernelVersion = KernelVersion::new(5, 7, 0);
 
 /// Names upstream sockets to the kernel and reads back what it counted.
 #[derive(Debug)]
@@ -22,6 +26,10 @@ pub struct BackendCounts {
 impl BackendCounts {
     /// Attaches the counting program to this process's cgroup.
     pub(super) fn attach(programs: &mut Ebpf) -> Result<Self, KernelError> {
+        // There it would be attached without a link, stay when this process is killed, and refuse all later ones.
+        if KernelVersion::current().is_ok_and(|version| version < LINKS_SINCE) {
+            return Err(KernelError::NoLinks);
+        }
         let cgroup = cgroup::open_own()?;
         let program: &mut SockOps =
             programs.program_mut("count").ok_or(KernelError::Missing("program count"))?.try_into()?;

@@ -18,6 +18,7 @@ use aya_log::EbpfLogger;
 
 use super::super::lane::Side;
 use super::{Kernel, KernelError};
+use crate::adapters::outbound::privileges;
 
 /// How often flows are looked over for bytes that no event announced. Without it 2 of 600 connections got stuck.
 const SWEEP: Duration = Duration::from_millis(100);
@@ -172,6 +173,8 @@ where
     std::thread::Builder::new().name("edge-events".into()).spawn(move || {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 256];
         let mut swept = Instant::now();
+        // The programs are loaded; listening to them takes no privilege.
+        privileges::forgo();
         while let Some(kernel) = kernel.upgrade() {
             let n = kernel.events.wait(&mut events, SWEEP.saturating_sub(swept.elapsed()));
             for event in events.iter().take(n) {

@@ -6,6 +6,7 @@ mod counts;
 mod events;
 mod mapped;
 mod pairs;
+pub mod releases;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -24,6 +25,7 @@ pub(super) use self::events::{Interest, Ready};
 use self::mapped::{FlowView, MappedArray};
 use self::pairs::PairPool;
 pub(super) use self::pairs::PairSlot;
+use crate::adapters::outbound::privileges;
 
 /// The programs, compiled by `cargo xtask build-ebpf` (or a fresh build of them, see build.rs).
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/edge.bpf.o"));
@@ -35,7 +37,7 @@ pub const SOURCES: &str = env!("BPF_SOURCES_HASH");
 pub enum KernelError {
     #[error(transparent)]
     Btf(#[from] BtfError),
-    #[error("the kernel refused the BPF programs (is CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON there?): {0}")]
+    #[error("the kernel refused the BPF programs: {0}")]
     Load(#[from] EbpfError),
     #[error("the kernel refused a BPF program: {0}")]
     Program(#[from] ProgramError),
@@ -43,6 +45,8 @@ pub enum KernelError {
     Map(#[from] MapError),
     #[error("a BPF map or event queue could not be set up: {0}")]
     Io(#[from] io::Error),
+    #[error("a program attached to a cgroup would outlive the daemon on kernels before 5.7")]
+    NoLinks,
     #[error("the BPF object lacks {0}: rebuild it with `cargo xtask build-ebpf`")]
     Missing(&'static str),
 }
@@ -180,6 +184,19 @@ impl Kernel {
 
     fn insert_slot(&self, cookie: u64, slot: u32) -> Result<(), MapError> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).insert(cookie, slot, 0)
+    }
+
+    /// Whether threads without capabilities can use the maps. Not so on kernels before 5.19 where
+    /// `kernel.unprivileged_bpf_disabled` is set: they refuse every bpf(2) call.
+    pub fn usable_without_capabilities(&self) -> bool {
+        const NO_SOCKET: u64 = 0;
+        let attempt = || {
+            privileges::forgo();
+            let usable = self.insert_slot(NO_SOCKET, 0).is_ok();
+            self.remove_slot(NO_SOCKET);
+            usable
+        };
+        std::thread::scope(|scope| scope.spawn(attempt).join().unwrap_or(false))
     }
 
     fn remove_slot(&self, cookie: u64) {
