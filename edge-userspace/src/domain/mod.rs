@@ -24,7 +24,9 @@ mod tried;
 
 pub use addr::{AddrError, BackendAddr, ClientAddr};
 pub use affinity::{AffinityPrefix, BindingKey, ClientPrefix, PrefixError};
-pub use backend::{Backend, BackendState, DEFAULT_SOFT_LIMIT, LimitError, Limits, Skip, StateError, Weight};
+pub use backend::{
+    Backend, BackendSpec, BackendState, DEFAULT_SOFT_LIMIT, LimitError, Limits, Skip, StateError, Weight,
+};
 pub use country::{CountryCode, CountryError};
 pub use forwarding::{Fallback, ForwarderKind, Step, Why};
 pub use index::{AppIndex, Snapshot};
@@ -34,6 +36,6 @@ pub use outcome::*;
 pub use plan::{Plan, PlanEntry, explain};
 pub use random::RandomSource;
 pub use regions::{Position, RegionSpec, Regions};
-pub use row::{BackendSpec, RawBackend, RawRegion, RawRouting, RawValue, RowError};
+pub use row::{RawBackend, RawRegion, RawRouting, RawValue, RowError};
 pub use select::{NoBackend, Pick, PickReason, Request, pick};
 pub use tried::Tried;
