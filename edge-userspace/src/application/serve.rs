@@ -13,11 +13,11 @@ use tokio::net::TcpStream;
 
 use super::drain::{Connections, Held};
 use super::flows::{Flow, Flows, Listed};
-use super::ports::{Bindings, Connector, Forwarder, GeoResolver, GeoSource, Observer, Pair};
+use super::ports::{Bindings, Connector, Forwarder, GeoResolver, Observer, Pair};
 use super::routing::RoutingTable;
 use crate::domain::{
     AffinityPrefix, AppName, Attempt, BackendId, BindingKey, ByteCounts, ChosenBackend, ClientAddr, ConnectFailure,
-    NoBackend, Outcome, Permit, Pick, RandomSource, Region, RejectReason, Request, Termination, Tried, pick,
+    NoBackend, Outcome, Permit, Pick, RandomSource, Region, RejectReason, Request, Snapshot, Termination, Tried, pick,
 };
 
 /// What serving a connection takes. One for each worker; the parts are shared.
@@ -51,6 +51,13 @@ pub struct Rules {
     pub connect_attempts: usize,
     /// Of all connects for one connection together.
     pub connect_budget: Duration,
+}
+
+impl Rules {
+    /// The app the listeners lead to.
+    pub fn app(&self, snapshot: &Snapshot) -> Option<AppName> {
+        self.app.as_ref().or_else(|| snapshot.sole_app()).cloned()
+    }
 }
 
 impl<C, F> std::fmt::Debug for Proxy<C, F> {
@@ -89,7 +96,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             self.connections.hold(self.rules.max_connections).ok_or(Refusal::rule(RejectReason::MaxConnections))?;
         let address = ClientAddr::new(record.outcome.client.ip());
         self.locate(address, record);
-        let app = self.app().ok_or(Refusal::rule(RejectReason::NoApp))?;
+        let app = self.rules.app(&self.routing.load()).ok_or(Refusal::rule(RejectReason::NoApp))?;
         record.outcome.app = Some(app.clone());
         let key = self.rules.affinity.key(&app, address);
         let (backend, permit, id) = tokio::select! {
@@ -105,15 +112,8 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         let answer = self.geo.locate(address);
         self.observer.located(answer.source);
         record.outcome.country = answer.country;
-        record.outcome.client_region = match answer.source {
-            GeoSource::Private => Some(self.rules.pop_region.clone()),
-            _ => answer.country.and_then(|country| self.routing.load().regions().region_of(country).cloned()),
-        };
-    }
-
-    /// The app the listener leads to.
-    fn app(&self) -> Option<AppName> {
-        self.rules.app.clone().or_else(|| self.routing.load().sole_app().cloned())
+        let snapshot = self.routing.load();
+        record.outcome.client_region = answer.region(snapshot.regions(), &self.rules.pop_region).cloned();
     }
 
     /// Tries candidates, best first and each once, until one answers or the attempts or the time are used up.

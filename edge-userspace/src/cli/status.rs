@@ -147,17 +147,7 @@ fn backends(backends: &[BackendStatus], out: &mut String) {
         let [id, app, region, addr] = [&backend.id, &backend.app, &backend.region, &backend.addr].map(String::clone);
         [id, app, region, addr, state, weight, connections, soft, hard, kernel]
     }));
-    let mut widths = [0; 10];
-    for row in &rows {
-        widths.iter_mut().zip(row).for_each(|(width, cell)| *width = cell.chars().count().max(*width));
-    }
-    out.push('\n');
-    for row in &rows {
-        let cells = row.iter().zip(widths).enumerate();
-        let cells =
-            cells.map(|(n, (cell, width))| if n < 5 { format!("{cell:width$}") } else { format!("{cell:>width$}") });
-        let _ = writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
-    }
+    super::table::write(&rows, 5, out);
 }
 
 /// E.g. `1h 02m`.

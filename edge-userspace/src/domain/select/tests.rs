@@ -313,7 +313,7 @@ proptest! {
         let request = Request { client_region: client.as_ref(), pop_region: &pop, bound: bound.as_ref() };
         let mut rng = fastrand::Rng::with_seed(seed);
 
-        let plan = crate::domain::explain(app, snapshot.regions(), &request, &tried, &mut rng.clone());
+        let plan = crate::domain::explain(app, snapshot.regions(), &request, &tried, 3, &mut rng.clone());
         let before: u32 = snapshot.backends().map(|backend| backend.load.active()).sum();
         prop_assert_eq!(before as usize, held.len());
         let result = pick(app, snapshot.regions(), &request, &tried, &mut rng);
