@@ -16,6 +16,7 @@ mod outcome;
 mod plan;
 mod random;
 mod regions;
+mod room;
 pub mod row;
 mod select;
 #[cfg(test)]

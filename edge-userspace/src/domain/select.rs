@@ -20,8 +20,9 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::group::{Draw, Standing, best};
+use super::group::{Draw, best};
 use super::index::{Group, Member};
+use super::room::Standing;
 use super::{AppIndex, Backend, BackendId, Permit, RandomSource, Region, Regions, Skip, Tried};
 
 /// What is known about a connection before a backend is chosen.
