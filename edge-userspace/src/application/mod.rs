@@ -3,6 +3,7 @@
 pub mod drain;
 pub mod explain;
 pub mod flows;
+pub mod health;
 pub mod ports;
 pub mod reload;
 pub mod routing;

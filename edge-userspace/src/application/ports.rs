@@ -9,8 +9,8 @@ use tokio::net::TcpStream;
 use super::flows::Flow;
 use crate::domain::row::RawRouting;
 use crate::domain::{
-    BackendAddr, BackendId, BindingKey, ByteCounts, ClientAddr, ConnectFailure, CountryCode, Fallback, Outcome, Region,
-    Regions, Termination,
+    Backend, BackendAddr, BackendId, BindingKey, ByteCounts, ClientAddr, ConnectFailure, CountryCode, Fallback,
+    Outcome, Region, Regions, Termination, Transition,
 };
 
 /// Tells where a client is.
@@ -108,6 +108,8 @@ pub trait Observer: Send + Sync {
     fn accepted(&self);
     fn located(&self, source: GeoSource);
     fn closed(&self, outcome: &Outcome);
+    /// Connections have shown a backend to be ill, or well again.
+    fn health_changed(&self, backend: &Backend, transition: Transition);
     /// `accept(2)` failed; `kind` is a bounded set (`emfile`, `enfile`, `nomem`, `other`).
     fn accept_failed(&self, listener: SocketAddr, kind: &'static str);
 }

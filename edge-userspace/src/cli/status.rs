@@ -139,7 +139,7 @@ fn backends(backends: &[BackendStatus], out: &mut String) {
             .map(str::to_owned),
     ];
     rows.extend(backends.iter().map(|backend| {
-        let state = if backend.healthy { backend.state.clone() } else { format!("{}, unhealthy", backend.state) };
+        let state = condition(backend);
         let hard = if backend.hard_limit == 0 { "-".to_owned() } else { backend.hard_limit.to_string() };
         let kernel = backend.kernel_connections.map_or_else(|| "-".to_owned(), |count| count.to_string());
         let [weight, connections, soft] =
@@ -148,6 +148,20 @@ fn backends(backends: &[BackendStatus], out: &mut String) {
         [id, app, region, addr, state, weight, connections, soft, hard, kernel]
     }));
     super::table::write(&rows, 5, out);
+}
+
+/// The operator's word, and what connections say where it isn't well.
+fn condition(backend: &BackendStatus) -> String {
+    let mut state = backend.state.clone();
+    if !backend.healthy {
+        state += ", unhealthy";
+    }
+    match (&*backend.health, &backend.health_why) {
+        ("up", _) => {}
+        (health, Some(why)) => _ = write!(state, ", {health}: {why}"),
+        (health, None) => _ = write!(state, ", {health}"),
+    }
+    state
 }
 
 /// E.g. `1h 02m`.
@@ -181,7 +195,7 @@ mod tests {
             "last reload: file is locked",
             "rejected backend b9: port 0",
             "embedded · 2026-01-01 · PDDL",
-            "sa-\"1\"   web  sa      10.0.0.1:80  ready       2      3    10     -       3",
+            "sa-\"1\"   web  sa      10.0.0.1:80  ready, ejected: timed_out       2      3    10     -       3",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }

@@ -154,6 +154,7 @@ fn proxy(shared: &Shared, cut: &Arc<Cut>, ids: &Arc<AtomicU64>) -> Proxy<TcpConn
         observer: Arc::clone(&shared.recorder) as _,
         connections: Arc::clone(&shared.connections),
         flows: Arc::clone(&shared.flows),
+        health: Arc::clone(&shared.health),
         ids: Arc::clone(ids),
         random: || fastrand::u64(..),
         connector: TcpConnector::new(tcp_options(shared), counts),

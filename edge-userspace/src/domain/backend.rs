@@ -125,11 +125,24 @@ pub enum Skip {
     /// Weight 0: serves the clients it has, takes no new ones.
     WeightZero,
     AtHardLimit,
+    /// It failed other connections lately; asked only when no other is left.
+    Ejected,
     /// This connection has tried it already.
     Tried,
 }
 
 impl Skip {
+    pub const ALL: [Self; 8] = [
+        Self::Gone,
+        Self::Drain,
+        Self::Maint,
+        Self::Unhealthy,
+        Self::WeightZero,
+        Self::AtHardLimit,
+        Self::Ejected,
+        Self::Tried,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Gone => "gone",
@@ -138,6 +151,7 @@ impl Skip {
             Self::Unhealthy => "unhealthy",
             Self::WeightZero => "weight_zero",
             Self::AtHardLimit => "at_hard_limit",
+            Self::Ejected => "ejected",
             Self::Tried => "tried",
         }
     }

@@ -57,12 +57,20 @@ pub(super) fn best<'a>(group: &'a Group, draw: &mut Draw<'_>) -> Option<(&'a Mem
     standings.into_iter().find_map(|standing| Some((lighter_of_two(group, standing, number, draw)?, standing)))
 }
 
+/// A member to ask when no other is left: one that was ejected.
+pub(super) fn last_resort<'a>(group: &'a Group, draw: &mut Draw<'_>) -> Option<&'a Member> {
+    // The sequence has moved on for those who are to be trusted: at random.
+    let number = draw.second();
+    lighter_of_two(group, Standing::Ejected, number, draw)
+}
+
+/// A member that is coming back gets only a part of those who would be its own; the others go to the second choice.
 fn lighter_of_two<'a>(group: &'a Group, standing: Standing, number: u64, draw: &mut Draw<'_>) -> Option<&'a Member> {
     let (at, first) = group.drawn(standing, number, draw.tried, None)?;
-    match group.drawn(standing, draw.second(), draw.tried, Some(at)) {
-        Some((_, second)) if second.relieves(first) => Some(second),
-        _ => Some(first),
-    }
+    let Some((_, second)) = group.drawn(standing, draw.second(), draw.tried, Some(at)) else { return Some(first) };
+    let passes_on = !first.load.admits(|| draw.second());
+    let relieved = second.relieves(first) && second.load.admits(|| draw.second());
+    Some(if passes_on || relieved { second } else { first })
 }
 
 /// Each draw that is in vain puts a bit right. This many are in vain only where other threads turn bits all the time.

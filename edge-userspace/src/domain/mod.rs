@@ -9,6 +9,7 @@ mod backend;
 mod country;
 mod forwarding;
 mod group;
+mod health;
 mod index;
 mod load;
 mod name;
@@ -30,6 +31,7 @@ pub use backend::{
 };
 pub use country::{CountryCode, CountryError};
 pub use forwarding::{Fallback, ForwarderKind, Step, Why};
+pub use health::{Complaint, Health, HealthRules, Phase, Transition};
 pub use index::{AppIndex, Snapshot};
 pub use load::{BackendLoad, Permit, Slot, SlotPool};
 pub use name::{AppName, BackendId, NameError, Region};

@@ -164,6 +164,7 @@ fn skip(backend: &Backend, active: u32, tried: &Tried) -> Option<Skip> {
     backend
         .closed_to_new()
         .or_else(|| tried.contains(backend).then_some(Skip::Tried))
+        .or_else(|| backend.load.is_ejected().then_some(Skip::Ejected))
         .or_else(|| backend.limits.is_full(active).then_some(Skip::AtHardLimit))
 }
 

@@ -1,10 +1,10 @@
 //! Who has room: the members of a group that are below their soft limit, and those that are only below the hard one,
 //! kept up to date by whoever reserves or releases, without a lock.
 //!
-//! Each of the two is a set of bits, one for each member, with the weights of the members in it summed up over 64 and
+//! Those that were ejected are a third set. Each is a set of bits, one for each member, with the weights of the members in it summed up over 64 and
 //! over 4,096 members, so that drawing by weight looks at a few dozen numbers, whatever the size of the group.
 //!
-//! **Why the bits can be trusted.** A change of a backend's count is one atomic step, and who makes a change by which
+//! **Why the bits can be trusted.** A change of a backend's count or ejection is one atomic step, and who makes a change by which
 //! the backend comes to stand elsewhere then writes its bits and reads the count again, until what was written is what
 //! is read ([`Room::refresh`]). The last to write a bit has read the count after writing. Had the count changed after
 //! that reading, its changer would have written later still. So when nobody is between a change and its end, every bit
@@ -26,13 +26,17 @@ use super::Limits;
 pub(super) enum Standing {
     BelowSoft,
     OverSoft,
+    /// Below the hard limit, and not to be trusted: for when no other is left.
+    Ejected,
 }
 
 impl Standing {
     /// `None` at the hard limit.
-    pub(super) fn of(limits: Limits, active: u32) -> Option<Self> {
+    pub(super) fn of(limits: Limits, active: u32, ejected: bool) -> Option<Self> {
         if limits.is_full(active) {
             None
+        } else if ejected {
+            Some(Self::Ejected)
         } else if limits.is_over_soft(active) {
             Some(Self::OverSoft)
         } else {
@@ -47,19 +51,21 @@ pub(super) struct Room {
     weights: Box<[u32]>,
     below_soft: WeightedSet,
     over_soft: WeightedSet,
+    ejected: WeightedSet,
 }
 
 impl Room {
     /// For members of these weights; all count as full until they are refreshed.
     pub(super) fn new(weights: Box<[u32]>) -> Self {
         let set = || WeightedSet::new(weights.len());
-        Self { below_soft: set(), over_soft: set(), weights }
+        Self { below_soft: set(), over_soft: set(), ejected: set(), weights }
     }
 
     fn set(&self, standing: Standing) -> &WeightedSet {
         match standing {
             Standing::BelowSoft => &self.below_soft,
             Standing::OverSoft => &self.over_soft,
+            Standing::Ejected => &self.ejected,
         }
     }
 
@@ -75,6 +81,7 @@ impl Room {
             let now = standing();
             self.below_soft.put(at, now == Some(Standing::BelowSoft), &self.weights);
             self.over_soft.put(at, now == Some(Standing::OverSoft), &self.weights);
+            self.ejected.put(at, now == Some(Standing::Ejected), &self.weights);
             if standing() == now {
                 return;
             }
