@@ -48,7 +48,8 @@ pub struct Flow {
     pub peer_base: u32,
     /// [`STARTED`] and [`BASED`]. Written by BPF only.
     pub marks: u32,
-    _bpf: u32,
+    /// Skbs redirected since nothing waited in front of the peer; as many may wait there now. Written by BPF only.
+    pub waiting_skbs: u32,
 
     /// Bytes that userspace wrote to the peer. Published before `consumed`. Written by userspace only.
     pub user_written: u64,

@@ -16,8 +16,10 @@ use crate::{atomic, kernel};
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 /// `bpf_skb_adjust_room` takes at most this many bytes off a socket's skb in one call.
 const TRIM_STEP: u32 = 4095;
-/// The send buffer also pays for the kernel's own structures: about an eighth of the payload.
-const SHARE_OF_OVERHEAD: u32 = 8;
+/// What an skb costs the send buffer besides its payload, bytes: the kernel's own structures (`SKB_TRUESIZE`).
+const SKB_OVERHEAD: u64 = 1280;
+/// A large skb becomes several, of at most 17 fragments each: about an eighth of the payload more.
+const SHARE_OF_OVERHEAD: u64 = 8;
 /// Enough steps for the largest skb, 64 KiB.
 const TRIM_STEPS: u32 = 17;
 
@@ -144,8 +146,12 @@ unsafe fn has_room(flow: *mut Flow, len: u32, limit: u32) -> bool {
             (*flow).peer_base = taken.wrapping_sub(given);
             (*flow).marks |= BASED;
         }
-        let waiting = given.wrapping_sub(taken.wrapping_sub((*flow).peer_base)).saturating_add(len);
-        waiting <= limit && (waiting + waiting / SHARE_OF_OVERHEAD) as i32 <= free
+        let before = given.wrapping_sub(taken.wrapping_sub((*flow).peer_base));
+        let skbs = if before == 0 { 1 } else { (*flow).waiting_skbs.saturating_add(1) };
+        (*flow).waiting_skbs = skbs;
+        let waiting = before.saturating_add(len);
+        let cost = u64::from(waiting) + u64::from(waiting) / SHARE_OF_OVERHEAD + u64::from(skbs) * SKB_OVERHEAD;
+        waiting <= limit && cost as i64 <= i64::from(free)
     }
 }
 

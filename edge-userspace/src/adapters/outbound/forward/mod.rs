@@ -92,7 +92,8 @@ impl Forwarders {
         match Offload::begin(kernel, Both { client, backend }, before.bytes) {
             Ok(offload) => {
                 flow.step(ForwarderKind::Sockmap, why);
-                let report = Box::pin(offload.run(&self.rules.limits, &self.cut, flow)).await;
+                let demotes = || self.path.policy() == Policy::Auto;
+                let report = Box::pin(offload.run(&self.rules.limits, &self.cut, flow, &demotes)).await;
                 if let Some(what) = &report.corrupt {
                     self.path.condemn(what);
                 }

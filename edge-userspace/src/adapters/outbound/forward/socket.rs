@@ -4,6 +4,7 @@
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -50,16 +51,24 @@ pub(super) fn unacknowledged(socket: BorrowedFd<'_>) -> u64 {
 
 /// Lets the socket's send buffer take `more` bytes beyond what it may hold now; wakes the kernel's writer.
 ///
-/// Beyond `net.core.wmem_max` this needs CAP_NET_ADMIN; without it the buffer grows as far as it may.
+/// Beyond `net.core.wmem_max` this needs CAP_NET_ADMIN, which the daemon has given up: the buffer grows as far as it may.
 pub(super) fn enlarge_send_buffer(socket: BorrowedFd<'_>, more: u64) {
     let now: libc::c_int = get_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap_or(0);
     // The kernel doubles what is asked for, to account for its own overhead per buffer.
     let want = i64::from(now) / 2 + i64::try_from(more).unwrap_or(0);
     let want = libc::c_int::try_from(want).unwrap_or(libc::c_int::MAX / 2);
-    if set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, want).is_err() {
+    // Asked for too much the kernel takes what it allows, and that may be less than there is by its own tuning.
+    let want = want.min(*WMEM_MAX);
+    if want > now / 2 {
         let _ = set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, want);
     }
 }
+
+/// `net.core.wmem_max`, bytes; the kernel's default where it can't be read.
+static WMEM_MAX: LazyLock<libc::c_int> = LazyLock::new(|| {
+    let text = std::fs::read_to_string("/proc/sys/net/core/wmem_max").unwrap_or_default();
+    text.trim().parse().unwrap_or(212_992)
+});
 
 /// What TCP says of a socket, read in one consistent call.
 #[derive(Debug, Clone, Copy)]

@@ -5,6 +5,7 @@
 //! that came first. The rules and the measurements behind them are in `docs/kernel-path.md`.
 
 mod endings;
+mod spilling;
 
 use std::future::poll_fn;
 use std::io::ErrorKind;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use self::spilling::Spilling;
 use super::kernel::{Interest, Kernel, PairSlot, Ready};
 use super::lane::{Both, Pending, Side, TURN, with_scratch};
 use super::{TimeLimits, socket};
@@ -59,6 +61,9 @@ pub(super) struct Offload {
     before: ByteCounts,
     /// The kernel path is off for everybody: everything is left to userspace meanwhile.
     off: bool,
+    /// The fallback that is on record.
+    told: Option<Fallback>,
+    spilling: Spilling,
     watched: Both<Interest>,
     wanted: Both<Interest>,
     /// Which side reset the connection, and when that was seen.
@@ -149,6 +154,8 @@ impl Offload {
             lanes,
             before,
             off: false,
+            told: None,
+            spilling: Spilling::new(Instant::now()),
             watched: Both::default(),
             wanted: Both::default(),
             reset: None,
@@ -176,14 +183,28 @@ impl Offload {
     }
 
     /// Sees the pair through to its end.
-    pub(super) async fn run(self, limits: &TimeLimits, cut: &Cut, flow: &Flow) -> Report {
+    ///
+    /// `demotes` says whether a pair that spills again and again is to be left to userspace for life.
+    pub(super) async fn run(
+        self,
+        limits: &TimeLimits,
+        cut: &Cut,
+        flow: &Flow,
+        demotes: &(dyn Fn() -> bool + Sync),
+    ) -> Report {
         flow.count_in_kernel(Some(self.slot.counts()));
-        let report = self.run_to_the_end(limits, cut, flow).await;
+        let report = self.run_to_the_end(limits, cut, flow, demotes).await;
         flow.count_in_kernel(None);
         report
     }
 
-    async fn run_to_the_end(mut self, limits: &TimeLimits, cut: &Cut, flow: &Flow) -> Report {
+    async fn run_to_the_end(
+        mut self,
+        limits: &TimeLimits,
+        cut: &Cut,
+        flow: &Flow,
+        demotes: &(dyn Fn() -> bool + Sync),
+    ) -> Report {
         for side in Side::BOTH {
             let fd = self.sockets[side].as_fd();
             if self.slot.watch(side, fd, Interest::default()).is_err() {
@@ -203,6 +224,7 @@ impl Offload {
             };
             fruitless = if self.progress() == before { fruitless + 1 } else { 0 };
             self.rewatch();
+            self.look_for_spilling(demotes);
             self.tell(flow);
             if wait == Wait::Turn {
                 tokio::task::yield_now().await;
@@ -226,11 +248,23 @@ impl Offload {
         }
     }
 
+    fn look_for_spilling(&mut self, demotes: &(dyn Fn() -> bool + Sync)) {
+        let redirected = Both::of(|side| self.slot.flow(side).redirected());
+        let passed = Both::of(|side| self.slot.flow(side).passed());
+        let gated = self.fallback.is_some() || self.off;
+        if self.spilling.too_often(Instant::now(), redirected, passed) && !gated && demotes() {
+            self.gate(Fallback::Spilling);
+        }
+    }
+
     /// Publishes how the flow is doing.
     fn tell(&mut self, flow: &Flow) {
         flow.publish(self.before + self.written());
         let off = self.slot.kernel_is_off();
-        if off != self.off && self.fallback.is_none() {
+        if self.fallback != self.told {
+            self.told = self.fallback;
+            self.fallback.into_iter().for_each(|why| flow.step(ForwarderKind::Copy, Why::Fallback(why)));
+        } else if off != self.off && self.fallback.is_none() {
             let now = if off { ForwarderKind::Copy } else { ForwarderKind::Sockmap };
             flow.step(now, Why::Switched);
         }
