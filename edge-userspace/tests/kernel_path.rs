@@ -3,9 +3,20 @@
 
 mod common;
 
-use common::{KERNEL, World};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use aya::maps::{Array, Map, MapData, MapInfo};
+use aya::programs::loaded_programs;
+use common::{KERNEL, SOON, World, eventually};
+use edge_common::Flow;
+use socket2::SockRef;
 use xtask::lab::Daemon;
-use xtask::load::Manner;
+use xtask::load::{Manner, Visit};
 
 #[test]
 fn a_kernel_that_is_known_to_lose_data_is_denied() {
@@ -44,4 +55,196 @@ fn assert_on(daemon: &Daemon) {
     let metrics = daemon.metrics().unwrap();
     assert!(metrics.contains("edgeproxy_kernel_path_active 1\n"), "{metrics}");
     assert!(!metrics.lines().any(|line| line.starts_with("edgeproxy_kernel_path_off{") && line.ends_with(" 1")));
+}
+
+#[test]
+fn a_failing_self_test_keeps_the_kernel_path_off() {
+    let Some(world) = World::new(KERNEL, "a_failing_self_test_keeps_the_kernel_path_off") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    // The programs load, but the test's own connections can't be made.
+    world.lab.cut_loopback().unwrap();
+    for forwarder in ["auto", "sockmap"] {
+        let daemon = world.daemon(&[("forwarder", forwarder)]);
+        let why = common::assert_kernel_path_off(&daemon, "self_test");
+        assert!(why.starts_with("the self-test failed: loopback connections could not be made"), "{why}");
+        assert_eq!(daemon.status().unwrap().text("/forwarder/self_test"), Some("failed"));
+        common::assert_in_userspace(&world.exchange(&daemon));
+    }
+}
+
+#[test]
+fn a_disagreement_switches_the_kernel_path_off_and_running_pairs_go_on() {
+    let test = "a_disagreement_switches_the_kernel_path_off_and_running_pairs_go_on";
+    let Some(world) = World::new(KERNEL, test) else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let daemon = world.daemon(&[("forwarder", "sockmap")]);
+    let flows = Flows::of(&daemon);
+    let mut victim = world.visit(0, daemon.addr()).unwrap();
+    victim.echo(&[1; 12_345]).unwrap();
+    let (rounds, switched) = (AtomicU64::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        // Where an assertion fails, the others must end, too.
+        let done = SetWhenDropped(&switched);
+        let others: Vec<_> = (1..=8).map(|n| world.visit(n, daemon.addr()).unwrap()).collect();
+        let others: Vec<_> = others.into_iter().map(|visit| scope.spawn(|| talk(visit, &rounds, &switched))).collect();
+        eventually("the others are at it", || rounds.load(Ordering::SeqCst) >= 8 * 50);
+        flows.change(12_345, |flow| flow.redirected += 1_000);
+        let local = victim.local;
+        // Its client sees a reset or what came before it: anything but an orderly end.
+        assert!(victim.finish().is_err());
+        assert_eq!(daemon.record_of(local, SOON).unwrap().termination, "ID");
+        let why = common::assert_kernel_path_off(&daemon, "byte_mismatch");
+        assert!(why.contains("13345 bytes passed the verdict, 12346 were received"), "{why}");
+        common::assert_in_userspace(&world.exchange(&daemon));
+        drop(done);
+        for other in others {
+            let (local, bytes) = other.join().unwrap();
+            let record = daemon.record_of(local, SOON).unwrap();
+            assert_eq!((record.bytes_up, record.termination.as_str()), (bytes, "--"), "{record:?}");
+            assert!(record.kernel_up > 0 && record.kernel_up < record.bytes_up, "{record:?}");
+        }
+    });
+    let error = daemon.messages().lines().find(|line| line.contains("\"ERROR\"")).map(str::to_owned);
+    assert!(error.is_some_and(|line| line.contains("byte counts of a connection disagree")), "{}", daemon.messages());
+    // Somebody has looked.
+    assert_eq!(daemon.post("/api/v1/forwarder", "{\"forwarder\": \"sockmap\"}").unwrap().code, 200);
+    assert_on(&daemon);
+    assert!(world.exchange(&daemon).kernel_up > 0);
+    assert!(daemon.metrics().unwrap().contains("edgeproxy_byte_mismatches_total 1\n"));
+}
+
+struct SetWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Echoes random amounts of changing bytes until `switched`, and as much again afterwards.
+fn talk(mut visit: Visit, rounds: &AtomicU64, switched: &AtomicBool) -> (SocketAddr, u64) {
+    let (mut bytes, mut left) = (0, 50);
+    for round in 0_u32.. {
+        let size = 1 + (round * 7_919) as usize % 60_000;
+        let block: Vec<_> = (0..size).map(|n| (n as u32 ^ round).to_le_bytes()[0]).collect();
+        visit.echo(&block).unwrap();
+        bytes += size as u64;
+        rounds.fetch_add(1, Ordering::SeqCst);
+        left -= u32::from(switched.load(Ordering::SeqCst));
+        if left == 0 {
+            break;
+        }
+    }
+    let local = visit.local;
+    visit.finish().unwrap();
+    (local, bytes)
+}
+
+#[test]
+fn a_disagreement_is_noticed_at_a_reset() {
+    noticed("CD", &[], "a_disagreement_is_noticed_at_a_reset", |visit, _| {
+        SockRef::from(visit.stream()).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(visit);
+    });
+}
+
+#[test]
+fn a_disagreement_is_noticed_at_the_idle_limit() {
+    let limit = [("idle_timeout_secs", "1")];
+    noticed("cD", &limit, "a_disagreement_is_noticed_at_the_idle_limit", |visit, _| {
+        let _ = visit.stream().read(&mut [0]);
+    });
+}
+
+#[test]
+fn a_disagreement_is_noticed_when_a_drain_cuts_the_connection() {
+    let limit = [("drain_timeout_secs", "0")];
+    noticed("KD", &limit, "a_disagreement_is_noticed_when_a_drain_cuts_the_connection", |visit, daemon| {
+        daemon.ask_to_end();
+        let _ = visit.stream().read(&mut [0]);
+    });
+}
+
+/// What is under way when a connection is cut is no disagreement, however much it is.
+#[test]
+fn a_cut_in_full_flow_is_no_disagreement() {
+    let Some(world) = World::new(KERNEL, "a_cut_in_full_flow_is_no_disagreement") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    for _ in 0..5 {
+        let mut daemon = world.daemon(&[("forwarder", "sockmap"), ("drain_timeout_secs", "0")]);
+        let visits: Vec<_> = (0..6).map(|n| world.visit(n, daemon.addr()).unwrap()).collect();
+        let (began, done) = (Instant::now(), |began: &Instant| began.elapsed() > SOON);
+        thread::scope(|scope| {
+            // Both ways at once, as fast as it goes, until it is cut.
+            for visit in &visits {
+                visit.stream().set_write_timeout(Some(SOON)).unwrap();
+                scope.spawn(|| while visit.stream().write_all(&[7; 100_000]).is_ok() && !done(&began) {});
+                scope.spawn(|| while visit.stream().read(&mut [0; 100_000]).is_ok_and(|n| n > 0) && !done(&began) {});
+            }
+            thread::sleep(Duration::from_millis(300));
+            assert_eq!(daemon.terminate().unwrap().code(), Some(0));
+        });
+        assert_eq!(daemon.access_log(SOON, |records| records.len() == 6).len(), 6);
+        assert!(!daemon.messages().contains("\"ERROR\""), "{}", daemon.messages());
+    }
+}
+
+/// Both kinds of disagreement, at an end that comes before the ends of the streams; and none where there is none.
+fn noticed(termination: &str, settings: &[(&str, &str)], test: &str, end: impl Fn(Visit, &Daemon)) {
+    let Some(world) = World::new(KERNEL, test) else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let forged: [(i64, &str); 3] = [(1_000, "13345 bytes passed"), (-1_000, "11345 bytes passed"), (0, "")];
+    for (change, what) in forged {
+        let daemon = world.daemon(&[&[("forwarder", "sockmap")], settings].concat());
+        let mut visit = world.visit(0, daemon.addr()).unwrap();
+        visit.echo(&[1; 12_345]).unwrap();
+        Flows::of(&daemon).change(12_345, |flow| flow.redirected = flow.redirected.strict_add_signed(change));
+        let local = visit.local;
+        end(visit, &daemon);
+        // Bytes that TCP received and nobody has seen are waited for, 10 s at most.
+        let record = daemon.record_of(local, SOON * 2).unwrap();
+        let told = daemon.messages().contains("byte counts of a connection disagree");
+        if change == 0 {
+            assert!(!told, "{}", daemon.messages());
+            assert_eq!((record.termination.as_str(), record.bytes_up), (termination, 12_345), "{record:?}");
+        } else {
+            common::assert_said(&daemon, "byte counts of a connection disagree");
+            common::assert_said(&daemon, what);
+        }
+    }
+}
+
+/// The flow records of a daemon, as root may change them behind its back.
+struct Flows(Array<MapData, Flow>);
+
+impl Flows {
+    fn of(daemon: &Daemon) -> Self {
+        let programs = held_programs(daemon);
+        let maps = loaded_programs().map(Result::unwrap).filter(|program| programs.contains(&program.id()));
+        let maps: Vec<_> = maps.flat_map(|program| program.map_ids().unwrap().unwrap()).collect();
+        let is_flows = |id: &&u32| MapInfo::from_id(**id).unwrap().name_as_str() == Some("FLOWS");
+        let id = maps.iter().find(is_flows).unwrap();
+        Self(Array::try_from(Map::Array(MapData::from_id(*id).unwrap())).unwrap())
+    }
+
+    /// Changes the record of the client's direction that has moved so many bytes. Nothing may be under way.
+    fn change(mut self, bytes: u64, change: impl FnOnce(&mut Flow)) {
+        let moved = |slot: &u32| {
+            let flow = self.0.get(slot, 0).unwrap();
+            flow.peer != 0 && flow.redirected > 0 && flow.redirected + flow.passed == bytes
+        };
+        // The even ones are those of clients.
+        let slot = (0..64).step_by(2).find(moved).expect("a flow with that many bytes");
+        let mut flow = self.0.get(&slot, 0).unwrap();
+        change(&mut flow);
+        self.0.set(slot, flow, 0).unwrap();
+    }
+}
+
+/// Ids of the BPF programs that the daemon has open.
+fn held_programs(daemon: &Daemon) -> Vec<u32> {
+    let files = fs::read_dir(format!("/proc/{}/fdinfo", daemon.pid())).unwrap();
+    let infos = files.filter_map(|file| fs::read_to_string(file.unwrap().path()).ok());
+    let id = |info: String| info.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok());
+    infos.filter_map(id).collect()
 }

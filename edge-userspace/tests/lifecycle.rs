@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Database, KERNEL, NETWORK, NOBODY, SOON, World, eventually};
+use common::{Database, KERNEL, NETWORK, SOON, World, eventually};
 use xtask::lab::{Config, Daemon, Ns};
 use xtask::load::{Manner, connect_from};
 
@@ -162,23 +162,6 @@ fn a_half_closed_connection_ends_at_its_limit() {
     assert!(started.elapsed() < Duration::from_secs(4), "{answer:?} after {:?}", started.elapsed());
     let record = daemon.record_of(client.local_addr().unwrap(), SOON).unwrap();
     assert_eq!(record.termination, "sD", "{record:?}");
-}
-
-#[test]
-fn without_privileges_connections_are_copied_and_the_status_says_why() {
-    let test = "without_privileges_connections_are_copied_and_the_status_says_why";
-    let Some(world) = World::new(NETWORK, test) else { return };
-    let _backend = world.backend(1, Manner::Echo, |row| row);
-    for forwarder in ["auto", "sockmap"] {
-        let config = world.config_for_others().user(NOBODY).set("forwarder", forwarder);
-        let daemon = Daemon::start(&world.lab, &config).unwrap();
-        let status = daemon.status().unwrap();
-        assert_eq!(status.text("/forwarder/active"), Some("copy"), "{:#}", status.0);
-        assert!(status.text("/forwarder/why").is_some_and(|why| why.contains("CAP_BPF")), "{:#}", status.0);
-        let mut visit = world.visit(0, daemon.addr()).unwrap();
-        visit.echo(b"copied").unwrap();
-        visit.finish().unwrap();
-    }
 }
 
 #[test]

@@ -69,14 +69,17 @@ fn lacking(name: &str, test: &str) {
 }
 
 #[test]
-fn without_any_capability_all_that_are_missing_are_named() {
-    let test = "without_any_capability_all_that_are_missing_are_named";
+fn without_privileges_connections_stay_in_userspace_and_the_status_says_why() {
+    let test = "without_privileges_connections_stay_in_userspace_and_the_status_says_why";
     let Some(world) = World::new(NETWORK, test) else { return };
     let _backend = world.backend(1, Manner::Echo, |row| row);
-    let daemon = Daemon::start(&world.lab, &world.config_for_others().user(NOBODY)).unwrap();
-    let why = common::assert_kernel_path_off(&daemon, "capability");
-    assert!(why.starts_with("CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF are missing"), "{why}");
-    common::assert_in_userspace(&world.exchange(&daemon));
+    let config = world.config_for_others().user(NOBODY);
+    for forwarder in ["auto", "sockmap"] {
+        let daemon = Daemon::start(&world.lab, &config.clone().set("forwarder", forwarder)).unwrap();
+        let why = common::assert_kernel_path_off(&daemon, "capability");
+        assert!(why.starts_with("CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF are missing"), "{why}");
+        common::assert_in_userspace(&world.exchange(&daemon));
+    }
 }
 
 #[test]

@@ -13,12 +13,11 @@ use tokio::net::TcpStream;
 
 use super::drain::{Connections, Held};
 use super::flows::{Flow, Flows, Listed};
-use super::health::Watch;
-use super::ports::{Bindings, Connector, Forwarder, GeoResolver, Observer, Pair};
+use super::ports::{Bindings, Connector, Forwarder, GeoResolver, GeoSource, Observer, Pair};
 use super::routing::RoutingTable;
 use crate::domain::{
-    AffinityPrefix, AppName, Attempt, Backend, BindingKey, ByteCounts, ChosenBackend, ClientAddr, ConnectFailure,
-    NoBackend, Outcome, Permit, Pick, RandomSource, Region, RejectReason, Request, Snapshot, Termination, Tried, pick,
+    AffinityPrefix, AppName, Attempt, BackendId, BindingKey, ByteCounts, ChosenBackend, ClientAddr, ConnectFailure,
+    NoBackend, Outcome, Permit, Pick, RandomSource, Region, RejectReason, Request, Termination, Tried, pick,
 };
 
 /// What serving a connection takes. One for each worker; the parts are shared.
@@ -29,7 +28,6 @@ pub struct Proxy<C, F> {
     pub observer: Arc<dyn Observer>,
     pub connections: Arc<Connections>,
     pub flows: Arc<Flows>,
-    pub health: Arc<Watch>,
     /// The last connection id given out.
     pub ids: Arc<AtomicU64>,
     pub random: fn() -> u64,
@@ -55,13 +53,6 @@ pub struct Rules {
     pub connect_budget: Duration,
 }
 
-impl Rules {
-    /// The app the listeners lead to.
-    pub fn app(&self, snapshot: &Snapshot) -> Option<AppName> {
-        self.app.as_ref().or_else(|| snapshot.sole_app()).cloned()
-    }
-}
-
 impl<C, F> std::fmt::Debug for Proxy<C, F> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Proxy").field("rules", &self.rules).finish_non_exhaustive()
@@ -73,10 +64,8 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     pub async fn serve(&self, client: TcpStream, from: SocketAddr, listener: SocketAddr) {
         let mut record = Record::start(self, from, listener);
         match self.establish(&client, &mut record).await {
-            Ok(Established { backend, target, permit, held, key, flow }) => {
-                let since = Instant::now();
+            Ok(Established { backend, permit, held, key, flow }) => {
                 let report = self.forwarder.forward(Pair { client, backend }, &flow).await;
-                self.health.ended(&target, report.termination, report.bytes.down, since.elapsed(), Instant::now());
                 record.outcome.bytes = report.bytes;
                 record.outcome.forwarders = flow.steps();
                 record.outcome.fallback = report.fallback;
@@ -100,15 +89,15 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             self.connections.hold(self.rules.max_connections).ok_or(Refusal::rule(RejectReason::MaxConnections))?;
         let address = ClientAddr::new(record.outcome.client.ip());
         self.locate(address, record);
-        let app = self.rules.app(&self.routing.load()).ok_or(Refusal::rule(RejectReason::NoApp))?;
+        let app = self.app().ok_or(Refusal::rule(RejectReason::NoApp))?;
         record.outcome.app = Some(app.clone());
         let key = self.rules.affinity.key(&app, address);
-        let (backend, target, permit) = tokio::select! {
+        let (backend, permit, id) = tokio::select! {
             connected = self.connect_best(&app, &key, record) => connected?,
             () = gone(client) => return Err(Refusal::because(Termination::ClientResetConnecting)),
         };
-        let flow = Flow::new(record.outcome.id, record.outcome.client, app, target.id.clone());
-        Ok(Established { backend, target, permit, held, key, flow: self.flows.list(flow) })
+        let flow = self.flows.list(Flow::new(record.outcome.id, record.outcome.client, app, id));
+        Ok(Established { backend, permit, held, key, flow })
     }
 
     /// Finds the client's country and region. Private clients are this POP's own.
@@ -116,8 +105,15 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         let answer = self.geo.locate(address);
         self.observer.located(answer.source);
         record.outcome.country = answer.country;
-        let snapshot = self.routing.load();
-        record.outcome.client_region = answer.region(snapshot.regions(), &self.rules.pop_region).cloned();
+        record.outcome.client_region = match answer.source {
+            GeoSource::Private => Some(self.rules.pop_region.clone()),
+            _ => answer.country.and_then(|country| self.routing.load().regions().region_of(country).cloned()),
+        };
+    }
+
+    /// The app the listener leads to.
+    fn app(&self) -> Option<AppName> {
+        self.rules.app.clone().or_else(|| self.routing.load().sole_app().cloned())
     }
 
     /// Tries candidates, best first and each once, until one answers or the attempts or the time are used up.
@@ -126,7 +122,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         app: &AppName,
         key: &BindingKey,
         record: &mut Record<'_>,
-    ) -> Result<(TcpStream, Arc<Backend>, Permit), Refusal> {
+    ) -> Result<(TcpStream, Permit, BackendId), Refusal> {
         let bound = self.bindings.get(key);
         let deadline = Instant::now() + self.rules.connect_budget;
         let mut tried = Tried::new();
@@ -149,7 +145,6 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             let limit = self.rules.connect_timeout.min(left);
             match self.connector.connect(backend.addr, backend.load.slot(), limit).await {
                 Ok(stream) => {
-                    self.health.connected(&backend, Instant::now());
                     self.bindings.bind(key.clone(), &backend.id);
                     record.connected(ChosenBackend {
                         id: backend.id.clone(),
@@ -158,11 +153,10 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
                         reason,
                         binding_yielded,
                     });
-                    return Ok((stream, backend, permit));
+                    return Ok((stream, permit, backend.id.clone()));
                 }
                 Err(failure) => {
                     let took = started.elapsed();
-                    self.health.connect_failed(&backend, failure, Instant::now());
                     tracing::debug!(backend = %backend.id, failure = failure.as_str(), "connect failed");
                     record.outcome.failed.push(Attempt { backend: backend.id.clone(), failure, took });
                 }
@@ -189,7 +183,6 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
 /// A connection that has a backend.
 struct Established {
     backend: TcpStream,
-    target: Arc<Backend>,
     permit: Permit,
     held: Held,
     key: BindingKey,

@@ -153,6 +153,11 @@ impl Lab {
         setup::ip(&self.backends, &format!("route del blackhole {backend} table local"))
     }
 
+    /// Takes the POP's loopback interface down: what it sends to itself does not arrive.
+    pub fn cut_loopback(&self) -> io::Result<()> {
+        setup::ip(&self.pop, "link set lo down")
+    }
+
     /// Loses packets at random on all links of `place`, until the guard is dropped.
     pub fn lose(&self, place: Ns, at: Where, per_mille: u32) -> anyhow::Result<Loss> {
         Loss::start(self.namespace(place), setup::interfaces(place), at, per_mille)

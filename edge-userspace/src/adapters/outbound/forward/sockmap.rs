@@ -521,8 +521,9 @@ impl Offload {
         (bytes, lanes.iter().filter(|lane| lane.shut || lane.broken || lane.source != Source::Open).count())
     }
 
-    fn finish(self, termination: Termination) -> Report {
+    fn finish(mut self, termination: Termination) -> Report {
         if termination != Termination::Normal {
+            self.audit();
             self.sockets.iter().for_each(|socket| socket::reset_on_close(socket.as_fd()));
         }
         let (up, down) = self.slot.counts().bytes();

@@ -96,6 +96,43 @@ impl Offload {
         }
     }
 
+    /// The last look at a pair that does not end by the ends of both streams, which are proved complete one by one:
+    /// nothing may have been forwarded that was not received, received that did not pass the verdict, or sent that was
+    /// not forwarded. What is under way and will not arrive any more is no disagreement.
+    pub(super) fn audit(&mut self) {
+        for side in Side::BOTH {
+            if self.corrupt.is_none() {
+                self.corrupt = self.disagreement_at_source(side).or_else(|| self.disagreement_at_target(side));
+            }
+        }
+    }
+
+    fn disagreement_at_source(&self, side: Side) -> Option<String> {
+        let (lane, flow, fd) = (&self.lanes[side], self.slot.flow(side), self.sockets[side].as_fd());
+        if lane.plain {
+            return None;
+        }
+        // Read before TCP's own count: it can only be too low. Read after it: it can't, because the verdict runs under
+        // the socket's lock, as the reading of TCP's count does.
+        let seen = || lane.read_before + flow.redirected() + flow.passed();
+        let at_least = seen();
+        // What waits in the queue passes the verdict now.
+        socket::kick(fd);
+        let info = self.info(side)?;
+        let at_most = seen();
+        // A FIN counts as one, and a closed socket doesn't tell whether one came.
+        let disagree = info.received < at_least || info.received > at_most + u64::from(info.fin);
+        disagree.then(|| format!("{at_most} bytes passed the verdict, {} were received", info.received))
+    }
+
+    fn disagreement_at_target(&self, side: Side) -> Option<String> {
+        let lane = &self.lanes[side];
+        let taken = socket::taken_over(self.sockets[side.other()].as_fd()).ok()??.saturating_sub(lane.target_base);
+        // Ours counts as one, too.
+        let given = self.slot.flow(side).redirected() + lane.written + u64::from(lane.shut);
+        (taken > given).then(|| format!("{given} bytes were given to a socket that took {taken}"))
+    }
+
     /// A side reset the connection. Ends with a reset of the other side, after it has everything that came before.
     pub(super) fn carry_reset(&mut self) -> Result<Wait, Termination> {
         let Some((side, since)) = self.reset else { return Ok(Wait::Event) };
