@@ -76,7 +76,7 @@ fn sockmap_ends_a_blocked_pair_at_the_idle_limit() {
 
 fn blocked(forwarder: &str, needs: &[Need], test: &str) {
     let Some((world, _listener)) = with_mute_backend(needs, test) else { return };
-    let daemon = world.daemon(&[("forwarder", forwarder), ("idle_timeout_secs", "1")]);
+    let daemon = world.daemon(&[("forwarder", forwarder), ("idle_timeout_secs", "3")]);
     let client = client(&world, &daemon);
     fill(&client);
     let record = daemon.record_of(client.local_addr().unwrap(), PATIENCE).expect("the pair is still there");

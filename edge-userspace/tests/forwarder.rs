@@ -108,6 +108,30 @@ fn what_can_not_be_switched_to_is_refused_with_the_reason() {
     assert_eq!(daemon.get("/api/v1/forwarder").unwrap().code, 405);
 }
 
+/// Echoes of which one operation in 200 fails: what comes back is right as far as it goes, and ends in a reset.
+#[test]
+fn chaos_that_fails_gives_prefixes_and_resets() {
+    const CLIENTS: u16 = 200;
+    let Some(world) = World::new(NETWORK, "chaos_that_fails_gives_prefixes_and_resets") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let daemon = world.daemon(&[("forwarder", "chaos"), ("chaos_fail_permille", "5"), ("chaos_delay_permille", "5")]);
+    let results = world.visits(CLIENTS, 20, |n| {
+        let mut visit = Visit::start(world.lab.client(n), daemon.addr())?;
+        (1..20).try_for_each(|i| visit.echo(&vec![i; 1_000 * usize::from(i)]))?;
+        visit.finish()
+    });
+    let failed: Vec<_> = results.iter().filter_map(|result| result.as_ref().err()).collect();
+    assert!(!failed.is_empty() && failed.len() < usize::from(CLIENTS), "{} of {CLIENTS} failed", failed.len());
+    let resets = [std::io::ErrorKind::ConnectionReset, std::io::ErrorKind::BrokenPipe];
+    assert!(failed.iter().all(|why| resets.contains(&why.kind())), "{failed:?}");
+    let records = daemon.access_log(SOON, |records| records.len() == usize::from(CLIENTS));
+    assert_eq!(records.len(), usize::from(CLIENTS));
+    assert!(records.iter().all(|record| record.forwarder.as_deref() == Some("chaos")));
+    let cut = records.iter().filter(|record| record.termination != "--").count();
+    assert!(cut >= failed.len(), "{cut} recorded, {} seen", failed.len());
+    assert_eq!(daemon.wait_status(SOON, |status| status.active() == 0).unwrap().active(), 0);
+}
+
 #[test]
 fn flows_are_watched_until_interrupted() {
     let Some(world) = World::new(NETWORK, "flows_are_watched_until_interrupted") else { return };
