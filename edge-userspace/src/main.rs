@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     };
     let done = match command {
         Command::Run(args) => return report(daemon::run(&args)),
+        Command::Explain(args) => return report(cli::explain(&args).map(Exit::code)),
         Command::Check(args) => cli::check(&args),
         Command::Config(args) => cli::config(&args),
         Command::Status(args) => cli::status(&args),

@@ -129,6 +129,41 @@ fn running_out_of_files_is_survived() {
 }
 
 #[test]
+fn a_connect_without_descriptors_is_not_tried_again() {
+    let Some(world) = World::new(NETWORK, "a_connect_without_descriptors_is_not_tried_again") else { return };
+    let _backends = [1, 2, 3].map(|n| world.backend(n, Manner::Echo, |row| row));
+    // Whether the last descriptor is taken by an accept or by a connect depends on how many there are.
+    let runs = [96, 97].map(|files| {
+        let config = world.config().open_files(files).set("max_connections", 1000).set("forwarder", "copy");
+        let daemon = Daemon::start(&world.lab, &config).unwrap();
+        let streams: Vec<_> = world.visits(200, 50, |n| connect_from(world.lab.client(n), daemon.addr()));
+        thread::sleep(Duration::from_millis(500));
+        drop(streams);
+        // Those that were connected end; then every record is there.
+        daemon.wait_status(SOON, |status| status.active() == 0).unwrap();
+        daemon.access_log(Duration::from_secs(1), |_| false)
+    });
+    let out: Vec<_> = runs.iter().flatten().filter(|record| record.termination == "RR").collect();
+    assert!(!out.is_empty() && out.iter().all(|record| record.attempts == 1), "{out:?}");
+}
+
+#[test]
+fn the_first_start_waits_for_a_writer() {
+    let Some(world) = World::new(NETWORK, "the_first_start_waits_for_a_writer") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let writer = rusqlite::Connection::open(world.database.path()).unwrap();
+    writer.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let commit = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(1_500));
+        writer.execute_batch("COMMIT").unwrap();
+    });
+    let daemon = world.daemon(&[]);
+    commit.join().unwrap();
+    assert!(daemon.messages().contains("routing table not loaded"), "{}", daemon.messages());
+    world.visit(0, daemon.addr()).unwrap().finish().unwrap();
+}
+
+#[test]
 fn an_idle_connection_ends_at_its_limit() {
     let Some(world) = World::new(NETWORK, "an_idle_connection_ends_at_its_limit") else { return };
     let _backend = world.backend(1, Manner::Echo, |row| row);

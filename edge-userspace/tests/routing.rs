@@ -261,6 +261,70 @@ fn the_seeds_database_works_unmodified() {
     });
 }
 
+/// `edgeproxy explain` for a client, beside a running daemon: its exit code and what it printed.
+fn explain(world: &World, daemon: &Daemon, arguments: &[&str]) -> (Option<i32>, serde_json::Value) {
+    let socket = daemon.admin_socket().display().to_string();
+    let arguments = [&["explain", "--json", "--admin-socket", &socket], arguments].concat();
+    let output = world.config().command(&world.lab, &arguments).output().unwrap();
+    (output.status.code(), serde_json::from_slice(&output.stdout).unwrap_or_default())
+}
+
+#[test]
+fn explain_tells_what_the_next_connection_does() {
+    let Some(world) = World::new(NETWORK, "explain_tells_what_the_next_connection_does") else { return };
+    let _backends = [
+        world.backend(1, Manner::Echo, |row| row.region("eu").limits(1, 2)),
+        world.backend(2, Manner::Echo, |row| row.region("us")),
+    ];
+    world.database.add(&Row::new("drained", world.backend_addr(3)).region("eu"));
+    world.database.execute("UPDATE backends SET state = 'drain' WHERE id = 'drained'");
+    let daemon = world.daemon(&[("region", "sa"), ("connect_attempts", "2")]);
+    let client = GERMANY.v4(9);
+    let visit = || world.lab.run_in(Ns::Clients, || Visit::start(client, daemon.addr())).unwrap();
+    let address = client.to_string();
+    let ask = |arguments: &[&str]| explain(&world, &daemon, &[&["--client", &address], arguments].concat());
+    let backend = |answer: &serde_json::Value, at: usize| answer["candidates"][at]["id"].as_str().unwrap().to_owned();
+
+    let (code, answer) = ask(&[]);
+    assert_eq!(code, Some(0), "{answer:#}");
+    assert_eq!((&answer["country"], &answer["client_region"]), (&"DE".into(), &"eu".into()));
+    assert_eq!((&answer["winner"], &answer["why"]), (&"b1".into(), &"client_region".into()));
+    assert_eq!((&answer["order"][1]["backend"], &answer["order"][1]["why"]), (&"b2".into(), &"nearest_region".into()));
+    assert_eq!([0, 1, 2].map(|at| backend(&answer, at)), ["b1", "b2", "drained"]);
+    assert_eq!((&answer["candidates"][1]["score"], &answer["candidates"][2]["out"]), (&200.0.into(), &"drain".into()));
+    let held = [visit(), visit()];
+    assert!(held.iter().all(|visit| visit.backend == "b1"), "the daemon does as it was explained");
+
+    // Bound to b1, which is full now.
+    let (code, answer) = ask(&["--app", "web"]);
+    assert_eq!((code, &answer["bound"], &answer["binding_yielded"]), (Some(0), &"b1".into(), &"at_hard_limit".into()));
+    assert_eq!((&answer["winner"], &answer["candidates"][2]["out"]), (&"b2".into(), &"at_hard_limit".into()));
+    assert_eq!(visit().backend, "b2");
+    held.into_iter().for_each(|visit| visit.finish().unwrap());
+
+    let (code, answer) = ask(&["--app", "nobody"]);
+    assert_eq!((code, &answer["refused"]), (Some(2), &"no_such_app".into()));
+    assert_eq!(ask(&["--port", "8080"]).1["app"], "web");
+    assert_eq!(ask(&["--port", "81"]).0, Some(1));
+}
+
+#[test]
+fn to_explain_a_client_does_not_renew_its_binding() {
+    let Some(world) = World::new(NETWORK, "to_explain_a_client_does_not_renew_its_binding") else { return };
+    let _backend = world.backend(1, Manner::Close, |row| row);
+    let daemon = world.daemon(&[("binding_ttl_secs", "1.5")]);
+    world.visit(9, daemon.addr()).unwrap().finish().unwrap();
+    let client = world.lab.client(9).to_string();
+    let bound = || explain(&world, &daemon, &["--client", &client]).1["bound"].clone();
+    assert_eq!(bound(), "b1");
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(2) {
+        bound();
+        thread::sleep(Duration::from_millis(200));
+    }
+    assert!(bound().is_null(), "asking often does not keep it alive");
+}
+
 #[test]
 fn an_app_without_backends_is_refused_with_a_reset() {
     let Some(world) = World::new(NETWORK, "an_app_without_backends_is_refused_with_a_reset") else { return };

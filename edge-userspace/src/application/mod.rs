@@ -1,7 +1,9 @@
 //! The use cases. They depend on the domain and on ports; adapters are handed in.
 
 pub mod drain;
+pub mod explain;
 pub mod flows;
+pub mod health;
 pub mod ports;
 pub mod reload;
 pub mod routing;

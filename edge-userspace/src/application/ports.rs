@@ -9,8 +9,8 @@ use tokio::net::TcpStream;
 use super::flows::Flow;
 use crate::domain::row::RawRouting;
 use crate::domain::{
-    BackendAddr, BackendId, BindingKey, ByteCounts, ClientAddr, ConnectFailure, CountryCode, Fallback, Outcome,
-    Termination,
+    Backend, BackendAddr, BackendId, BindingKey, ByteCounts, ClientAddr, ConnectFailure, CountryCode, Fallback,
+    Outcome, Region, Regions, Termination, Transition,
 };
 
 /// Tells where a client is.
@@ -35,6 +35,16 @@ pub enum GeoSource {
     Unknown,
 }
 
+impl GeoAnswer {
+    /// The region of the client. Private clients are this POP's own.
+    pub fn region<'a>(&self, regions: &'a Regions, pop_region: &'a Region) -> Option<&'a Region> {
+        match self.source {
+            GeoSource::Private => Some(pop_region),
+            _ => self.country.and_then(|country| regions.region_of(country)),
+        }
+    }
+}
+
 impl GeoSource {
     pub const ALL: [Self; 4] = [Self::Override, Self::Database, Self::Private, Self::Unknown];
 
@@ -52,6 +62,8 @@ impl GeoSource {
 pub trait Bindings: Send + Sync {
     /// The live binding of `key`; a hit renews its time to live.
     fn get(&self, key: &BindingKey) -> Option<BackendId>;
+    /// The live binding of `key`, its time to live left as it is.
+    fn peek(&self, key: &BindingKey) -> Option<BackendId>;
     fn bind(&self, key: BindingKey, backend: &BackendId);
     fn len(&self) -> usize;
     fn is_empty(&self) -> bool {
@@ -96,6 +108,8 @@ pub trait Observer: Send + Sync {
     fn accepted(&self);
     fn located(&self, source: GeoSource);
     fn closed(&self, outcome: &Outcome);
+    /// Connections have shown a backend to be ill, or well again.
+    fn health_changed(&self, backend: &Backend, transition: Transition);
     /// `accept(2)` failed; `kind` is a bounded set (`emfile`, `enfile`, `nomem`, `other`).
     fn accept_failed(&self, listener: SocketAddr, kind: &'static str);
 }
@@ -114,6 +128,8 @@ pub enum SourceError {
         "routing database {path} does not exist: create it with `edgeproxy db init --example` or set EDGEPROXY_DB_PATH"
     )]
     Missing { path: String },
+    #[error("routing database {path} is locked by another process")]
+    Locked { path: String },
     #[error("routing database {path} could not be read: {why}")]
     Unreadable { path: String, why: String },
 }

@@ -135,7 +135,10 @@ impl<S: RoutingSource> ReloadLoop<S> {
         let why = error.to_string();
         self.table.record(now, Err(why.clone()));
         if self.complaint.as_ref() != Some(&why) {
-            tracing::warn!(why, "routing table not reloaded; the last good one stays");
+            match self.table.status().loaded_at {
+                Some(_) => tracing::warn!(why, "routing table not reloaded; the last good one stays"),
+                None => tracing::warn!(why, "routing table not loaded"),
+            }
             self.complaint = Some(why);
         }
     }

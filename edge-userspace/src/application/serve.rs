@@ -13,11 +13,12 @@ use tokio::net::TcpStream;
 
 use super::drain::{Connections, Held};
 use super::flows::{Flow, Flows, Listed};
-use super::ports::{Bindings, Connector, Forwarder, GeoResolver, GeoSource, Observer, Pair};
+use super::health::Watch;
+use super::ports::{Bindings, Connector, Forwarder, GeoResolver, Observer, Pair};
 use super::routing::RoutingTable;
 use crate::domain::{
-    AffinityPrefix, AppName, Attempt, BackendId, BindingKey, ByteCounts, ChosenBackend, ClientAddr, ConnectFailure,
-    NoBackend, Outcome, Permit, Pick, RandomSource, Region, RejectReason, Request, Termination, Tried, pick,
+    AffinityPrefix, AppName, Attempt, Backend, BindingKey, ByteCounts, ChosenBackend, ClientAddr, ConnectFailure,
+    NoBackend, Outcome, Permit, Pick, RandomSource, Region, RejectReason, Request, Snapshot, Termination, Tried, pick,
 };
 
 /// What serving a connection takes. One for each worker; the parts are shared.
@@ -28,6 +29,7 @@ pub struct Proxy<C, F> {
     pub observer: Arc<dyn Observer>,
     pub connections: Arc<Connections>,
     pub flows: Arc<Flows>,
+    pub health: Arc<Watch>,
     /// The last connection id given out.
     pub ids: Arc<AtomicU64>,
     pub random: fn() -> u64,
@@ -53,6 +55,13 @@ pub struct Rules {
     pub connect_budget: Duration,
 }
 
+impl Rules {
+    /// The app the listeners lead to.
+    pub fn app(&self, snapshot: &Snapshot) -> Option<AppName> {
+        self.app.as_ref().or_else(|| snapshot.sole_app()).cloned()
+    }
+}
+
 impl<C, F> std::fmt::Debug for Proxy<C, F> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Proxy").field("rules", &self.rules).finish_non_exhaustive()
@@ -64,8 +73,10 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     pub async fn serve(&self, client: TcpStream, from: SocketAddr, listener: SocketAddr) {
         let mut record = Record::start(self, from, listener);
         match self.establish(&client, &mut record).await {
-            Ok(Established { backend, permit, held, key, flow }) => {
+            Ok(Established { backend, target, permit, held, key, flow }) => {
+                let since = Instant::now();
                 let report = self.forwarder.forward(Pair { client, backend }, &flow).await;
+                self.health.ended(&target, report.termination, report.bytes.down, since.elapsed(), Instant::now());
                 record.outcome.bytes = report.bytes;
                 record.outcome.forwarders = flow.steps();
                 record.outcome.fallback = report.fallback;
@@ -89,15 +100,15 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             self.connections.hold(self.rules.max_connections).ok_or(Refusal::rule(RejectReason::MaxConnections))?;
         let address = ClientAddr::new(record.outcome.client.ip());
         self.locate(address, record);
-        let app = self.app().ok_or(Refusal::rule(RejectReason::NoApp))?;
+        let app = self.rules.app(&self.routing.load()).ok_or(Refusal::rule(RejectReason::NoApp))?;
         record.outcome.app = Some(app.clone());
         let key = self.rules.affinity.key(&app, address);
-        let (backend, permit, id) = tokio::select! {
+        let (backend, target, permit) = tokio::select! {
             connected = self.connect_best(&app, &key, record) => connected?,
             () = gone(client) => return Err(Refusal::because(Termination::ClientResetConnecting)),
         };
-        let flow = self.flows.list(Flow::new(record.outcome.id, record.outcome.client, app, id));
-        Ok(Established { backend, permit, held, key, flow })
+        let flow = Flow::new(record.outcome.id, record.outcome.client, app, target.id.clone());
+        Ok(Established { backend, target, permit, held, key, flow: self.flows.list(flow) })
     }
 
     /// Finds the client's country and region. Private clients are this POP's own.
@@ -105,15 +116,8 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         let answer = self.geo.locate(address);
         self.observer.located(answer.source);
         record.outcome.country = answer.country;
-        record.outcome.client_region = match answer.source {
-            GeoSource::Private => Some(self.rules.pop_region.clone()),
-            _ => answer.country.and_then(|country| self.routing.load().regions().region_of(country).cloned()),
-        };
-    }
-
-    /// The app the listener leads to.
-    fn app(&self) -> Option<AppName> {
-        self.rules.app.clone().or_else(|| self.routing.load().sole_app().cloned())
+        let snapshot = self.routing.load();
+        record.outcome.client_region = answer.region(snapshot.regions(), &self.rules.pop_region).cloned();
     }
 
     /// Tries candidates, best first and each once, until one answers or the attempts or the time are used up.
@@ -122,7 +126,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         app: &AppName,
         key: &BindingKey,
         record: &mut Record<'_>,
-    ) -> Result<(TcpStream, Permit, BackendId), Refusal> {
+    ) -> Result<(TcpStream, Arc<Backend>, Permit), Refusal> {
         let bound = self.bindings.get(key);
         let deadline = Instant::now() + self.rules.connect_budget;
         let mut tried = Tried::new();
@@ -145,6 +149,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             let limit = self.rules.connect_timeout.min(left);
             match self.connector.connect(backend.addr, backend.load.slot(), limit).await {
                 Ok(stream) => {
+                    self.health.connected(&backend, Instant::now());
                     self.bindings.bind(key.clone(), &backend.id);
                     record.connected(ChosenBackend {
                         id: backend.id.clone(),
@@ -153,12 +158,16 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
                         reason,
                         binding_yielded,
                     });
-                    return Ok((stream, permit, backend.id.clone()));
+                    return Ok((stream, backend, permit));
                 }
                 Err(failure) => {
                     let took = started.elapsed();
+                    self.health.connect_failed(&backend, failure, Instant::now());
                     tracing::debug!(backend = %backend.id, failure = failure.as_str(), "connect failed");
                     record.outcome.failed.push(Attempt { backend: backend.id.clone(), failure, took });
+                    if failure == ConnectFailure::Exhausted {
+                        return Err(Refusal::after(&record.outcome.failed));
+                    }
                 }
             }
         }
@@ -183,6 +192,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
 /// A connection that has a backend.
 struct Established {
     backend: TcpStream,
+    target: Arc<Backend>,
     permit: Permit,
     held: Held,
     key: BindingKey,
@@ -212,7 +222,7 @@ impl Refusal {
     fn after(failed: &[Attempt]) -> Self {
         Self::because(match failed.last().map(|attempt| attempt.failure) {
             Some(ConnectFailure::TimedOut) => Termination::BackendConnectTimeout,
-            Some(ConnectFailure::Local) => Termination::OutOfResources,
+            Some(ConnectFailure::Local | ConnectFailure::Exhausted) => Termination::OutOfResources,
             _ => Termination::BackendRefused,
         })
     }

@@ -102,6 +102,9 @@ pub struct BackendStatus {
     /// `ready`, `drain` or `maint`.
     pub state: String,
     pub healthy: bool,
+    /// As its connections see it: `up`, `ejected` or `slow_start`, and why it is ejected.
+    pub health: String,
+    pub health_why: Option<String>,
     pub weight: u32,
     pub soft_limit: u32,
     /// 0 = unlimited.
@@ -229,6 +232,7 @@ impl RoutingStatus {
 impl BackendStatus {
     /// `kernel` is the kernel's count of the backend's connections.
     pub fn of(backend: &Backend, kernel: Option<u32>) -> Self {
+        let phase = backend.load.phase();
         Self {
             id: backend.id.to_string(),
             app: backend.app.to_string(),
@@ -236,6 +240,8 @@ impl BackendStatus {
             addr: backend.addr.socket_addr().to_string(),
             state: backend.state.to_string(),
             healthy: backend.healthy,
+            health: phase.as_str().to_owned(),
+            health_why: phase.why().map(str::to_owned),
             weight: backend.weight.0,
             soft_limit: backend.limits.soft(),
             hard_limit: backend.limits.hard(),
@@ -298,6 +304,8 @@ pub(crate) mod sample {
                 addr: "10.0.0.1:80".to_owned(),
                 state: "ready".to_owned(),
                 healthy: true,
+                health: "ejected".to_owned(),
+                health_why: Some("timed_out".to_owned()),
                 weight: 2,
                 soft_limit: 10,
                 hard_limit: 0,

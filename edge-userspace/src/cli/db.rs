@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags, ToSql, Transaction, TransactionBehavior, p
 use serde_json::json;
 
 use crate::adapters::outbound::sqlite::{add_missing_columns, backend_rows};
-use crate::domain::{BackendSpec, BackendState, RawBackend, RawValue};
+use crate::domain::{BackendSpec, BackendState, RawBackend, RawValue, Regions};
 
 /// The tables `db init` creates.
 pub const SCHEMA: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../sql/schema.sql"));
@@ -237,6 +237,7 @@ fn add(path: &Path, args: &AddArgs, out: &mut dyn Write) -> Result<()> {
         state: BackendState::Ready.as_str().into(),
     };
     let spec = row.parse()?;
+    is_a_country(&spec)?;
     row.soft_limit = i64::from(spec.limits.soft()).into();
     row.country = spec.country.map_or(RawValue::Null, |country| country.as_str().into());
     change(path, |transaction| {
@@ -268,6 +269,9 @@ fn parse_change(change: &str) -> Result<(&str, RawValue)> {
     if matches!(column, "id" | "deleted") {
         bail!("{column} can't be set: use `edgeproxy db add` and `edgeproxy db rm`");
     }
+    if column == "healthy" && !matches!(value, "0" | "1" | "") {
+        bail!("healthy is {value:?}: it must be 0 or 1");
+    }
     // Names may look like numbers.
     let number = value.parse().ok().filter(|_| !matches!(column, "app" | "region"));
     let value = match number {
@@ -276,6 +280,16 @@ fn parse_change(change: &str) -> Result<(&str, RawValue)> {
         None => value.into(),
     };
     Ok((column, value))
+}
+
+/// The loader takes any two letters, for geo data uses some that ISO has not assigned; whoever types them meant others.
+fn is_a_country(spec: &BackendSpec) -> Result<()> {
+    match spec.country {
+        Some(country) if Regions::default().region_of(country).is_none() => {
+            bail!("country {} is none of ISO 3166-1, such as BR or DE", country.as_str())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn set_state(path: &Path, id: &str, state: BackendState, out: &mut dyn Write) -> Result<()> {
@@ -294,7 +308,10 @@ fn set(path: &Path, id: &str, changes: &[(&str, RawValue)], out: &mut dyn Write)
             *field = value.clone();
         }
         if !row.is_deleted() {
-            row.parse().with_context(|| format!("backend {id} would be refused"))?;
+            let spec = row.parse().with_context(|| format!("backend {id} would be refused"))?;
+            if changes.iter().any(|(column, _)| *column == "country") {
+                is_a_country(&spec)?;
+            }
         }
         // One statement: the table's CHECKs look at several columns at once. The names were found among the known
         // columns above.

@@ -10,6 +10,8 @@ pub enum Exit {
     Ok,
     /// The command was understood and failed.
     Failure,
+    /// `explain`: no backend would be found.
+    NoBackend,
     /// Bad command line or configuration (EX_USAGE).
     Usage,
     /// No daemon answers on the admin socket (EX_UNAVAILABLE).
@@ -23,6 +25,7 @@ pub(super) const HELP: &str = "\
 Exit codes:
     0  done
     1  failed while running
+    2  explain: no backend would be found
    64  bad command line or configuration
    69  no daemon answers on the admin socket
    70  internal error
@@ -33,6 +36,7 @@ impl Exit {
         match self {
             Self::Ok => 0,
             Self::Failure => 1,
+            Self::NoBackend => 2,
             Self::Usage => 64,
             Self::Unavailable => 69,
             Self::Internal => 70,
@@ -80,7 +84,7 @@ mod tests {
 
     #[test]
     fn help_names_every_code() {
-        for exit in [Exit::Ok, Exit::Failure, Exit::Usage, Exit::Unavailable, Exit::Internal] {
+        for exit in [Exit::Ok, Exit::Failure, Exit::NoBackend, Exit::Usage, Exit::Unavailable, Exit::Internal] {
             assert!(HELP.lines().any(|line| line.trim_start().starts_with(&format!("{}  ", exit.code()))), "{exit:?}");
         }
     }

@@ -7,11 +7,13 @@ mod config_cmd;
 pub mod db;
 mod db_cmd;
 mod exit;
+mod explain;
 mod flags;
 mod flows;
 mod forwarder;
 mod reload;
 mod status;
+mod table;
 mod version;
 
 use std::ffi::OsString;
@@ -23,6 +25,7 @@ pub use bench::BenchArgs;
 pub use config_cmd::ConfigArgs;
 pub use db_cmd::DbCommandArgs;
 pub use exit::{CliError, Exit};
+pub use explain::ExplainArgs;
 pub use flags::{AdminArgs, SettingArgs};
 pub use flows::FlowsArgs;
 pub use forwarder::ForwarderArgs;
@@ -33,6 +36,7 @@ pub use bench::run as bench;
 pub use check::run as check;
 pub use config_cmd::run as config;
 pub use db_cmd::run as db;
+pub use explain::run as explain;
 pub use flows::run as flows;
 pub use forwarder::run as forwarder;
 pub use reload::run as reload;
@@ -68,6 +72,9 @@ pub enum Command {
     /// Ask the running daemon how it is
     #[command(after_help = exit::HELP)]
     Status(StatusArgs),
+    /// Where would this client's next connection go, and why?
+    #[command(after_help = exit::HELP)]
+    Explain(ExplainArgs),
     /// Have the running daemon read the routing database now
     #[command(after_help = exit::HELP)]
     Reload(ReloadArgs),

@@ -141,7 +141,7 @@ fn backends(backends: &[BackendStatus], out: &mut String) {
             .map(str::to_owned),
     ];
     rows.extend(backends.iter().map(|backend| {
-        let state = if backend.healthy { backend.state.clone() } else { format!("{}, unhealthy", backend.state) };
+        let state = condition(backend);
         let hard = if backend.hard_limit == 0 { "-".to_owned() } else { backend.hard_limit.to_string() };
         let kernel = backend.kernel_connections.map_or_else(|| "-".to_owned(), |count| count.to_string());
         let [weight, connections, soft] =
@@ -149,17 +149,21 @@ fn backends(backends: &[BackendStatus], out: &mut String) {
         let [id, app, region, addr] = [&backend.id, &backend.app, &backend.region, &backend.addr].map(String::clone);
         [id, app, region, addr, state, weight, connections, soft, hard, kernel]
     }));
-    let mut widths = [0; 10];
-    for row in &rows {
-        widths.iter_mut().zip(row).for_each(|(width, cell)| *width = cell.chars().count().max(*width));
+    super::table::write(&rows, 5, out);
+}
+
+/// The operator's word, and what connections say where it isn't well.
+fn condition(backend: &BackendStatus) -> String {
+    let mut state = backend.state.clone();
+    if !backend.healthy {
+        state += ", unhealthy";
     }
-    out.push('\n');
-    for row in &rows {
-        let cells = row.iter().zip(widths).enumerate();
-        let cells =
-            cells.map(|(n, (cell, width))| if n < 5 { format!("{cell:width$}") } else { format!("{cell:>width$}") });
-        let _ = writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    match (&*backend.health, &backend.health_why) {
+        ("up", _) => {}
+        (health, Some(why)) => _ = write!(state, ", {health}: {why}"),
+        (health, None) => _ = write!(state, ", {health}"),
     }
+    state
 }
 
 /// E.g. `1h 02m`.
@@ -194,7 +198,7 @@ mod tests {
             "last reload: file is locked",
             "rejected backend b9: port 0",
             "embedded · 2026-01-01 · PDDL",
-            "sa-\"1\"   web  sa      10.0.0.1:80  ready       2      3    10     -       3",
+            "sa-\"1\"   web  sa      10.0.0.1:80  ready, ejected: timed_out       2      3    10     -       3",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }

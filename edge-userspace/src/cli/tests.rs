@@ -97,6 +97,24 @@ fn status_and_reload_ask_the_daemon() {
 }
 
 #[test]
+fn the_exit_code_of_explain_says_whether_there_is_a_backend() {
+    with_daemon(|socket| {
+        let ask = |what: &str| {
+            let line = format!("edgeproxy explain --client 192.0.2.1{what} --admin-socket {socket}");
+            let Command::Explain(args) = parse(&line).unwrap() else { panic!("not explain") };
+            explain(&args)
+        };
+        assert_eq!(ask("").unwrap(), Exit::Ok);
+        assert_eq!(ask(" --app web --json").unwrap(), Exit::Ok);
+        assert_eq!(ask(" --app nobody").unwrap(), Exit::NoBackend);
+        let error = ask(" --port 1").unwrap_err();
+        assert_eq!((error.to_string().as_str(), error.exit()), ("no listener on port 1", Exit::Failure));
+    });
+    assert!(parse("edgeproxy explain --client 192.0.2.1 --app web --port 1").is_err());
+    assert!(parse("edgeproxy explain --client backend.example").is_err());
+}
+
+#[test]
 fn no_daemon_is_its_own_exit_code() {
     for wait in ["", " --wait=0"] {
         let error = status_of(&format!("edgeproxy status --admin-socket /nowhere.sock{wait}")).unwrap_err();

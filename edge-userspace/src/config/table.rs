@@ -114,6 +114,16 @@ settings! {
     connect_attempts: u32, "connect_attempts" = "3", Rule::count(1, 16);
     /// Time limit of all connects for one connection together.
     connect_budget: Duration, "connect_budget_ms" = "10000", Rule::millis(1, 3_600_000);
+    /// Connects in a row that fail, or connections reset at once, before a backend is ejected; a timeout counts as all of them. 0 = never eject.
+    ejection_failures: u32, "ejection_failures" = "3", Rule::count(0, 1000);
+    /// How long a backend is ejected at first; each further time it is twice as long.
+    ejection: Duration, "ejection_secs" = "10", Rule::seconds(0.1, 86_400.0);
+    /// How long a backend is ejected at most.
+    ejection_longest: Duration, "ejection_longest_secs" = "300", Rule::seconds(0.1, 86_400.0);
+    /// Part of an app's backends that may be ejected at once, in percent, rounded up; never all of them.
+    ejection_max_percent: u32, "ejection_max_percent" = "50", Rule::count(0, 100);
+    /// How long a backend that comes back after an ejection gets less than its share of new clients.
+    slow_start: Duration, "slow_start_secs" = "30", Rule::seconds(0.0, 3600.0);
     /// A connection without a byte in either direction is closed after this time.
     idle_timeout: Duration, "idle_timeout_secs" = "3600", Rule::seconds(0.1, 31_536_000.0);
     /// A connection that one side has half-closed is closed after this time without a byte.

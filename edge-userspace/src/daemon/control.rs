@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Instant, SystemTime};
 
-use edgeproxy::adapters::inbound::admin::Control;
+use edgeproxy::adapters::inbound::admin::{Control, ExplainQuery};
 use edgeproxy::adapters::outbound::privileges;
+use edgeproxy::application::explain::{Explanation, Oracle};
 use edgeproxy::application::flows::FlowStatus;
 use edgeproxy::application::ports::Bindings as _;
 use edgeproxy::application::reload::ReloadCommand;
@@ -15,9 +16,10 @@ use edgeproxy::application::status::{
     Status,
 };
 use edgeproxy::config::ForwarderChoice;
+use edgeproxy::domain::{AppName, ClientAddr};
 use tokio::sync::{Notify, oneshot};
 
-use super::{Shared, kernel_path};
+use super::{Shared, kernel_path, workers};
 
 pub(crate) struct DaemonControl {
     shared: Arc<Shared>,
@@ -107,6 +109,19 @@ impl Control for DaemonControl {
 
     fn metrics(&self) -> Result<String, std::fmt::Error> {
         self.shared.recorder.metrics.render(self.status(), self.shared.flows.bytes())
+    }
+
+    fn explain(&self, query: &ExplainQuery) -> Result<Explanation, String> {
+        let shared = &self.shared;
+        if let Some(port) = query.port
+            && !shared.listeners.iter().any(|listener| listener.port() == port)
+        {
+            return Err(format!("no listener on port {port}: `edgeproxy status` lists them"));
+        }
+        let app = query.app.as_deref().map(AppName::parse).transpose().map_err(|why| why.to_string())?;
+        let rules = workers::rules(shared);
+        let oracle = Oracle { routing: &shared.routing, geo: &*shared.geo, bindings: &*shared.bindings, rules: &rules };
+        Ok(oracle.explain(ClientAddr::new(query.client), app, &mut fastrand::Rng::new()))
     }
 
     fn reload(&self, allow_empty: bool) -> Pin<Box<dyn Future<Output = Result<ReloadAnswer, String>> + Send + '_>> {

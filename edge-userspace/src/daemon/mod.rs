@@ -8,7 +8,7 @@ mod workers;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use edgeproxy::adapters::inbound::admin::AdminServer;
 use edgeproxy::adapters::inbound::listeners;
@@ -24,17 +24,26 @@ use edgeproxy::adapters::outbound::privileges::{self, CapabilitySet};
 use edgeproxy::adapters::outbound::sqlite::SqliteSource;
 use edgeproxy::application::drain::Connections;
 use edgeproxy::application::flows::Flows;
-use edgeproxy::application::reload::{ReloadCommand, ReloadLoop, Tick};
+use edgeproxy::application::health::Watch;
+use edgeproxy::application::ports::SourceError;
+use edgeproxy::application::reload::{ReloadCommand, ReloadError, ReloadLoop, Tick};
 use edgeproxy::application::routing::RoutingTable;
 use edgeproxy::application::status::KernelPathOff;
 use edgeproxy::cli::{CliError, Exit, SettingArgs};
 use edgeproxy::config::Settings;
+use edgeproxy::domain::HealthRules;
 
 use self::control::DaemonControl;
 use self::workers::Workers;
 
 /// How long connections may take to go after the drain deadline has cut them.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Ejections are counted in seconds, and shares grow in steps that nobody notices.
+const HEALTH_TICK: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// How long the first load waits for somebody who is writing the database.
+const FIRST_LOAD: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Reloads that may wait for the one under way.
 const WAITING_COMMANDS: usize = 16;
@@ -48,6 +57,7 @@ pub(crate) struct Shared {
     recorder: Arc<Recorder>,
     connections: Arc<Connections>,
     flows: Arc<Flows>,
+    health: Arc<Watch>,
     path: Arc<KernelPath>,
     /// Why there was no kernel path at the start.
     kernel_path_off: Option<KernelPathOff>,
@@ -88,13 +98,16 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let listeners = sockets.iter().filter_map(|of_addr| of_addr.first()?.local_addr().ok()).collect();
     let metrics = Metrics::new(vec![("log", logging.messages.lost()), ("access", logging.access.lost())]);
     let access_log = settings.access_log.then(|| AccessLog::new(logging.access.clone()));
+    let recorder = Arc::new(Recorder { metrics: Arc::new(metrics), access_log });
+    let health = Watch::new(health_rules(&settings), Arc::clone(&routing), Arc::clone(&recorder) as _);
     let shared = Arc::new(Shared {
         routing,
         geo,
         bindings: Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity)),
-        recorder: Arc::new(Recorder { metrics: Arc::new(metrics), access_log }),
+        recorder,
         connections: Arc::default(),
         flows: Arc::default(),
+        health: Arc::new(health),
         path,
         kernel_path_off,
         listeners,
@@ -117,6 +130,7 @@ async fn serve(
     let (commands, inbox) = mpsc::sync_channel(WAITING_COMMANDS);
     spawn_reload(&shared, reload, inbox).map_err(failed)?;
     spawn_binding_sweep(&shared);
+    spawn_health_ticks(&shared);
     let workers = Workers::start(&shared, sockets).map_err(failed)?;
     let control = Arc::new(DaemonControl::new(Arc::clone(&shared), commands.clone()));
     let admin_addr = admin.tcp_addr();
@@ -183,9 +197,14 @@ async fn drain(shared: &Shared, workers: &Workers, signals: &mut Signals, contro
 fn load_routing(settings: &Settings) -> Result<(Arc<RoutingTable>, ReloadLoop<SqliteSource>), CliError> {
     let table = Arc::new(RoutingTable::new());
     let mut reload = ReloadLoop::new(SqliteSource::new(&settings.db_path), Arc::clone(&table));
-    match reload.tick(SystemTime::now()) {
-        Tick::Refused(why) => Err(failed(why)),
-        Tick::Reloaded(_) | Tick::Unchanged => Ok((table, reload)),
+    let deadline = Instant::now() + FIRST_LOAD;
+    loop {
+        match reload.tick(SystemTime::now()) {
+            // Each look waits for a moment by itself.
+            Tick::Refused(ReloadError::Source(SourceError::Locked { .. })) if Instant::now() < deadline => {}
+            Tick::Refused(why) => return Err(failed(why)),
+            Tick::Reloaded(_) | Tick::Unchanged => return Ok((table, reload)),
+        }
     }
 }
 
@@ -237,6 +256,28 @@ fn spawn_binding_sweep(shared: &Shared) {
             let bindings = Arc::clone(&bindings);
             // May walk a million entries.
             let _ = tokio::task::spawn_blocking(move || bindings.gc()).await;
+        }
+    });
+}
+
+fn health_rules(settings: &Settings) -> HealthRules {
+    HealthRules {
+        failures: settings.ejection_failures,
+        ejection: settings.ejection,
+        longest: settings.ejection_longest,
+        max_percent: settings.ejection_max_percent,
+        slow_start: settings.slow_start,
+    }
+}
+
+/// Ends ejections in time and lets shares grow.
+fn spawn_health_ticks(shared: &Shared) {
+    let health = Arc::clone(&shared.health);
+    let mut ticks = tokio::time::interval(HEALTH_TICK);
+    tokio::spawn(async move {
+        loop {
+            ticks.tick().await;
+            health.tick(Instant::now());
         }
     });
 }

@@ -154,19 +154,26 @@ fn proxy(shared: &Shared, cut: &Arc<Cut>, ids: &Arc<AtomicU64>) -> Proxy<TcpConn
         observer: Arc::clone(&shared.recorder) as _,
         connections: Arc::clone(&shared.connections),
         flows: Arc::clone(&shared.flows),
+        health: Arc::clone(&shared.health),
         ids: Arc::clone(ids),
         random: || fastrand::u64(..),
         connector: TcpConnector::new(tcp_options(shared), counts),
         forwarder: Forwarders::new(Arc::clone(&shared.path), forward_rules(settings), Arc::clone(cut)),
-        rules: Rules {
-            app: settings.app.clone(),
-            pop_region: settings.region.clone(),
-            affinity: affinity(shared),
-            max_connections: shared.max_connections,
-            connect_timeout: settings.connect_timeout,
-            connect_attempts: usize::try_from(settings.connect_attempts).unwrap_or(usize::MAX),
-            connect_budget: settings.connect_budget,
-        },
+        rules: rules(shared),
+    }
+}
+
+/// The settings that shape a connection's way.
+pub(crate) fn rules(shared: &Shared) -> Rules {
+    let settings = &shared.settings;
+    Rules {
+        app: settings.app.clone(),
+        pop_region: settings.region.clone(),
+        affinity: affinity(shared),
+        max_connections: shared.max_connections,
+        connect_timeout: settings.connect_timeout,
+        connect_attempts: usize::try_from(settings.connect_attempts).unwrap_or(usize::MAX),
+        connect_budget: settings.connect_budget,
     }
 }
 

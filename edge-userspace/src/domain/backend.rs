@@ -1,6 +1,7 @@
 //! One upstream address of an app, and what the operator says about it.
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -124,11 +125,24 @@ pub enum Skip {
     /// Weight 0: serves the clients it has, takes no new ones.
     WeightZero,
     AtHardLimit,
+    /// It failed other connections lately; asked only when no other is left.
+    Ejected,
     /// This connection has tried it already.
     Tried,
 }
 
 impl Skip {
+    pub const ALL: [Self; 8] = [
+        Self::Gone,
+        Self::Drain,
+        Self::Maint,
+        Self::Unhealthy,
+        Self::WeightZero,
+        Self::AtHardLimit,
+        Self::Ejected,
+        Self::Tried,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Gone => "gone",
@@ -137,6 +151,7 @@ impl Skip {
             Self::Unhealthy => "unhealthy",
             Self::WeightZero => "weight_zero",
             Self::AtHardLimit => "at_hard_limit",
+            Self::Ejected => "ejected",
             Self::Tried => "tried",
         }
     }
@@ -149,8 +164,8 @@ impl fmt::Display for Skip {
 }
 
 /// One upstream address of an app, as the routing database describes it.
-#[derive(Debug, Clone)]
-pub struct Backend {
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackendSpec {
     pub id: BackendId,
     pub app: AppName,
     pub region: Region,
@@ -160,10 +175,28 @@ pub struct Backend {
     pub state: BackendState,
     pub weight: Weight,
     pub limits: Limits,
+}
+
+/// A backend in service: its description and the load it carries. Reads like its description.
+#[derive(Debug, Clone)]
+pub struct Backend {
+    pub spec: BackendSpec,
     pub load: Arc<BackendLoad>,
 }
 
-impl Backend {
+impl Deref for Backend {
+    type Target = BackendSpec;
+
+    fn deref(&self) -> &BackendSpec {
+        &self.spec
+    }
+}
+
+impl BackendSpec {
+    pub fn with_load(self, load: Arc<BackendLoad>) -> Backend {
+        Backend { spec: self, load }
+    }
+
     /// Why the operator's settings keep even a bound client away.
     pub fn out_of_service(&self) -> Option<Skip> {
         match self.state {

@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use super::index::{Group, Member};
+use super::room::{Bits, Standing};
 use super::{RandomSource, Tried};
 
 /// What breaks near-ties.
@@ -35,32 +36,7 @@ impl Draw<'_> {
     }
 }
 
-/// Maps a uniform number to `0..total`.
-fn scale(number: u64, total: u64) -> u64 {
-    // The product of two 64-bit numbers shifted by 64 fits 64 bits.
-    ((u128::from(number) * u128::from(total)) >> 64) as u64
-}
-
-/// Where a member stands against its own limits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
-    BelowSoft,
-    OverSoft,
-}
-
 impl Member {
-    /// `None` if it can't be chosen.
-    fn standing(&self, tried: &Tried) -> Option<Standing> {
-        let active = self.load.active();
-        if self.limits.is_full(active) || tried.contains(&self.backend) {
-            None
-        } else if self.limits.is_over_soft(active) {
-            Some(Standing::OverSoft)
-        } else {
-            Some(Standing::BelowSoft)
-        }
-    }
-
     /// Connections for which load factor ÷ weight is 1.
     fn scale(&self) -> f64 {
         self.limits.yardstick() * f64::from(self.weight)
@@ -74,116 +50,56 @@ impl Member {
     }
 }
 
-/// Up to this many members are all looked at; of more, a sample is.
-const SCANNED: usize = 64;
-
-/// How many members of a large group are drawn before it is searched from end to end.
-const SAMPLES: usize = 16;
-
 /// The member of the group that should get the connection, and whether it is below its soft limit.
 pub(super) fn best<'a>(group: &'a Group, draw: &mut Draw<'_>) -> Option<(&'a Member, Standing)> {
-    if group.members.len() <= SCANNED { scan(group, draw) } else { sample(group, draw) }
+    let number = draw.first(group);
+    let standings = [Standing::BelowSoft, Standing::OverSoft];
+    standings.into_iter().find_map(|standing| Some((lighter_of_two(group, standing, number, draw)?, standing)))
 }
 
-/// Members of a small group that may be chosen, as bits.
-#[derive(Clone, Copy, Default)]
-struct Candidates {
-    bits: u64,
-    weight: u64,
+/// A member to ask when no other is left: one that was ejected.
+pub(super) fn last_resort<'a>(group: &'a Group, draw: &mut Draw<'_>) -> Option<&'a Member> {
+    // The sequence has moved on for those who are to be trusted: at random.
+    let number = draw.second();
+    lighter_of_two(group, Standing::Ejected, number, draw)
 }
 
-impl Candidates {
-    fn add(&mut self, at: usize, member: &Member) {
-        self.bits |= 1 << at;
-        self.weight += u64::from(member.weight);
-    }
+/// A member that is coming back gets only a part of those who would be its own; the others go to the second choice.
+fn lighter_of_two<'a>(group: &'a Group, standing: Standing, number: u64, draw: &mut Draw<'_>) -> Option<&'a Member> {
+    let (at, first) = group.drawn(standing, number, draw.tried, None)?;
+    let Some((_, second)) = group.drawn(standing, draw.second(), draw.tried, Some(at)) else { return Some(first) };
+    let passes_on = !first.load.admits(|| draw.second());
+    let relieved = second.relieves(first) && second.load.admits(|| draw.second());
+    Some(if passes_on || relieved { second } else { first })
+}
 
-    /// The member at `number`, where each takes as much room as its weight.
-    fn at<'a>(&self, group: &'a Group, number: u64) -> Option<(usize, &'a Member)> {
-        let mut room = scale(number, self.weight);
-        let mut chosen = None;
-        for (at, member) in group.members.iter().enumerate().filter(|(at, _)| self.bits & (1 << at) != 0) {
-            chosen = Some((at, member));
-            match room.checked_sub(u64::from(member.weight)) {
-                Some(rest) => room = rest,
-                None => break,
+/// Each draw that is in vain puts a bit right. This many are in vain only where other threads turn bits all the time.
+const DRAWS: usize = 64;
+
+impl Group {
+    /// A member that stands so, was not tried and is not `other`.
+    fn drawn(&self, standing: Standing, number: u64, tried: &Tried, other: Option<usize>) -> Option<(usize, &Member)> {
+        let has_tried = |first: usize, bit: usize| {
+            self.members.get(first + bit).is_some_and(|member| tried.contains(&member.backend))
+        };
+        let admit = |first: usize, mut bits: u64| {
+            if let Some(bit) = other.and_then(|other| other.checked_sub(first)).filter(|bit| *bit < 64) {
+                bits &= !(1 << bit);
             }
+            if !tried.is_empty() {
+                bits = Bits(bits).filter(|bit| !has_tried(first, *bit)).fold(0, |bits, bit| bits | 1 << bit);
+            }
+            bits
+        };
+        for _ in 0..DRAWS {
+            let at = self.room.draw(standing, number, &admit)?;
+            let member = self.members.get(at)?;
+            let stands = || member.load.standing(member.limits);
+            if stands() == Some(standing) {
+                return Some((at, member));
+            }
+            self.room.refresh(at, stands);
         }
-        chosen
+        None
     }
-
-    fn without(mut self, at: usize, member: &Member) -> Self {
-        self.bits &= !(1 << at);
-        self.weight -= u64::from(member.weight);
-        self
-    }
-}
-
-fn scan<'a>(group: &'a Group, draw: &mut Draw<'_>) -> Option<(&'a Member, Standing)> {
-    let (mut below, mut over) = (Candidates::default(), Candidates::default());
-    for (at, member) in group.members.iter().enumerate() {
-        match member.standing(draw.tried) {
-            Some(Standing::BelowSoft) => below.add(at, member),
-            Some(Standing::OverSoft) => over.add(at, member),
-            None => {}
-        }
-    }
-    let (class, standing) = if below.bits != 0 { (below, Standing::BelowSoft) } else { (over, Standing::OverSoft) };
-    if class.bits == 0 {
-        return None;
-    }
-    let (at, first) = class.at(group, draw.first(group))?;
-    let rest = class.without(at, first);
-    let second = if rest.bits == 0 { None } else { rest.at(group, draw.second()) };
-    match second {
-        Some((_, second)) if second.relieves(first) => Some((second, standing)),
-        _ => Some((first, standing)),
-    }
-}
-
-/// Draws members by weight until one is below its soft limit. If a whole sample isn't, searches the group, so that
-/// a member below its soft limit is found if there is one.
-fn sample<'a>(group: &'a Group, draw: &mut Draw<'_>) -> Option<(&'a Member, Standing)> {
-    let mut fallback = None;
-    for attempt in 0..SAMPLES {
-        let number = if attempt == 0 { draw.first(group) } else { draw.second() };
-        let member = drawn(group, number)?;
-        match member.standing(draw.tried) {
-            Some(Standing::BelowSoft) => return Some((lighter(group, member, draw), Standing::BelowSoft)),
-            Some(Standing::OverSoft) => fallback = fallback.or(Some((member, Standing::OverSoft))),
-            None => {}
-        }
-    }
-    search(group, draw, fallback)
-}
-
-fn drawn(group: &Group, number: u64) -> Option<&Member> {
-    let room = scale(number, group.total_weight());
-    group.members.get(group.cumulative.partition_point(|sum| *sum <= room))
-}
-
-/// The second of two choices, if it is below its soft limit and relieves the first.
-fn lighter<'a>(group: &'a Group, first: &'a Member, draw: &mut Draw<'_>) -> &'a Member {
-    match drawn(group, draw.second()) {
-        Some(second) if second.standing(draw.tried) == Some(Standing::BelowSoft) && second.relieves(first) => second,
-        _ => first,
-    }
-}
-
-fn search<'a>(
-    group: &'a Group,
-    draw: &mut Draw<'_>,
-    mut fallback: Option<(&'a Member, Standing)>,
-) -> Option<(&'a Member, Standing)> {
-    // Starting anywhere spreads what is found over the group.
-    let start = scale(draw.second(), group.members.len() as u64) as usize;
-    let (head, tail) = group.members.split_at_checked(start)?;
-    for member in tail.iter().chain(head) {
-        match member.standing(draw.tried) {
-            Some(Standing::BelowSoft) => return Some((member, Standing::BelowSoft)),
-            Some(Standing::OverSoft) => fallback = fallback.or(Some((member, Standing::OverSoft))),
-            None => {}
-        }
-    }
-    fallback
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::random::spread;
+use super::room::{Room, Seat};
 use super::{AppName, Backend, BackendId, BackendLoad, Limits, Region, Regions};
 
 /// One immutable, validated, indexed view of the routing database.
@@ -73,7 +74,8 @@ impl Snapshot {
 pub struct AppIndex {
     name: AppName,
     backends: Vec<Arc<Backend>>,
-    by_id: HashMap<BackendId, usize>,
+    /// The operator chooses the ids: nobody can choose them to collide.
+    by_id: HashMap<BackendId, usize, foldhash::fast::RandomState>,
     /// Backends that take new clients, by region; sorted by the region's name. Regions without any are left out.
     groups: Vec<Group>,
     /// The members of groups whose region has no position, as one group: nothing tells them apart.
@@ -85,24 +87,25 @@ pub struct AppIndex {
 impl AppIndex {
     fn new(name: AppName, backends: Vec<Arc<Backend>>, regions: &Regions, generation: u64) -> Self {
         let by_id = backends.iter().enumerate().map(|(at, backend)| (backend.id.clone(), at)).collect();
-        let mut by_region: BTreeMap<&Region, Vec<Member>> = BTreeMap::new();
-        for backend in backends.iter().filter(|backend| backend.closed_to_new().is_none()) {
-            by_region.entry(&backend.region).or_default().push(Member::new(backend));
+        let mut by_region: BTreeMap<&Region, Vec<usize>> = BTreeMap::new();
+        for (at, backend) in backends.iter().enumerate().filter(|(_, backend)| backend.closed_to_new().is_none()) {
+            by_region.entry(&backend.region).or_default().push(at);
         }
         let mut seed = generation;
-        let mut group = |region: Option<&Region>, members: Vec<Member>| {
+        let mut seats: Vec<Vec<Seat>> = vec![Vec::new(); backends.len()];
+        let mut group = |region: Option<&Region>, members: &[usize]| {
             seed = spread(seed);
-            Group::new(region, members, regions, seed)
+            Group::new(region, members, &backends, &mut seats, (regions, seed))
         };
-        let unplaced: Vec<Member> = by_region
-            .iter()
-            .filter(|(region, _)| regions.index_of(region).is_none_or(|at| !regions.has_position(at)))
-            .flat_map(|(_, members)| members.iter().cloned())
-            .collect();
-        let everywhere: Vec<Member> = by_region.values().flatten().cloned().collect();
-        let unplaced = (!unplaced.is_empty()).then(|| group(None, unplaced));
-        let everywhere = (!everywhere.is_empty()).then(|| group(None, everywhere));
-        let groups = by_region.into_iter().map(|(region, members)| group(Some(region), members)).collect();
+        let is_placed = |region: &Region| regions.index_of(region).is_some_and(|at| regions.has_position(at));
+        let unplaced: Vec<usize> =
+            by_region.iter().filter(|(region, _)| !is_placed(region)).flat_map(|(_, of)| of).copied().collect();
+        let everywhere: Vec<usize> = by_region.values().flatten().copied().collect();
+        let unplaced = (!unplaced.is_empty()).then(|| group(None, &unplaced));
+        let everywhere = (!everywhere.is_empty()).then(|| group(None, &everywhere));
+        let groups = by_region.iter().map(|(region, members)| group(Some(region), members)).collect();
+        // Those without a seat, too: they lose the ones they had.
+        backends.iter().zip(seats).for_each(|(backend, seats)| backend.load.seat(seats));
         Self { name, backends, by_id, groups, unplaced, everywhere }
     }
 
@@ -145,32 +148,34 @@ pub(super) struct Group {
     /// The region's place in [`Regions`], if it has a position.
     pub(super) place: Option<usize>,
     pub(super) members: Vec<Member>,
-    /// Sum of the weights up to and including each member.
-    pub(super) cumulative: Vec<u64>,
+    /// Which members can be chosen now.
+    pub(super) room: Arc<Room>,
     /// State of the low-discrepancy sequence that spreads first choices over the members.
     pub(super) sequence: AtomicU64,
 }
 
 impl Group {
-    fn new(region: Option<&Region>, members: Vec<Member>, regions: &Regions, seed: u64) -> Self {
-        let cumulative = members
-            .iter()
-            .scan(0u64, |sum, member| {
-                *sum += u64::from(member.weight);
-                Some(*sum)
-            })
-            .collect();
+    /// Makes a group of some of `backends`, and notes the seat of each.
+    fn new(
+        region: Option<&Region>,
+        members: &[usize],
+        backends: &[Arc<Backend>],
+        seats: &mut [Vec<Seat>],
+        (regions, seed): (&Regions, u64),
+    ) -> Self {
+        let chosen: Vec<Member> = members.iter().filter_map(|at| backends.get(*at)).map(Member::new).collect();
+        let room = Arc::new(Room::new(chosen.iter().map(|member| member.weight).collect()));
+        for (at, (member, of)) in chosen.iter().zip(members).enumerate() {
+            let seat = Seat { room: Arc::clone(&room), at, limits: member.limits };
+            seats.get_mut(*of).into_iter().for_each(|seats| seats.push(seat.clone()));
+        }
         Self {
             region: region.cloned(),
             place: region.and_then(|region| regions.index_of(region)).filter(|at| regions.has_position(*at)),
-            members,
-            cumulative,
+            members: chosen,
+            room,
             sequence: AtomicU64::new(seed),
         }
-    }
-
-    pub(super) fn total_weight(&self) -> u64 {
-        self.cumulative.last().copied().unwrap_or(0)
     }
 }
 

@@ -1,9 +1,14 @@
 //! Admission: a slot of a backend is reserved *before* connecting and given back by dropping the permit.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
-use super::Limits;
+use arc_swap::ArcSwap;
+
+use super::health::Vitals;
+use super::room::{Seat, Standing};
+use super::{Health, HealthRules, Limits, Phase};
 
 /// Hands out the indices of the kernel's count map, each to one backend at a time.
 #[derive(Debug)]
@@ -63,11 +68,30 @@ impl Drop for Slot {
 pub struct BackendLoad {
     slot: Slot,
     active: AtomicU32,
+    /// The counts at which the backend comes to stand elsewhere, soft and hard limit in one number: most changes of
+    /// the count make no difference to the groups and need not look for its seats.
+    edges: AtomicU64,
+    seats: ArcSwap<Seats>,
+    vitals: Vitals,
+}
+
+/// The places of a backend in the groups of the current snapshot, and of the one before: while a new snapshot is made,
+/// the old one still routes.
+#[derive(Debug, Default)]
+struct Seats {
+    now: Vec<Seat>,
+    former: Vec<Seat>,
 }
 
 impl BackendLoad {
     pub fn new(slot: Slot) -> Arc<Self> {
-        Arc::new(Self { slot, active: AtomicU32::new(0) })
+        Arc::new(Self {
+            slot,
+            active: AtomicU32::new(0),
+            edges: AtomicU64::new(0),
+            seats: ArcSwap::default(),
+            vitals: Vitals::default(),
+        })
     }
 
     /// Index of this backend in the kernel's count map.
@@ -77,16 +101,93 @@ impl BackendLoad {
 
     /// Connections admitted now, those still connecting included.
     pub fn active(&self) -> u32 {
-        self.active.load(Ordering::Relaxed)
+        self.active.load(Ordering::SeqCst)
+    }
+
+    /// Where the backend stands against `limits`; `None` if it can't be chosen.
+    pub(super) fn standing(&self, limits: Limits) -> Option<Standing> {
+        Standing::of(limits, self.active(), self.is_ejected())
+    }
+
+    /// Gives the backend its places in a new snapshot, all with the same limits. Used by one reload at a time.
+    pub(super) fn seat(&self, now: Vec<Seat>) {
+        let limits = now.first().map(|seat| seat.limits);
+        let former = self.seats.load().now.clone();
+        let seats = Arc::new(Seats { now, former });
+        self.seats.store(Arc::clone(&seats));
+        // Either a change of the count is seen by the refresh below, or its changer sees the new edges and seats.
+        self.edges.store(limits.map_or(0, pack), Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        seats.now.iter().for_each(|seat| seat.refresh(self));
+    }
+
+    /// Tells the groups, where the change makes a difference to them.
+    fn changed(&self, before: u32, after: u32) {
+        let (soft, hard) = unpack(self.edges.load(Ordering::SeqCst));
+        let crosses = |edge: u32| (before < edge) != (after < edge);
+        if crosses(soft) || crosses(hard) {
+            self.refresh_seats();
+        }
+    }
+
+    fn refresh_seats(&self) {
+        let seats = self.seats.load();
+        seats.now.iter().chain(&seats.former).for_each(|seat| seat.refresh(self));
+    }
+
+    /// Not to be trusted with clients while another is left.
+    pub fn is_ejected(&self) -> bool {
+        self.vitals.is_ejected()
+    }
+
+    /// Whether nothing was ever said against the backend, or all is forgotten.
+    pub fn is_spotless(&self) -> bool {
+        self.vitals.is_spotless()
+    }
+
+    /// Looks at or changes the backend's health, and has the groups know. Says whether time has work to do, too.
+    pub fn with_health<T>(
+        &self,
+        now: Instant,
+        rules: &HealthRules,
+        change: impl FnOnce(&mut Health) -> T,
+    ) -> (T, bool) {
+        let visit = self.vitals.with(now, rules, change);
+        if visit.turned {
+            // Either a new seat is refreshed after this change, or it is found here.
+            fence(Ordering::SeqCst);
+            self.refresh_seats();
+        }
+        (visit.result, visit.more)
+    }
+
+    /// What the backend's health has come to.
+    pub fn phase(&self) -> Phase {
+        self.vitals.phase()
+    }
+
+    /// Whether the backend, if it is coming back, gets this client.
+    pub(super) fn admits(&self, random: impl FnOnce() -> u64) -> bool {
+        self.vitals.admits(random)
     }
 
     /// Counts one more connection unless the hard limit is reached. Check and count are one atomic step, so no
     /// interleaving exceeds the limit.
     pub fn try_reserve(self: &Arc<Self>, limits: Limits) -> Option<Permit> {
         let admit = |active: u32| if limits.is_full(active) { None } else { active.checked_add(1) };
-        self.active.fetch_update(Ordering::AcqRel, Ordering::Relaxed, admit).ok()?;
+        let before = self.active.fetch_update(Ordering::SeqCst, Ordering::SeqCst, admit).ok()?;
+        self.changed(before, before + 1);
         Some(Permit { load: Arc::clone(self) })
     }
+}
+
+fn pack(limits: Limits) -> u64 {
+    u64::from(limits.soft()) << 32 | u64::from(limits.hard())
+}
+
+/// Soft and hard limit. 0 is no edge: no count is below it.
+fn unpack(edges: u64) -> (u32, u32) {
+    ((edges >> 32) as u32, edges as u32)
 }
 
 /// A reserved connection of one backend; dropping it gives the place back.
@@ -104,7 +205,8 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.load.active.fetch_sub(1, Ordering::AcqRel);
+        let before = self.load.active.fetch_sub(1, Ordering::SeqCst);
+        self.load.changed(before, before.saturating_sub(1));
     }
 }
 

@@ -9,6 +9,7 @@ mod backend;
 mod country;
 mod forwarding;
 mod group;
+mod health;
 mod index;
 mod load;
 mod name;
@@ -16,6 +17,7 @@ mod outcome;
 mod plan;
 mod random;
 mod regions;
+mod room;
 pub mod row;
 mod select;
 #[cfg(test)]
@@ -24,9 +26,12 @@ mod tried;
 
 pub use addr::{AddrError, BackendAddr, ClientAddr};
 pub use affinity::{AffinityPrefix, BindingKey, ClientPrefix, PrefixError};
-pub use backend::{Backend, BackendState, DEFAULT_SOFT_LIMIT, LimitError, Limits, Skip, StateError, Weight};
+pub use backend::{
+    Backend, BackendSpec, BackendState, DEFAULT_SOFT_LIMIT, LimitError, Limits, Skip, StateError, Weight,
+};
 pub use country::{CountryCode, CountryError};
 pub use forwarding::{Fallback, ForwarderKind, Step, Why};
+pub use health::{Complaint, Health, HealthRules, Phase, Transition};
 pub use index::{AppIndex, Snapshot};
 pub use load::{BackendLoad, Permit, Slot, SlotPool};
 pub use name::{AppName, BackendId, NameError, Region};
@@ -34,6 +39,6 @@ pub use outcome::*;
 pub use plan::{Plan, PlanEntry, explain};
 pub use random::RandomSource;
 pub use regions::{Position, RegionSpec, Regions};
-pub use row::{BackendSpec, RawBackend, RawRegion, RawRouting, RawValue, RowError};
+pub use row::{RawBackend, RawRegion, RawRouting, RawValue, RowError};
 pub use select::{NoBackend, Pick, PickReason, Request, pick};
 pub use tried::Tried;

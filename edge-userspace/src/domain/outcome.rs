@@ -85,12 +85,14 @@ pub enum ConnectFailure {
     TimedOut,
     /// No route, host or network down.
     Unreachable,
-    /// This host could not make the socket (descriptors, ports, memory): no fault of the backend's.
+    /// This host could not connect (ports, rules): no fault of the backend's.
     Local,
+    /// This host is out of descriptors or memory: no other backend would do better.
+    Exhausted,
 }
 
 impl ConnectFailure {
-    pub const ALL: [Self; 4] = [Self::Refused, Self::TimedOut, Self::Unreachable, Self::Local];
+    pub const ALL: [Self; 5] = [Self::Refused, Self::TimedOut, Self::Unreachable, Self::Local, Self::Exhausted];
 
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -98,6 +100,7 @@ impl ConnectFailure {
             Self::TimedOut => "timed_out",
             Self::Unreachable => "unreachable",
             Self::Local => "local",
+            Self::Exhausted => "exhausted",
         }
     }
 }

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
-
 use super::group::Draw;
 use super::select::{bound, choose, origin, why_none};
 use super::{
@@ -15,7 +13,7 @@ use super::{
 const MAX_LOAD_SCORE: f64 = 99.999;
 
 /// How a connection would be routed now.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Plan {
     pub app: AppName,
     pub client_region: Option<Region>,
@@ -29,12 +27,15 @@ pub struct Plan {
     pub reason: Option<PickReason>,
     /// Set if there is no winner.
     pub refused: Option<NoBackend>,
+    /// Who is tried one after the other while connects fail; the winner is the first. Chance breaks near-ties here,
+    /// too.
+    pub order: Vec<(BackendId, PickReason)>,
     /// Best first; those that are out come last.
     pub entries: Vec<PlanEntry>,
 }
 
 /// One backend as one connection sees it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct PlanEntry {
     pub id: BackendId,
     pub addr: BackendAddr,
@@ -61,40 +62,62 @@ pub struct PlanEntry {
     pub skip: Option<Skip>,
 }
 
-/// Explains what [`pick`](super::pick) would do with the loads of this moment. Reserves nothing and changes nothing.
+/// Explains what [`pick`](super::pick) would do with the loads of this moment, for up to `attempts` connects.
+/// Reserves nothing and changes nothing.
 pub fn explain(
     app: &AppIndex,
     regions: &Regions,
     request: &Request<'_>,
     tried: &Tried,
+    attempts: usize,
     rng: &mut dyn RandomSource,
 ) -> Plan {
-    let binding = request.bound.map(|id| bound(app, id, tried));
-    let (winner, reason) = match &binding {
-        Some(Ok(backend)) => (Some(backend.id.clone()), Some(PickReason::Affinity)),
-        _ => match choose(app, regions, request, &mut Draw { rng, tried, advance: false }) {
-            Some((member, reason)) => (Some(member.backend.id.clone()), Some(reason)),
-            None => (None, None),
-        },
-    };
+    let order = order_of_attempts(app, regions, request, tried, attempts, rng);
+    let (winner, reason) = order.first().cloned().unzip();
     let mut entries: Vec<PlanEntry> =
         app.backends().iter().map(|backend| entry(backend, regions, request, tried)).collect();
-    entries.sort_by(|a, b| order(a).partial_cmp(&order(b)).unwrap_or(std::cmp::Ordering::Equal).then(a.id.cmp(&b.id)));
+    entries.sort_by(|a, b| rank(a).partial_cmp(&rank(b)).unwrap_or(std::cmp::Ordering::Equal).then(a.id.cmp(&b.id)));
     Plan {
         app: app.name().clone(),
         client_region: request.client_region.cloned(),
         pop_region: request.pop_region.clone(),
         bound: request.bound.cloned(),
-        binding_yielded: binding.and_then(Result::err),
+        binding_yielded: request.bound.and_then(|id| bound(app, id, tried).err()),
         refused: winner.is_none().then(|| why_none(app, tried)),
         winner,
         reason,
+        order,
         entries,
     }
 }
 
+/// What `pick` would return if every connect failed.
+fn order_of_attempts(
+    app: &AppIndex,
+    regions: &Regions,
+    request: &Request<'_>,
+    tried: &Tried,
+    attempts: usize,
+    rng: &mut dyn RandomSource,
+) -> Vec<(BackendId, PickReason)> {
+    let mut tried = tried.clone();
+    let mut order = Vec::new();
+    while order.len() < attempts {
+        let honoured = request.bound.and_then(|id| bound(app, id, &tried).ok());
+        let next = match honoured {
+            Some(backend) => Some((backend, PickReason::Affinity)),
+            None => choose(app, regions, request, &mut Draw { rng: &mut *rng, tried: &tried, advance: false })
+                .map(|(member, reason)| (&member.backend, reason)),
+        };
+        let Some((backend, reason)) = next else { break };
+        tried.push(backend);
+        order.push((backend.id.clone(), reason));
+    }
+    order
+}
+
 /// Sort key: the order in which [`pick`](super::pick) considers backends.
-fn order(entry: &PlanEntry) -> (bool, u8, bool, f64, f64) {
+fn rank(entry: &PlanEntry) -> (bool, u8, bool, f64, f64) {
     let distance = if entry.region_score < 2 { 0.0 } else { entry.distance_km.unwrap_or(f64::INFINITY) };
     (entry.skip.is_some(), entry.region_score, entry.over_soft, distance, entry.score)
 }
@@ -141,6 +164,7 @@ fn skip(backend: &Backend, active: u32, tried: &Tried) -> Option<Skip> {
     backend
         .closed_to_new()
         .or_else(|| tried.contains(backend).then_some(Skip::Tried))
+        .or_else(|| backend.load.is_ejected().then_some(Skip::Ejected))
         .or_else(|| backend.limits.is_full(active).then_some(Skip::AtHardLimit))
 }
 

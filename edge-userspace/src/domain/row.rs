@@ -3,10 +3,9 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use super::{
-    AddrError, AppName, Backend, BackendAddr, BackendId, BackendLoad, BackendState, CountryCode, CountryError,
+    AddrError, AppName, BackendAddr, BackendId, BackendSpec, BackendState, CountryCode, CountryError,
     DEFAULT_SOFT_LIMIT, LimitError, Limits, NameError, Position, Region, RegionSpec, StateError, Weight,
 };
 
@@ -109,27 +108,6 @@ pub enum RowError {
     Duplicate,
     #[error("no counter is left: at most {capacity} backends are supported")]
     NoSlot { capacity: u32 },
-}
-
-/// A validated row: a backend without its load.
-#[derive(Debug, Clone, PartialEq)]
-pub struct BackendSpec {
-    pub id: BackendId,
-    pub app: AppName,
-    pub region: Region,
-    pub addr: BackendAddr,
-    pub country: Option<CountryCode>,
-    pub healthy: bool,
-    pub state: BackendState,
-    pub weight: Weight,
-    pub limits: Limits,
-}
-
-impl BackendSpec {
-    pub fn with_load(self, load: Arc<BackendLoad>) -> Backend {
-        let Self { id, app, region, addr, country, healthy, state, weight, limits } = self;
-        Backend { id, app, region, addr, country, healthy, state, weight, limits, load }
-    }
 }
 
 impl RawBackend {

@@ -20,8 +20,9 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::group::{Draw, Standing, best};
+use super::group::{Draw, best, last_resort};
 use super::index::{Group, Member};
+use super::room::Standing;
 use super::{AppIndex, Backend, BackendId, Permit, RandomSource, Region, Regions, Skip, Tried};
 
 /// What is known about a connection before a backend is chosen.
@@ -48,11 +49,13 @@ pub enum PickReason {
     NearestRegion,
     /// Somewhere: no position says what is near.
     Elsewhere,
+    /// It was ejected, and no other was left.
+    LastResort,
 }
 
 impl PickReason {
-    pub const ALL: [Self; 5] =
-        [Self::Affinity, Self::ClientRegion, Self::PopRegion, Self::NearestRegion, Self::Elsewhere];
+    pub const ALL: [Self; 6] =
+        [Self::Affinity, Self::ClientRegion, Self::PopRegion, Self::NearestRegion, Self::Elsewhere, Self::LastResort];
 
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -61,6 +64,7 @@ impl PickReason {
             Self::PopRegion => "pop_region",
             Self::NearestRegion => "nearest_region",
             Self::Elsewhere => "elsewhere",
+            Self::LastResort => "last_resort",
         }
     }
 }
@@ -146,6 +150,7 @@ pub(super) fn bound<'a>(app: &'a AppIndex, id: &BackendId, tried: &Tried) -> Res
     match backend.out_of_service() {
         Some(skip) => Err(skip),
         None if tried.contains(backend) => Err(Skip::Tried),
+        None if backend.load.is_ejected() => Err(Skip::Ejected),
         None if backend.limits.is_full(backend.load.active()) => Err(Skip::AtHardLimit),
         None => Ok(backend),
     }
@@ -178,7 +183,15 @@ pub(super) fn choose<'a>(
             return Some((member, reason));
         }
     }
-    elsewhere(app, regions, request, draw)
+    elsewhere(app, regions, request, draw).or_else(|| ejected(app, request, draw))
+}
+
+/// Who was ejected may be well again, and otherwise the client would be refused. Near ones first.
+fn ejected<'a>(app: &'a AppIndex, request: &Request<'_>, draw: &mut Draw<'_>) -> Option<Choice<'a>> {
+    let near = [request.client_region, Some(request.pop_region)].into_iter().flatten();
+    let groups = near.filter_map(|region| app.group(region)).chain(app.everywhere());
+    let found = groups.filter_map(|group| last_resort(group, draw)).next();
+    found.map(|member| (member, PickReason::LastResort))
 }
 
 /// The nearest group with a member below its soft limit, else the nearest with any.
@@ -203,7 +216,7 @@ fn elsewhere<'a>(
     for (group, reason) in placed.chain(app.unplaced().map(|group| (group, PickReason::Elsewhere))) {
         match best(group, draw) {
             Some((member, Standing::BelowSoft)) => return Some((member, reason)),
-            Some((member, Standing::OverSoft)) => over_soft = over_soft.or(Some((member, reason))),
+            Some((member, _)) => over_soft = over_soft.or(Some((member, reason))),
             None => {}
         }
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::*;
 
@@ -28,6 +29,19 @@ pub(crate) fn row(id: &str, region: &str) -> RawBackend {
         port: 8080.into(),
         ..RawBackend::default()
     }
+}
+
+/// Ejects a backend for its time-outs.
+pub(crate) fn eject(backend: &Backend) {
+    let rules = HealthRules {
+        failures: 1,
+        ejection: Duration::from_secs(600),
+        longest: Duration::from_secs(600),
+        max_percent: 100,
+        slow_start: Duration::ZERO,
+    };
+    let now = Instant::now();
+    backend.load.with_health(now, &rules, |health| health.eject(Complaint::TimedOut, now, &rules));
 }
 
 /// Backends with loads of their own.

@@ -8,7 +8,7 @@ use super::Backend;
 const INLINE: usize = 8;
 
 /// A small set of backends. The first eight take no allocation.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Tried {
     inline: [Option<Arc<Backend>>; INLINE],
     more: Vec<Arc<Backend>>,
@@ -68,7 +68,8 @@ mod tests {
     #[test]
     fn a_backend_is_known_again_in_a_later_snapshot() {
         let backend = backends(&[row("b", "sa")])[0].clone();
-        let later = Backend { region: crate::domain::testing::region("us"), ..Backend::clone(&backend) };
+        let mut later = Backend::clone(&backend);
+        later.spec.region = crate::domain::testing::region("us");
         let mut tried = Tried::new();
         tried.push(&backend);
         assert!(tried.contains(&later));

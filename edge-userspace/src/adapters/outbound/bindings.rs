@@ -211,6 +211,11 @@ impl<C: Clock> Bindings for BindingTable<C> {
         Some(binding.backend.clone())
     }
 
+    fn peek(&self, key: &BindingKey) -> Option<BackendId> {
+        let binding = self.map.get(key)?;
+        (!self.is_over(&binding, self.now())).then(|| binding.backend.clone())
+    }
+
     fn bind(&self, key: BindingKey, backend: &BackendId) {
         let now = self.now();
         match self.map.get_mut(&key) {

@@ -31,7 +31,7 @@ impl Connector for TcpConnector {
     async fn connect(&self, backend: BackendAddr, slot: u32, limit: Duration) -> Result<TcpStream, ConnectFailure> {
         let addr = backend.socket_addr();
         let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
-        let socket = socket.map_err(|_| ConnectFailure::Local)?;
+        let socket = socket.map_err(|why| classify(&why))?;
         // Before connecting: TCP_USER_TIMEOUT and keepalive count from the first packet.
         self.options.apply(&socket);
         // Given up half-way it must be closed at once, or the kernel counts it out only after its name is gone.
@@ -52,6 +52,9 @@ impl Connector for TcpConnector {
 }
 
 fn classify(error: &io::Error) -> ConnectFailure {
+    if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)) {
+        return ConnectFailure::Exhausted;
+    }
     match error.kind() {
         ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => ConnectFailure::Refused,
         ErrorKind::TimedOut => ConnectFailure::TimedOut,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::access_log::AccessLog;
 use super::metrics::Metrics;
 use crate::application::ports::{GeoSource, Observer};
-use crate::domain::Outcome;
+use crate::domain::{Backend, Outcome, Transition};
 
 /// Counts every connection and, where wanted, writes its line.
 #[derive(Debug)]
@@ -28,6 +28,19 @@ impl Observer for Recorder {
         self.metrics.closed(outcome);
         if let Some(log) = &self.access_log {
             log.record(outcome);
+        }
+    }
+
+    fn health_changed(&self, backend: &Backend, transition: Transition) {
+        let (backend, app) = (backend.id.as_str(), backend.app.as_str());
+        match transition {
+            Transition::Ejected { why, lasts } => {
+                self.metrics.ejected(why);
+                let secs = lasts.as_secs_f64();
+                tracing::warn!(backend, app, why = why.as_str(), secs, "backend ejected: it failed its clients");
+            }
+            Transition::Back => tracing::info!(backend, app, "backend is back and gets a growing share of clients"),
+            Transition::Recovered => tracing::info!(backend, app, "backend has its whole share of clients again"),
         }
     }
 

@@ -17,7 +17,7 @@ fn a_plan_shows_every_backend_best_first_and_why_the_others_are_out() {
     let (sa, us, bound) = (region("sa"), region("us"), id("sa2"));
     let request = Request { client_region: Some(&sa), pop_region: &us, bound: Some(&bound) };
     let app = world.snapshot.app(&testing::app_name("web")).unwrap();
-    let plan = explain(app, world.snapshot.regions(), &request, &Tried::new(), &mut world.rng);
+    let plan = explain(app, world.snapshot.regions(), &request, &Tried::new(), 8, &mut world.rng);
 
     let lines: Vec<_> = plan.entries.iter().map(|entry| (entry.id.as_str(), entry.score, entry.skip)).collect();
     assert_eq!(
@@ -34,7 +34,11 @@ fn a_plan_shows_every_backend_best_first_and_why_the_others_are_out() {
     assert_eq!(plan.binding_yielded, Some(Skip::Drain));
     assert!((9000.0..10_500.0).contains(&plan.entries[2].distance_km.unwrap()));
     assert_eq!(first.load.active(), 50, "explaining reserves nothing");
-    assert_eq!(serde_json::to_value(&plan.entries[3]).unwrap()["skip"], "drain");
+    let order: Vec<_> = plan.order.iter().map(|(id, reason)| (id.as_str(), *reason)).collect();
+    assert_eq!(
+        order,
+        [("sa1", PickReason::ClientRegion), ("us1", PickReason::PopRegion), ("eu1", PickReason::NearestRegion)]
+    );
 }
 
 #[test]
@@ -45,6 +49,6 @@ fn load_never_outranks_geography() {
     let (sa, us) = (region("sa"), region("us"));
     let request = Request { client_region: Some(&sa), pop_region: &us, bound: None };
     let app = world.snapshot.app(&testing::app_name("web")).unwrap();
-    let plan = explain(app, world.snapshot.regions(), &request, &Tried::new(), &mut world.rng);
+    let plan = explain(app, world.snapshot.regions(), &request, &Tried::new(), 8, &mut world.rng);
     assert!(plan.entries[0].score < plan.entries[1].score);
 }

@@ -302,10 +302,13 @@ proptest! {
         pop in 0..REGIONS.len(),
         bound in prop::option::of(0usize..90),
         tried_ids in prop::collection::vec(0usize..80, 0..4),
+        ejected_ids in prop::collection::vec(0usize..80, 0..40),
         seed: u64,
     ) {
         let (snapshot, held) = named(rows);
         let Some(app) = snapshot.app(&crate::domain::testing::app_name("web")) else { return Ok(()) };
+        let named = |at: &usize| snapshot.backend(&id(&format!("b{at:02}")));
+        ejected_ids.iter().filter_map(named).for_each(|backend| crate::domain::testing::eject(backend));
         let (client, pop) = (client.map(|at| region(REGIONS[at])), region(REGIONS[pop]));
         let bound = bound.map(|at| id(&format!("b{at:02}")));
         let mut tried = Tried::new();
@@ -313,7 +316,7 @@ proptest! {
         let request = Request { client_region: client.as_ref(), pop_region: &pop, bound: bound.as_ref() };
         let mut rng = fastrand::Rng::with_seed(seed);
 
-        let plan = crate::domain::explain(app, snapshot.regions(), &request, &tried, &mut rng.clone());
+        let plan = crate::domain::explain(app, snapshot.regions(), &request, &tried, 3, &mut rng.clone());
         let before: u32 = snapshot.backends().map(|backend| backend.load.active()).sum();
         prop_assert_eq!(before as usize, held.len());
         let result = pick(app, snapshot.regions(), &request, &tried, &mut rng);
@@ -334,6 +337,11 @@ proptest! {
                     // The best entry of the plan is of the winner's class.
                     let winner = plan.entries.iter().find(|entry| entry.id == backend.id).unwrap();
                     let best = &plan.entries[0];
+                    if pick.reason == PickReason::LastResort {
+                        prop_assert_eq!(winner.skip, Some(Skip::Ejected));
+                        prop_assert!(plan.entries.iter().all(|entry| entry.skip.is_some()), "no other is left");
+                        return Ok(());
+                    }
                     prop_assert_eq!(winner.skip, None);
                     prop_assert_eq!((winner.region_score, winner.over_soft), (best.region_score, best.over_soft));
                     if best.region_score == 2 && best.distance_km.is_some() {

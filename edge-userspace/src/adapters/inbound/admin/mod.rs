@@ -10,9 +10,11 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 
+pub use routes::ExplainQuery;
 pub use server::AdminServer;
 pub use socket::AdminError;
 
+use crate::application::explain::Explanation;
 use crate::application::flows::FlowStatus;
 use crate::application::status::{ForwarderStatus, ReloadAnswer, Status};
 use crate::config::ForwarderChoice;
@@ -22,6 +24,8 @@ pub trait Control: Send + Sync {
     fn status(&self) -> Status;
     /// All metrics as OpenMetrics text.
     fn metrics(&self) -> Result<String, fmt::Error>;
+    /// How a connection of the client would be routed now. The error names what was asked for and is not there.
+    fn explain(&self, query: &ExplainQuery) -> Result<Explanation, String>;
     /// Reads the routing database now. The error says why the last good snapshot stays.
     fn reload(&self, allow_empty: bool) -> Pin<Box<dyn Future<Output = Result<ReloadAnswer, String>> + Send + '_>>;
     /// The flows that run now.

@@ -4,12 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Control;
@@ -21,6 +23,17 @@ const MAX_BODY: usize = 16 * 1024;
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 type Shared = State<Arc<dyn Control>>;
+
+/// What `GET /api/v1/explain` asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainQuery {
+    pub client: IpAddr,
+    /// Without it: the app the listeners lead to.
+    pub app: Option<String>,
+    /// The app of the listener on this port.
+    pub port: Option<u16>,
+}
 
 /// All paths, for the Unix socket, whose mode says who may come.
 pub(super) fn full(control: Arc<dyn Control>) -> Router {
@@ -51,6 +64,7 @@ fn reading() -> Router<Arc<dyn Control>> {
         .route("/metrics", get(metrics))
         .route("/api/v1/status", get(status))
         .route("/api/v1/flows", get(flows))
+        .route("/api/v1/explain", get(explain))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
 }
@@ -78,6 +92,16 @@ async fn set_forwarder(State(control): Shared, body: Bytes) -> Response {
         Ok(Ok(status)) => Json(status).into_response(),
         Ok(Err(why)) => error(StatusCode::CONFLICT, &why),
         Err(why) => error(StatusCode::BAD_REQUEST, &format!("body is not {{\"forwarder\": \"auto\"}}: {why}")),
+    }
+}
+
+async fn explain(State(control): Shared, query: Result<Query<ExplainQuery>, QueryRejection>) -> Response {
+    match query {
+        Ok(Query(query)) => match control.explain(&query) {
+            Ok(explanation) => Json(explanation).into_response(),
+            Err(why) => error(StatusCode::NOT_FOUND, &why),
+        },
+        Err(why) => error(StatusCode::BAD_REQUEST, &format!("ask ?client=ADDRESS[&app=NAME|&port=N]: {why}")),
     }
 }
 
@@ -110,7 +134,8 @@ async fn refused() -> Response {
 }
 
 async fn not_found() -> Response {
-    error(StatusCode::NOT_FOUND, "no such path: try /api/v1/status, /api/v1/flows, /metrics, /healthz or /readyz")
+    let paths = "/api/v1/status, /api/v1/flows, /api/v1/explain, /metrics, /healthz or /readyz";
+    error(StatusCode::NOT_FOUND, &format!("no such path: try {paths}"))
 }
 
 async fn only_local_names(request: Request, next: Next) -> Response {

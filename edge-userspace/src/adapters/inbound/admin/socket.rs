@@ -42,7 +42,7 @@ impl AdminSocket {
         let failed = |why| AdminError::Socket { path: path.to_owned(), why };
         refuse_if_taken(path).await?;
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-            fs::create_dir_all(directory).map_err(failed)?;
+            make(directory).map_err(failed)?;
         }
         // Under its own name it would be open to all until the mode is set, and a client could find it half made.
         let draft = draft_of(path);
@@ -86,6 +86,15 @@ async fn refuse_if_taken(path: &Path) -> Result<(), AdminError> {
     }
 }
 
+/// Makes a directory whose parent exists: `/run/edgeproxy` may be missing after a restart of the host, but what is
+/// missing further up is a slip of the pen.
+fn make(directory: &Path) -> io::Result<()> {
+    match fs::create_dir(directory) {
+        Err(why) if why.kind() == ErrorKind::AlreadyExists => Ok(()),
+        done => done,
+    }
+}
+
 fn draft_of(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}", std::process::id()));
@@ -108,6 +117,9 @@ mod tests {
         let path = dir.path().join("run/admin.sock");
         let first = AdminSocket::bind(&path).await.unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
+        let astray = dir.path().join("rnu/edgeproxy/admin.sock");
+        assert!(AdminSocket::bind(&astray).await.unwrap_err().to_string().contains("could not be made"));
+        assert!(!dir.path().join("rnu").exists(), "a path that is wrong makes no directories");
         let error = AdminSocket::bind(&path).await.unwrap_err();
         assert!(error.to_string().contains("another edgeproxy answers"), "{error}");
         drop(first);

@@ -11,6 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::application::explain::{Candidate, Step};
 use crate::application::status::{PopState, RejectedRow, sample};
 
 /// A daemon that accepts a reload only when an empty table is allowed.
@@ -51,8 +52,56 @@ impl Control for Fake {
         }
     }
 
+    fn explain(&self, query: &ExplainQuery) -> Result<Explanation, String> {
+        match query.app.as_deref() {
+            Some("nobody") => Ok(Explanation { refused: Some("no_such_app".to_owned()), ..Explanation::default() }),
+            _ if query.port == Some(1) => Err("no listener on port 1".to_owned()),
+            _ => Ok(Explanation { client: query.client.to_string(), ..sample_explanation() }),
+        }
+    }
+
     fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Two backends in the client's region, one of them out, and one elsewhere.
+pub(crate) fn sample_explanation() -> Explanation {
+    let candidate = |id: &str, region: &str, region_score: u8| Candidate {
+        id: id.to_owned(),
+        addr: "192.0.2.1:80".to_owned(),
+        region: region.to_owned(),
+        country: None,
+        state: "ready".to_owned(),
+        healthy: true,
+        weight: 1,
+        soft_limit: 100,
+        hard_limit: 0,
+        connections: 10,
+        region_score,
+        distance_km: Some(f64::from(region_score) * 4000.0),
+        load_factor: 0.1,
+        score: f64::from(region_score) * 100.0 + 0.1,
+        over_soft: false,
+        out: None,
+    };
+    let step = |backend: &str, why: &str| Step { backend: backend.to_owned(), why: why.to_owned() };
+    let out = Candidate { state: "drain".to_owned(), out: Some("drain".to_owned()), ..candidate("sa-2", "sa", 0) };
+    Explanation {
+        client: "200.160.2.1".to_owned(),
+        country: Some("BR".to_owned()),
+        geo_source: "database".to_owned(),
+        client_region: Some("sa".to_owned()),
+        pop_region: "eu".to_owned(),
+        app: Some("web".to_owned()),
+        generation: 7,
+        bound: Some("sa-2".to_owned()),
+        binding_yielded: Some("drain".to_owned()),
+        winner: Some("sa-1".to_owned()),
+        why: Some("client_region".to_owned()),
+        refused: None,
+        order: vec![step("sa-1", "client_region"), step("us-1", "nearest_region")],
+        candidates: vec![candidate("sa-1", "sa", 0), candidate("us-1", "us", 2), out],
     }
 }
 
@@ -93,6 +142,16 @@ async fn the_socket_serves_reads_and_changes() {
     assert!(ask("GET", "/healthz", "").await.ends_with("ok\n"));
     assert!(ask("GET", "/readyz", "").await.starts_with("HTTP/1.1 200"));
     assert!(ask("GET", "/api/v1/status", "").await.contains("\"generation\":7"));
+    assert!(ask("GET", "/api/v1/explain?client=2001:db8::1", "").await.contains("\"client\":\"2001:db8::1\""));
+    assert!(ask("GET", "/api/v1/explain?client=192.0.2.1&port=1", "").await.starts_with("HTTP/1.1 404"));
+    for wrong in [
+        "/api/v1/explain",
+        "/api/v1/explain?client=here",
+        "/api/v1/explain?client=192.0.2.1&apps=web",
+        "/api/v1/explain?client=192.0.2.1&port=65536",
+    ] {
+        assert!(ask("GET", wrong, "").await.starts_with("HTTP/1.1 400"), "{wrong}");
+    }
     assert!(ask("POST", "/api/v1/reload", "").await.contains("{\"error\":\"the table is empty\"}"));
     assert!(ask("POST", "/api/v1/reload", "{\"allow_empty\":true}").await.contains("\"generation\":8"));
     assert!(ask("POST", "/api/v1/reload", "{\"alow_empty\":true}").await.starts_with("HTTP/1.1 400"));

@@ -38,6 +38,17 @@ fn key(client: u32) -> BindingKey {
     AffinityPrefix::default().key(&AppName::parse("web").unwrap(), ClientAddr::new(ip.into()))
 }
 
+#[test]
+fn a_look_does_not_renew_a_binding() {
+    let (table, clock) = table(600, 100);
+    table.bind(key(1), &backend("a"));
+    clock.advance(599_999);
+    assert_eq!(table.peek(&key(1)), Some(backend("a")));
+    clock.advance(1);
+    assert_eq!(table.peek(&key(1)), None);
+    assert_eq!(table.get(&key(1)), None);
+}
+
 fn backend(name: &str) -> BackendId {
     BackendId::parse(name).unwrap()
 }

@@ -15,7 +15,7 @@ use counters::{Labelled, Times};
 use crate::application::ports::GeoSource;
 use crate::application::status::{ConnectionStatus, Status};
 use crate::domain::{
-    ByteCounts, ConnectFailure, Fallback, ForwarderKind, NoBackend, Outcome, PickReason, RejectReason, Skip,
+    ByteCounts, Complaint, ConnectFailure, Fallback, ForwarderKind, NoBackend, Outcome, PickReason, RejectReason, Skip,
     Termination, Why,
 };
 
@@ -39,6 +39,7 @@ pub struct Metrics {
     retries: AtomicU64,
     picks: Labelled,
     yielded: Labelled,
+    ejections: Labelled,
     geo: Labelled,
     flows: Labelled,
     chosen: Chosen,
@@ -65,8 +66,6 @@ impl Metrics {
     pub fn new(lost: Vec<(&'static str, Arc<AtomicU64>)>) -> Self {
         let rejects = [RejectReason::NoApp, RejectReason::MaxConnections].into_iter();
         let rejects = rejects.chain(NoBackend::ALL.into_iter().map(RejectReason::NoBackend));
-        let skips =
-            [Skip::Gone, Skip::Drain, Skip::Maint, Skip::Unhealthy, Skip::WeightZero, Skip::AtHardLimit, Skip::Tried];
         Self {
             accepted: AtomicU64::new(0),
             closed: Labelled::new(Termination::ALL.into_iter().map(Termination::letters)),
@@ -78,7 +77,8 @@ impl Metrics {
             connect_failures: Labelled::new(ConnectFailure::ALL.into_iter().map(ConnectFailure::as_str)),
             retries: AtomicU64::new(0),
             picks: Labelled::new(PickReason::ALL.into_iter().map(PickReason::as_str)),
-            yielded: Labelled::new(skips.into_iter().map(Skip::as_str)),
+            yielded: Labelled::new(Skip::ALL.into_iter().map(Skip::as_str)),
+            ejections: Labelled::new(Complaint::ALL.into_iter().map(Complaint::as_str)),
             geo: Labelled::new(GeoSource::ALL.into_iter().map(GeoSource::as_str)),
             flows: Labelled::new(ForwarderKind::ALL.into_iter().map(ForwarderKind::as_str)),
             chosen: ForwarderKind::ALL.map(|kind| (kind, Labelled::new(Why::all().map(Why::as_str)))),
@@ -96,6 +96,11 @@ impl Metrics {
     /// A client was located.
     pub fn located(&self, source: GeoSource) {
         self.geo.add(source.as_str(), 1);
+    }
+
+    /// A backend was ejected.
+    pub fn ejected(&self, why: Complaint) {
+        self.ejections.add(why.as_str(), 1);
     }
 
     /// `accept(2)` failed.

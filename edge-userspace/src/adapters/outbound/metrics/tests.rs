@@ -13,6 +13,7 @@ fn counted() -> Arc<Metrics> {
     metrics.located(GeoSource::Override);
     metrics.accept_failed("emfile");
     metrics.accept_failed("a kind nobody has declared");
+    metrics.ejected(crate::domain::Complaint::TimedOut);
     metrics.closed(&sample::outcome());
     metrics.closed(&sample::rejected());
     Arc::new(metrics)
@@ -44,6 +45,8 @@ fn every_number_is_in_the_text() {
         "edgeproxy_picks_total{reason=\"client_region\"} 1",
         "edgeproxy_bindings_yielded_total{reason=\"at_hard_limit\"} 1",
         "edgeproxy_bindings 9",
+        "edgeproxy_ejections_total{why=\"timed_out\"} 1",
+        "edgeproxy_backend_ejected{backend=\"sa-\\\"1\\\"\",app=\"web\",region=\"sa\"} 1",
         "edgeproxy_reloads_total{result=\"rejected\"} 1",
         "edgeproxy_routing_rejected_rows 1",
         "edgeproxy_geo_lookups_total{source=\"override\"} 1",

@@ -64,6 +64,7 @@ impl Scrape {
         out.counters(names::CONNECT_FAILURES, "failure", &m.connect_failures)?;
         out.counter(names::RETRIES, m.retries.load(Ordering::Relaxed))?;
         out.counters(names::YIELDED, "reason", &m.yielded)?;
+        out.counters(names::EJECTIONS, "why", &m.ejections)?;
         out.gauge(names::BINDINGS, status.bindings)?;
         out.counters(names::GEO_LOOKUPS, "source", &m.geo)?;
         let reloads = [("ok", status.routing.reloads_ok), ("rejected", status.routing.reloads_rejected)];
@@ -103,6 +104,7 @@ impl Scrape {
         gauge(names::BACKEND_CONNECTIONS, |b| Some(b.connections.into()))?;
         gauge(names::BACKEND_KERNEL_CONNECTIONS, |b| b.kernel_connections.map(u64::from))?;
         gauge(names::BACKEND_HARD_LIMIT, |b| Some(b.hard_limit.into()))?;
+        gauge(names::BACKEND_EJECTED, |b| Some(u64::from(b.health == "ejected")))?;
         gauge(names::BACKEND_AVAILABLE, |b| Some(u64::from(b.healthy && b.state == "ready")))
     }
 }

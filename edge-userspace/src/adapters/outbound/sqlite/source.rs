@@ -110,6 +110,7 @@ impl RoutingSource for SqliteSource {
         match self.read_ordinary(identity) {
             Ok(raw) => Ok(raw),
             Err(why) if needs_write_access(&why) && !self.has_log() => self.read_without_log(),
+            Err(why) if is_locked(&why) => Err(SourceError::Locked { path: self.shown() }),
             Err(why) => Err(self.unreadable(&why)),
         }
     }
@@ -144,6 +145,11 @@ fn read_rows(connection: &mut Connection) -> Result<(i64, RawRouting), DatabaseE
 
 fn data_version(connection: &Connection) -> Result<i64, rusqlite::Error> {
     connection.query_row("PRAGMA data_version", [], |row| row.get(0))
+}
+
+fn is_locked(error: &DatabaseError) -> bool {
+    let DatabaseError::Sqlite(error) = error else { return false };
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
 fn needs_write_access(error: &DatabaseError) -> bool {

@@ -1,0 +1,151 @@
+//! The use case behind "why?": how a connection from a client would be routed now, found by the parts that route.
+//! Reserves nothing and leaves the client's binding as it is.
+
+use serde::{Deserialize, Serialize};
+
+use super::ports::{Bindings, GeoResolver};
+use super::routing::RoutingTable;
+use super::serve::Rules;
+use crate::domain::{
+    AppName, ClientAddr, NoBackend, Plan, PlanEntry, RandomSource, RejectReason, Request, Tried, explain,
+};
+
+/// Everything an answer is made of.
+#[allow(missing_debug_implementations, reason = "ports need not be printable")]
+pub struct Oracle<'a> {
+    pub routing: &'a RoutingTable,
+    pub geo: &'a dyn GeoResolver,
+    pub bindings: &'a dyn Bindings,
+    pub rules: &'a Rules,
+}
+
+/// The shape of `GET /api/v1/explain` and of `edgeproxy explain --json`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    pub client: String,
+    pub country: Option<String>,
+    /// Where the country came from: `override`, `database`, `private`, `unknown`.
+    pub geo_source: String,
+    pub client_region: Option<String>,
+    pub pop_region: String,
+    /// `None` where the listeners lead to no app.
+    pub app: Option<String>,
+    /// Generation of the routing snapshot that was asked.
+    pub generation: u64,
+    /// The backend the client is bound to, and why the binding yields if it does.
+    pub bound: Option<String>,
+    pub binding_yielded: Option<String>,
+    /// The backend of the next connection, and why this one. Near-ties are broken by chance.
+    pub winner: Option<String>,
+    pub why: Option<String>,
+    /// The reject reason, if there is no winner.
+    pub refused: Option<String>,
+    /// Who would be tried one after the other while connects fail; the winner is the first.
+    pub order: Vec<Step>,
+    /// Every backend of the app, best first; those that are out come last.
+    pub candidates: Vec<Candidate>,
+}
+
+/// One connect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    pub backend: String,
+    pub why: String,
+}
+
+/// One backend as the client's connection sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    pub id: String,
+    pub addr: String,
+    pub region: String,
+    pub country: Option<String>,
+    /// `ready`, `drain` or `maint`.
+    pub state: String,
+    pub healthy: bool,
+    pub weight: u32,
+    pub soft_limit: u32,
+    /// 0 = unlimited.
+    pub hard_limit: u32,
+    pub connections: u32,
+    /// 0 the client's region, 1 this POP's, 2 elsewhere.
+    pub region_score: u8,
+    /// From the client's region (or this POP's), where both have a position.
+    pub distance_km: Option<f64>,
+    /// Connections ÷ soft limit.
+    pub load_factor: f64,
+    /// Region score × 100 + load factor ÷ weight; lower is better.
+    pub score: f64,
+    /// At or above the soft limit: others of the same region score go first.
+    pub over_soft: bool,
+    /// Why it is out.
+    pub out: Option<String>,
+}
+
+impl Oracle<'_> {
+    /// How a connection of `client` to `app` would be routed; without an app, to the one the listeners lead to.
+    pub fn explain(&self, client: ClientAddr, app: Option<AppName>, rng: &mut dyn RandomSource) -> Explanation {
+        let snapshot = self.routing.snapshot();
+        let answer = self.geo.locate(client);
+        let client_region = answer.region(snapshot.regions(), &self.rules.pop_region);
+        let mut explanation = Explanation {
+            client: client.to_string(),
+            country: answer.country.map(|country| country.as_str().to_owned()),
+            geo_source: answer.source.as_str().to_owned(),
+            client_region: client_region.map(ToString::to_string),
+            pop_region: self.rules.pop_region.to_string(),
+            generation: snapshot.generation(),
+            ..Explanation::default()
+        };
+        let Some(app) = app.or_else(|| self.rules.app(&snapshot)) else {
+            explanation.refused = Some(RejectReason::NoApp.as_str().to_owned());
+            return explanation;
+        };
+        explanation.app = Some(app.to_string());
+        let Some(index) = snapshot.app(&app) else {
+            explanation.refused = Some(NoBackend::NoSuchApp.as_str().to_owned());
+            return explanation;
+        };
+        let bound = self.bindings.peek(&self.rules.affinity.key(&app, client));
+        let request = Request { client_region, pop_region: &self.rules.pop_region, bound: bound.as_ref() };
+        let attempts = self.rules.connect_attempts;
+        explanation.take_over(explain(index, snapshot.regions(), &request, &Tried::new(), attempts, rng));
+        explanation
+    }
+}
+
+impl Explanation {
+    fn take_over(&mut self, plan: Plan) {
+        self.bound = plan.bound.map(|id| id.to_string());
+        self.binding_yielded = plan.binding_yielded.map(|skip| skip.to_string());
+        self.winner = plan.winner.map(|id| id.to_string());
+        self.why = plan.reason.map(|reason| reason.to_string());
+        self.refused = plan.refused.map(|why| why.as_str().to_owned());
+        self.order =
+            plan.order.iter().map(|(id, why)| Step { backend: id.to_string(), why: why.to_string() }).collect();
+        self.candidates = plan.entries.iter().map(Candidate::from).collect();
+    }
+}
+
+impl From<&PlanEntry> for Candidate {
+    fn from(entry: &PlanEntry) -> Self {
+        Self {
+            id: entry.id.to_string(),
+            addr: entry.addr.to_string(),
+            region: entry.region.to_string(),
+            country: entry.country.map(|country| country.as_str().to_owned()),
+            state: entry.state.to_string(),
+            healthy: entry.healthy,
+            weight: entry.weight.0,
+            soft_limit: entry.soft_limit,
+            hard_limit: entry.hard_limit,
+            connections: entry.active,
+            region_score: entry.region_score,
+            distance_km: entry.distance_km,
+            load_factor: entry.load_factor,
+            score: entry.score,
+            over_soft: entry.over_soft,
+            out: entry.skip.map(|skip| skip.to_string()),
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! `edgeproxy explain`: where a client's next connection would go, and why.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use clap::Args;
+use hyper::{Method, StatusCode};
+
+use super::client::{ask, block_on, refusal};
+use super::{AdminArgs, CliError, Exit, print};
+use crate::adapters::inbound::admin::ExplainQuery;
+use crate::application::explain::{Candidate, Explanation};
+
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// Address of the client
+    #[arg(long, value_name = "ADDR")]
+    client: IpAddr,
+    /// The app it asks for [default: the one the listeners lead to]
+    #[arg(long, value_name = "NAME", conflicts_with = "port")]
+    app: Option<String>,
+    /// The port it connects to: explains the app that the listener there leads to
+    #[arg(long, value_name = "N")]
+    port: Option<u16>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    admin: AdminArgs,
+}
+
+/// Prints the answer; the exit code says whether a backend would be found.
+pub fn run(args: &ExplainArgs) -> Result<Exit, CliError> {
+    let socket = args.admin.socket()?;
+    let query = ExplainQuery { client: args.client, app: args.app.clone(), port: args.port };
+    let query = serde_urlencoded::to_string(&query).map_err(|why| CliError::Failed(why.to_string()))?;
+    let answer = block_on(ask(&socket, Method::GET, &format!("/api/v1/explain?{query}"), String::new()))?;
+    if answer.code != StatusCode::OK {
+        return Err(refusal(&answer));
+    }
+    let explanation = serde_json::from_str::<Explanation>(&answer.body)
+        .map_err(|why| CliError::Failed(format!("the daemon's answer is not understood ({why})")))?;
+    if args.json {
+        print(&format!("{}\n", answer.body.trim_end()))?;
+    } else {
+        print(&text(&explanation))?;
+    }
+    Ok(if explanation.winner.is_some() { Exit::Ok } else { Exit::NoBackend })
+}
+
+fn text(explanation: &Explanation) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, text: String| _ = writeln!(out, "{name:11} {text}");
+    let country = explanation.country.as_deref().unwrap_or("no country");
+    let region = explanation.client_region.as_deref().unwrap_or("no region");
+    line("client", format!("{} · {country} ({}) · {region}", explanation.client, explanation.geo_source));
+    line("pop", format!("{} · routing generation {}", explanation.pop_region, explanation.generation));
+    line("app", explanation.app.clone().unwrap_or_else(|| "none".to_owned()));
+    line("binding", binding(explanation));
+    match (&explanation.winner, &explanation.why) {
+        (Some(winner), Some(why)) => line("next", format!("{winner} ({why})")),
+        _ => line("refused", explanation.refused.clone().unwrap_or_default()),
+    }
+    let later: Vec<_> =
+        explanation.order.iter().skip(1).map(|step| format!("{} ({})", step.backend, step.why)).collect();
+    if !later.is_empty() {
+        line("if it fails", later.join(", then "));
+    }
+    candidates(&explanation.candidates, &mut out);
+    out
+}
+
+fn binding(explanation: &Explanation) -> String {
+    match (&explanation.bound, &explanation.binding_yielded) {
+        (None, _) => "none".to_owned(),
+        (Some(bound), None) => format!("to {bound}"),
+        (Some(bound), Some(why)) => format!("to {bound}, yields: {why}"),
+    }
+}
+
+fn candidates(candidates: &[Candidate], out: &mut String) {
+    if candidates.is_empty() {
+        return;
+    }
+    let head = ["BACKEND", "REGION", "ADDRESS", "STATUS", "SCORE", "NEAR", "KM", "CONNS", "SOFT", "HARD", "WEIGHT"];
+    let mut rows = vec![head.map(str::to_owned)];
+    rows.extend(candidates.iter().map(row));
+    super::table::write(&rows, 4, out);
+}
+
+fn row(candidate: &Candidate) -> [String; 11] {
+    let status = match &candidate.out {
+        Some(why) => format!("out: {why}"),
+        None if candidate.over_soft => "over soft limit".to_owned(),
+        None => "below soft limit".to_owned(),
+    };
+    let unlimited = |limit: u32| if limit == 0 { "-".to_owned() } else { limit.to_string() };
+    [
+        candidate.id.clone(),
+        candidate.region.clone(),
+        candidate.addr.clone(),
+        status,
+        format!("{:.3}", candidate.score),
+        candidate.region_score.to_string(),
+        candidate.distance_km.map_or_else(|| "-".to_owned(), |km| format!("{km:.0}")),
+        candidate.connections.to_string(),
+        unlimited(candidate.soft_limit),
+        unlimited(candidate.hard_limit),
+        candidate.weight.to_string(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+    use super::*;
+    use crate::adapters::inbound::admin::tests::sample_explanation;
+
+    #[test]
+    fn the_text_says_who_why_and_why_not() {
+        let text = text(&sample_explanation());
+        for part in [
+            "200.160.2.1 · BR (database) · sa",
+            "to sa-2, yields: drain",
+            "next        sa-1 (client_region)",
+            "if it fails us-1 (nearest_region)",
+            "sa-1     sa      192.0.2.1:80  below soft limit    0.100     0     0     10   100     -       1",
+            "sa-2     sa      192.0.2.1:80  out: drain",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_named() {
+        let refused = Explanation { refused: Some("all_full".to_owned()), ..Explanation::default() };
+        assert!(text(&refused).contains("refused     all_full"));
+    }
+}

@@ -1,0 +1,306 @@
+//! May a backend be trusted with clients? What their own connections tell: a backend that doesn't accept them, or
+//! resets them at once, is ejected for a while, comes back with a small share of new clients, and is ejected for longer if
+//! it fails again. Time is passed in.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{ConnectFailure, Termination};
+
+/// When to eject, for how long, and how to come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthRules {
+    /// Complaints of one kind in a row that eject; 0 never ejects.
+    pub failures: u32,
+    /// The first ejection; each further one lasts twice as long as the one before, up to `longest`.
+    pub ejection: Duration,
+    pub longest: Duration,
+    /// Part of an app's backends that may be ejected at once.
+    pub max_percent: u32,
+    /// How long a backend that came back gets less than its share.
+    pub slow_start: Duration,
+}
+
+impl HealthRules {
+    /// How many of an app's `backends` may be ejected at once: never all of them.
+    pub fn most_ejected(&self, backends: usize) -> usize {
+        let percent = usize::try_from(self.max_percent).unwrap_or(100).min(100);
+        (backends * percent).div_ceil(100).min(backends.saturating_sub(1))
+    }
+
+    fn duration(&self, ejections: u32) -> Duration {
+        let times = 1u32.checked_shl(ejections.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.ejection.saturating_mul(times).min(self.longest.max(self.ejection))
+    }
+}
+
+/// What a connection has to say against its backend. A bounded set: it labels a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Complaint {
+    Refused,
+    TimedOut,
+    Unreachable,
+    /// Accepted, and reset within a second without an answer.
+    EarlyReset,
+}
+
+/// A reset later than this may have any reason.
+const EARLY: Duration = Duration::from_secs(1);
+
+impl Complaint {
+    pub const ALL: [Self; 4] = [Self::Refused, Self::TimedOut, Self::Unreachable, Self::EarlyReset];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::TimedOut => "timed_out",
+            Self::Unreachable => "unreachable",
+            Self::EarlyReset => "early_reset",
+        }
+    }
+
+    /// `None` where this host is to blame.
+    pub fn of_connect(failure: ConnectFailure) -> Option<Self> {
+        match failure {
+            ConnectFailure::Refused => Some(Self::Refused),
+            ConnectFailure::TimedOut => Some(Self::TimedOut),
+            ConnectFailure::Unreachable => Some(Self::Unreachable),
+            ConnectFailure::Local | ConnectFailure::Exhausted => None,
+        }
+    }
+
+    /// Of a connection that ended so, `age` after its backend had accepted it.
+    pub fn of_end(termination: Termination, bytes_down: u64, age: Duration) -> Option<Self> {
+        let early = termination == Termination::BackendReset && bytes_down == 0 && age < EARLY;
+        early.then_some(Self::EarlyReset)
+    }
+}
+
+/// What a backend's health has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transition {
+    Ejected {
+        why: Complaint,
+        lasts: Duration,
+    },
+    /// Takes clients again, few at first.
+    Back,
+    /// Has its whole share again.
+    Recovered,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Up,
+    Ejected {
+        why: Complaint,
+        until: Instant,
+    },
+    SlowStart {
+        since: Instant,
+    },
+    /// Up, and the length of its next ejection still remembers the last ones.
+    Remembered {
+        since: Instant,
+    },
+}
+
+/// The health of one backend as its connections see it.
+#[derive(Debug, Default)]
+pub struct Health {
+    state: State,
+    /// In a row.
+    failed_connects: u32,
+    early_resets: u32,
+    /// Ejections that are remembered: each doubles the length of the next.
+    ejections: u32,
+}
+
+impl Health {
+    /// Takes a complaint; `true` if it is one too many. A timeout is: each costs a client the whole connect limit.
+    /// One is also enough while the backend is on its way back.
+    pub fn complain(&mut self, complaint: Complaint, rules: &HealthRules) -> bool {
+        let count = match complaint {
+            Complaint::EarlyReset => &mut self.early_resets,
+            _ => &mut self.failed_connects,
+        };
+        *count = count.saturating_add(1);
+        let enough = *count >= rules.failures
+            || complaint == Complaint::TimedOut
+            || matches!(self.state, State::SlowStart { .. });
+        rules.failures > 0 && enough && !self.is_ejected()
+    }
+
+    pub fn eject(&mut self, why: Complaint, now: Instant, rules: &HealthRules) -> Transition {
+        self.ejections = self.ejections.saturating_add(1);
+        let lasts = rules.duration(self.ejections);
+        self.state = State::Ejected { why, until: now + lasts };
+        Transition::Ejected { why, lasts }
+    }
+
+    /// The backend has accepted a connection. If it was ejected because it did not, it is back: it was asked because no
+    /// other was left.
+    pub fn connected(&mut self, now: Instant) -> Option<Transition> {
+        self.failed_connects = 0;
+        match self.state {
+            State::Ejected { why, .. } if why != Complaint::EarlyReset => Some(self.back(now)),
+            _ => None,
+        }
+    }
+
+    /// A connection went on for longer than an early reset, or brought an answer.
+    pub fn served(&mut self) {
+        self.early_resets = 0;
+    }
+
+    fn back(&mut self, now: Instant) -> Transition {
+        (self.failed_connects, self.early_resets) = (0, 0);
+        self.state = State::SlowStart { since: now };
+        Transition::Back
+    }
+
+    /// Lets time do its work.
+    pub fn tick(&mut self, now: Instant, rules: &HealthRules) -> Option<Transition> {
+        match self.state {
+            State::Up => None,
+            State::Ejected { until, .. } => (now >= until).then(|| self.back(now)),
+            State::SlowStart { since } if now.saturating_duration_since(since) >= rules.slow_start => {
+                self.state = State::Remembered { since: now };
+                Some(Transition::Recovered)
+            }
+            State::SlowStart { .. } => None,
+            State::Remembered { since } => {
+                // As long as its last ejection lasted: one is forgotten.
+                if now.saturating_duration_since(since) >= rules.duration(self.ejections) {
+                    self.ejections = self.ejections.saturating_sub(1);
+                    self.state = if self.ejections == 0 { State::Up } else { State::Remembered { since: now } };
+                }
+                None
+            }
+        }
+    }
+
+    pub fn is_ejected(&self) -> bool {
+        matches!(self.state, State::Ejected { .. })
+    }
+
+    /// Whether there is nothing to remember.
+    fn is_spotless(&self) -> bool {
+        self.state == State::Up && self.failed_connects == 0 && self.early_resets == 0
+    }
+
+    /// Whether time has work to do.
+    fn is_on_its_way(&self) -> bool {
+        self.state != State::Up
+    }
+
+    /// Its part of its share, in 256ths.
+    fn warmth(&self, now: Instant, rules: &HealthRules) -> u32 {
+        let State::SlowStart { since } = self.state else { return FULL };
+        let part = now.saturating_duration_since(since).as_secs_f64() / rules.slow_start.as_secs_f64().max(1e-9);
+        // At least a sixteenth: a backend that gets nobody shows nothing.
+        ((part * f64::from(FULL)) as u32).clamp(FULL / 16, FULL)
+    }
+
+    pub fn phase(&self) -> Phase {
+        match self.state {
+            State::Up | State::Remembered { .. } => Phase::Up,
+            State::Ejected { why, .. } => Phase::Ejected(why),
+            State::SlowStart { .. } => Phase::SlowStart,
+        }
+    }
+}
+
+/// For people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    Up,
+    Ejected(Complaint),
+    SlowStart,
+}
+
+impl Phase {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Ejected(_) => "ejected",
+            Self::SlowStart => "slow_start",
+        }
+    }
+
+    /// Why it is ejected.
+    pub const fn why(self) -> Option<&'static str> {
+        match self {
+            Self::Ejected(why) => Some(why.as_str()),
+            Self::Up | Self::SlowStart => None,
+        }
+    }
+}
+
+/// The whole share, in 256ths.
+const FULL: u32 = 256;
+
+/// A backend's health, and what choosing needs of it without a lock.
+#[derive(Debug)]
+pub(super) struct Vitals {
+    health: Mutex<Health>,
+    ejected: AtomicBool,
+    spotless: AtomicBool,
+    warmth: AtomicU32,
+}
+
+impl Default for Vitals {
+    fn default() -> Self {
+        Self {
+            health: Mutex::default(),
+            ejected: AtomicBool::new(false),
+            spotless: AtomicBool::new(true),
+            warmth: AtomicU32::new(FULL),
+        }
+    }
+}
+
+impl Vitals {
+    pub(super) fn is_ejected(&self) -> bool {
+        self.ejected.load(Ordering::SeqCst)
+    }
+
+    /// Whether a good word would change nothing.
+    pub(super) fn is_spotless(&self) -> bool {
+        self.spotless.load(Ordering::Relaxed)
+    }
+
+    /// Whether a backend that is coming back gets this client; `random` is uniform.
+    pub(super) fn admits(&self, random: impl FnOnce() -> u64) -> bool {
+        let warmth = self.warmth.load(Ordering::Relaxed);
+        warmth >= FULL || random() % u64::from(FULL) < u64::from(warmth)
+    }
+
+    /// Looks at or changes the health.
+    pub(super) fn with<T>(&self, now: Instant, rules: &HealthRules, change: impl FnOnce(&mut Health) -> T) -> Visit<T> {
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut health);
+        let turned = self.ejected.swap(health.is_ejected(), Ordering::SeqCst) != health.is_ejected();
+        self.spotless.store(health.is_spotless(), Ordering::Relaxed);
+        self.warmth.store(health.warmth(now, rules), Ordering::Relaxed);
+        Visit { result, turned, more: health.is_on_its_way() }
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).phase()
+    }
+}
+
+/// What came of a look at a backend's health.
+pub(super) struct Visit<T> {
+    pub(super) result: T,
+    /// The backend was ejected, or came back.
+    pub(super) turned: bool,
+    /// Time has work to do.
+    pub(super) more: bool,
+}
+
+#[cfg(test)]
+mod tests;

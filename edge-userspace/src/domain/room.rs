@@ -1,0 +1,230 @@
+//! Who has room: the members of a group that are below their soft limit, and those that are only below the hard one,
+//! kept up to date by whoever reserves or releases, without a lock.
+//!
+//! Those that were ejected are a third set. Each is a set of bits, one for each member, with the weights of the members in it summed up over 64 and
+//! over 4,096 members, so that drawing by weight looks at a few dozen numbers, whatever the size of the group.
+//!
+//! **Why the bits can be trusted.** A change of a backend's count or ejection is one atomic step, and who makes a change by which
+//! the backend comes to stand elsewhere then writes its bits and reads the count again, until what was written is what
+//! is read ([`Room::refresh`]). The last to write a bit has read the count after writing. Had the count changed after
+//! that reading, its changer would have written later still. So when nobody is between a change and its end, every bit
+//! is right. All of these steps are sequentially consistent.
+//!
+//! While somebody is, a bit may say "room" where there is none: a draw is checked against the count, and a wrong bit
+//! is put right by whoever finds it, so that nobody waits for a thread that was interrupted. Or it may say "no room"
+//! where one is being given back: that connection has not quite ended yet. The sums follow the bits and may be behind
+//! them. They only guide the draw; where they lead nowhere, the bits are searched.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::BackendLoad;
+use super::Limits;
+
+/// Where a backend that can be chosen stands against its limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    BelowSoft,
+    OverSoft,
+    /// Below the hard limit, and not to be trusted: for when no other is left.
+    Ejected,
+}
+
+impl Standing {
+    /// `None` at the hard limit.
+    pub(super) fn of(limits: Limits, active: u32, ejected: bool) -> Option<Self> {
+        if limits.is_full(active) {
+            None
+        } else if ejected {
+            Some(Self::Ejected)
+        } else if limits.is_over_soft(active) {
+            Some(Self::OverSoft)
+        } else {
+            Some(Self::BelowSoft)
+        }
+    }
+}
+
+/// The sets of one group.
+#[derive(Debug)]
+pub(super) struct Room {
+    weights: Box<[u32]>,
+    below_soft: WeightedSet,
+    over_soft: WeightedSet,
+    ejected: WeightedSet,
+}
+
+impl Room {
+    /// For members of these weights; all count as full until they are refreshed.
+    pub(super) fn new(weights: Box<[u32]>) -> Self {
+        let set = || WeightedSet::new(weights.len());
+        Self { below_soft: set(), over_soft: set(), ejected: set(), weights }
+    }
+
+    fn set(&self, standing: Standing) -> &WeightedSet {
+        match standing {
+            Standing::BelowSoft => &self.below_soft,
+            Standing::OverSoft => &self.over_soft,
+            Standing::Ejected => &self.ejected,
+        }
+    }
+
+    /// Draws one of the members that stand so, by weight: `number` is uniform over all numbers. `admit` takes 64 bits
+    /// of members, from a member's number on, and returns those that may be drawn.
+    pub(super) fn draw(&self, standing: Standing, number: u64, admit: &dyn Fn(usize, u64) -> u64) -> Option<usize> {
+        self.set(standing).draw(number, &self.weights, admit)
+    }
+
+    /// Writes where a member stands, until that is where it stands.
+    pub(super) fn refresh(&self, at: usize, standing: impl Fn() -> Option<Standing>) {
+        loop {
+            let now = standing();
+            self.below_soft.put(at, now == Some(Standing::BelowSoft), &self.weights);
+            self.over_soft.put(at, now == Some(Standing::OverSoft), &self.weights);
+            self.ejected.put(at, now == Some(Standing::Ejected), &self.weights);
+            if standing() == now {
+                return;
+            }
+        }
+    }
+}
+
+/// A backend's place in a group.
+#[derive(Debug, Clone)]
+pub(super) struct Seat {
+    pub(super) room: Arc<Room>,
+    pub(super) at: usize,
+    pub(super) limits: Limits,
+}
+
+impl Seat {
+    pub(super) fn refresh(&self, load: &BackendLoad) {
+        self.room.refresh(self.at, || load.standing(self.limits));
+    }
+}
+
+/// Members in one word of bits, and words in one block.
+const FAN: usize = 64;
+
+#[derive(Debug)]
+struct WeightedSet {
+    bits: Box<[AtomicU64]>,
+    /// Sum of the weights in each word, and in each 64 words. Wraps below 0 for moments.
+    words: Box<[AtomicU64]>,
+    blocks: Box<[AtomicU64]>,
+}
+
+impl WeightedSet {
+    fn new(members: usize) -> Self {
+        let zeros = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect();
+        let words = members.div_ceil(FAN);
+        Self { bits: zeros(words), words: zeros(words), blocks: zeros(words.div_ceil(FAN)) }
+    }
+
+    fn put(&self, at: usize, member: bool, weights: &[u32]) {
+        let (word, bit) = (at / FAN, 1u64 << (at % FAN));
+        let Some(bits) = self.bits.get(word) else { return };
+        let before = if member { bits.fetch_or(bit, Ordering::SeqCst) } else { bits.fetch_and(!bit, Ordering::SeqCst) };
+        if (before & bit != 0) == member {
+            return;
+        }
+        // Who turns a bit accounts for it, and a bit is turned on and off in turns: in the end the sums are exact.
+        let weight = weights.get(at).copied().map_or(0, u64::from);
+        for sum in [self.words.get(word), self.blocks.get(word / FAN)].into_iter().flatten() {
+            if member {
+                sum.fetch_add(weight, Ordering::Relaxed);
+            } else {
+                sum.fetch_sub(weight, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn draw(&self, number: u64, weights: &[u32], admit: &dyn Fn(usize, u64) -> u64) -> Option<usize> {
+        let word = self.word_at(number);
+        let drawn = word.and_then(|(word, room)| {
+            let admitted = admit(word * FAN, self.bits.get(word)?.load(Ordering::SeqCst));
+            draw_bit(word * FAN, admitted, room, weights)
+        });
+        drawn.or_else(|| self.search(word.map_or(0, |(word, _)| word), admit))
+    }
+
+    /// The word in which `number` falls, and where in it: a number that is uniform again.
+    fn word_at(&self, number: u64) -> Option<(usize, u64)> {
+        let total: u64 = self.blocks.iter().map(sum_of).sum();
+        let (block, room) = descend(self.blocks.iter(), number, total)?;
+        let first = block * FAN;
+        let words = self.words.get(first..self.words.len().min(first + FAN))?;
+        let (word, room) = descend(words.iter(), room, sum_of(self.blocks.get(block)?))?;
+        Some((first + word, room))
+    }
+
+    /// Any admitted member, from `start` on: what is left to do where the sums are behind the bits, or where those
+    /// that were drawn may not be chosen.
+    fn search(&self, start: usize, admit: &dyn Fn(usize, u64) -> u64) -> Option<usize> {
+        let (head, tail) = self.bits.split_at_checked(start)?;
+        let words = (start..).zip(tail).chain((0..).zip(head));
+        words.map(|(word, bits)| (word, bits.load(Ordering::SeqCst))).filter(|(_, bits)| *bits != 0).find_map(
+            |(word, bits)| {
+                let admitted = admit(word * FAN, bits);
+                (admitted != 0).then(|| word * FAN + admitted.trailing_zeros() as usize)
+            },
+        )
+    }
+}
+
+fn sum_of(sum: &AtomicU64) -> u64 {
+    // Members have 32 bits of weight and there are far fewer than 2³¹ of them.
+    let sum = sum.load(Ordering::Relaxed);
+    if sum > u64::MAX / 2 { 0 } else { sum }
+}
+
+/// The sum in which the uniform `number` falls, where each takes as much room of `total` as it says, and a number that
+/// is uniform within it. The last that isn't 0, where the sums have shrunk meanwhile.
+fn descend<'a>(sums: impl Iterator<Item = &'a AtomicU64>, number: u64, total: u64) -> Option<(usize, u64)> {
+    // In units of 2⁻⁶⁴: below 2⁶⁴ × the total.
+    let mut room = u128::from(number) * u128::from(total);
+    let mut last = None;
+    for (at, sum) in sums.map(sum_of).enumerate().filter(|(_, sum)| *sum > 0) {
+        let taken = u128::from(sum) << 64;
+        if room < taken {
+            return Some((at, (room / u128::from(sum)) as u64));
+        }
+        room -= taken;
+        last = Some((at, number));
+    }
+    last
+}
+
+/// The admitted member of a word in which the uniform `number` falls, where each takes as much room as its weight.
+fn draw_bit(first: usize, admitted: u64, number: u64, weights: &[u32]) -> Option<usize> {
+    let weight = |at: usize| weights.get(first + at).copied().map_or(0, u64::from);
+    let total: u64 = Bits(admitted).map(weight).sum();
+    // The product of two 64-bit numbers shifted by 64 fits 64 bits.
+    let mut room = ((u128::from(number) * u128::from(total)) >> 64) as u64;
+    let mut drawn = None;
+    for at in Bits(admitted) {
+        drawn = Some(first + at);
+        match room.checked_sub(weight(at)) {
+            Some(rest) => room = rest,
+            None => break,
+        }
+    }
+    drawn
+}
+
+/// The places of the bits that are set, lowest first.
+pub(super) struct Bits(pub(super) u64);
+
+impl Iterator for Bits {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        let at = self.0.trailing_zeros();
+        // Clears the lowest bit.
+        self.0 &= self.0.checked_sub(1)?;
+        Some(at as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests;

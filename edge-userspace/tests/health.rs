@@ -1,0 +1,154 @@
+//! Backends that fail their clients are ejected, come back, and are asked when no other is left.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{NETWORK, Row, SOON, World, eventually};
+use xtask::lab::{Daemon, Ns};
+use xtask::load::{Manner, NamedBackend, Visit};
+
+/// The health of a backend in the status, and why.
+fn health(daemon: &Daemon, id: &str) -> (String, Option<String>) {
+    let status = daemon.status().unwrap();
+    let backends = status.0["backends"].as_array().unwrap().clone();
+    let backend = backends.iter().find(|backend| backend["id"] == id).unwrap();
+    let text = |name: &str| backend[name].as_str().map(str::to_owned);
+    (text("health").unwrap(), text("health_why"))
+}
+
+fn ejected(why: &str) -> (String, Option<String>) {
+    ("ejected".to_owned(), Some(why.to_owned()))
+}
+
+/// Starts the `n`-th backend under its name; its row is there already.
+fn start(world: &World, n: u8) -> NamedBackend {
+    let namespace = world.lab.namespace(Ns::Backends);
+    NamedBackend::start(namespace, &format!("b{n}"), world.backend_addr(n), Manner::Close).unwrap()
+}
+
+fn visit(world: &World, daemon: &Daemon, client: u16) -> std::io::Result<String> {
+    let visit = world.visit(client, daemon.addr())?;
+    let name = visit.backend.clone();
+    visit.finish().map(|()| name)
+}
+
+#[test]
+fn a_dead_backend_is_ejected_and_costs_nobody_a_connection() {
+    let Some(world) = World::new(NETWORK, "a_dead_backend_is_ejected_and_costs_nobody_a_connection") else { return };
+    let _live = world.backend(1, Manner::Close, |row| row);
+    world.database.add(&Row::new("dead", world.backend_addr(2)));
+    let daemon = world.daemon(&[("ejection_secs", "60")]);
+    let lanes = 8;
+    let failures: Vec<_> = world
+        .visits(1_000, lanes, |n| Visit::start(world.lab.client(n), daemon.addr()).and_then(Visit::finish))
+        .into_iter()
+        .filter_map(Result::err)
+        .collect();
+    assert!(failures.is_empty(), "{} failed, the first by {:?}", failures.len(), failures[0]);
+    assert_eq!(health(&daemon, "dead"), ejected("refused"));
+    assert_eq!(health(&daemon, "b1"), ("up".to_owned(), None));
+    let records = daemon.access_log(SOON, |records| records.len() >= 1_000);
+    let retried = records.iter().filter(|record| record.attempts > 1).count();
+    // Three in a row eject; others may be on their way to it meanwhile.
+    assert!((3..=3 + usize::from(lanes)).contains(&retried), "{retried} clients found it out");
+    let metrics = daemon.metrics().unwrap();
+    assert!(metrics.contains("edgeproxy_ejections_total{why=\"refused\"} 1"), "{metrics}");
+    assert!(daemon.messages().contains("backend ejected"), "{}", daemon.messages());
+}
+
+#[test]
+fn a_silent_backend_costs_the_connect_limit_once() {
+    let Some(world) = World::new(NETWORK, "a_silent_backend_costs_the_connect_limit_once") else { return };
+    let _live = world.backend(1, Manner::Close, |row| row);
+    world.database.add(&Row::new("silent", world.backend_addr(2)));
+    world.lab.mute(world.lab.backend(2)).unwrap();
+    let daemon = world.daemon(&[("connect_timeout_ms", "400"), ("ejection_secs", "60")]);
+    let mut waited = 0;
+    for client in 0..200 {
+        let started = Instant::now();
+        assert_eq!(visit(&world, &daemon, client).unwrap(), "b1");
+        waited += usize::from(started.elapsed() >= Duration::from_millis(400));
+    }
+    assert_eq!(waited, 1);
+    assert_eq!(health(&daemon, "silent"), ejected("timed_out"));
+    let socket = daemon.admin_socket().display().to_string();
+    let arguments = ["explain", "--client", "192.0.2.1", "--admin-socket", &socket];
+    let output = world.config().command(&world.lab, &arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("out: ejected"), "{text}");
+}
+
+#[test]
+fn a_backend_that_fails_again_is_ejected_for_longer_and_comes_back_when_it_is_well() {
+    let test = "a_backend_that_fails_again_is_ejected_for_longer_and_comes_back_when_it_is_well";
+    let Some(world) = World::new(NETWORK, test) else { return };
+    let _live = world.backend(1, Manner::Close, |row| row);
+    world.database.add(&Row::new("b2", world.backend_addr(2)));
+    let daemon = world.daemon(&[("ejection_secs", "0.2"), ("slow_start_secs", "0.2"), ("ejection_failures", "1")]);
+    let mut client = 0;
+    let mut next = || {
+        client += 1;
+        visit(&world, &daemon, client).unwrap()
+    };
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(3) {
+        assert_eq!(next(), "b1");
+    }
+    for secs in ["0.2", "0.4", "0.8"] {
+        let ejected = format!("\"secs\":{secs}");
+        assert!(daemon.messages().contains(&ejected), "not {ejected}:\n{}", daemon.messages());
+    }
+    let _well = start(&world, 2);
+    let deadline = Instant::now() + SOON;
+    while next() != "b2" {
+        assert!(Instant::now() < deadline, "{}", daemon.messages());
+    }
+    eventually("it has its whole share again", || health(&daemon, "b2").0 == "up");
+    let got = common::tally((0..100).map(|_| next()));
+    assert!(got["b2"] >= 40, "{got:?}");
+}
+
+#[test]
+fn an_ejected_backend_is_asked_when_no_other_is_left() {
+    let Some(world) = World::new(NETWORK, "an_ejected_backend_is_asked_when_no_other_is_left") else { return };
+    let other = world.backend(1, Manner::Close, |row| row);
+    world.database.add(&Row::new("b2", world.backend_addr(2)));
+    let daemon = world.daemon(&[("ejection_secs", "600")]);
+    for client in 0..20 {
+        assert_eq!(visit(&world, &daemon, client).unwrap(), "b1");
+    }
+    assert_eq!(health(&daemon, "b2"), ejected("refused"));
+    drop(other);
+    let _well = start(&world, 2);
+    let visit = world.visit(100, daemon.addr()).unwrap();
+    let (client, backend) = (visit.local, visit.backend.clone());
+    visit.finish().unwrap();
+    let record = daemon.record_of(client, SOON).unwrap();
+    assert_eq!((backend.as_str(), record.why.as_deref(), record.attempts), ("b2", Some("last_resort"), 2));
+    assert_eq!(health(&daemon, "b2").0, "slow_start", "it has answered: it is back");
+}
+
+#[test]
+fn a_backend_that_resets_at_once_is_ejected() {
+    let Some(world) = World::new(NETWORK, "a_backend_that_resets_at_once_is_ejected") else { return };
+    let _live = world.backend(1, Manner::Close, |row| row);
+    let addr = world.backend_addr(2);
+    world.database.add(&Row::new("b2", addr));
+    let listener = world.lab.run_in(Ns::Backends, || std::net::TcpListener::bind(addr)).unwrap();
+    // Accepts and resets, late enough for the connect to succeed; ends with the test's process.
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::sleep(Duration::from_millis(20));
+            let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        }
+    });
+    let daemon = world.daemon(&[("ejection_secs", "60"), ("forwarder", "copy")]);
+    let mut failed = 0;
+    for client in 0..100 {
+        failed += usize::from(visit(&world, &daemon, client).is_err());
+    }
+    assert_eq!(failed, 3, "{}", daemon.messages());
+    assert_eq!(health(&daemon, "b2"), ejected("early_reset"));
+}
