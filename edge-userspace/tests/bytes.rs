@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::bench::{Bench, memory_fall};
 use common::{KERNEL, NETWORK, SOON, World};
 use xtask::lab::requirements::Need;
-use xtask::lab::{Ns, Where};
+use xtask::lab::{Ns, Record, Where};
 use xtask::load::{Behaviour, Load, Manner};
 
 /// Connections of the main suite: each behaviour 70 times.
