@@ -31,6 +31,8 @@ CREATE TABLE backends (
     country    TEXT CHECK (length(country) = 2),
     -- ready takes clients, drain keeps those it has, maint is out of service.
     state      TEXT DEFAULT 'ready' CHECK (state IN ('ready', 'drain', 'maint')),
+    -- 1: the backend runs on this host and what is said in docs/same-host.md holds for it.
+    same_host  INTEGER DEFAULT 0 CHECK (same_host IN (0, 1)),
     CHECK (hard_limit = 0 OR soft_limit <= hard_limit)
 );
 

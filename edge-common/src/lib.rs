@@ -5,6 +5,10 @@
 //! reads it. That is what makes the spill protocol (`docs/adr/0004-spill-protocol.md`) free of locks.
 #![no_std]
 
+mod local;
+
+pub use local::*;
+
 /// Flow records in the `FLOWS` array: two per connection, one per direction.
 pub const MAX_FLOWS: u32 = 32_768;
 

@@ -7,10 +7,10 @@ use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_skc_to_tcp_sock};
 
 /// Offset of `tcp_sock.copied_seq`, bytes.
 #[unsafe(no_mangle)]
-static OFFSET_COPIED_SEQ: Global<u32> = Global::new(0);
+pub static OFFSET_COPIED_SEQ: Global<u32> = Global::new(0);
 /// Offset of `tcp_sock.write_seq`, bytes.
 #[unsafe(no_mangle)]
-static OFFSET_WRITE_SEQ: Global<u32> = Global::new(0);
+pub static OFFSET_WRITE_SEQ: Global<u32> = Global::new(0);
 /// Offset of `sock.sk_wmem_queued`, bytes.
 #[unsafe(no_mangle)]
 static OFFSET_WMEM_QUEUED: Global<u32> = Global::new(0);

@@ -2,6 +2,7 @@
 //!
 //! - [`forward`]: sk_skb stream verdict; redirects an established pair's bytes between its sockets.
 //! - [`count`]: sock_ops; counts the connections of each backend.
+//! - [`local`]: sk_msg and what belongs to it; hands bytes from one application of this host straight to another.
 //!
 //! aya has no CO-RE for programs in Rust, so the offsets of kernel fields come from the running kernel's BTF and are
 //! set as read-only globals before loading ([`kernel`]).
@@ -13,6 +14,7 @@ mod atomic;
 mod count;
 mod forward;
 mod kernel;
+mod local;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

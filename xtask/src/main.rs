@@ -91,7 +91,7 @@ mod tests {
             ("xtask setup", Need::Everything),
             ("xtask setup --for ci", Need::Everything),
             ("xtask setup --for demo", Need::Lab),
-            ("xtask setup --for test", Need::Lab),
+            ("xtask setup --for test", Need::Tests),
             ("xtask setup --for ebpf", Need::Ebpf),
             ("xtask setup --for bench", Need::Bench),
         ] {

@@ -29,11 +29,14 @@ pub struct Args {
 /// What the tools are wanted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Need {
-    /// The demo and the tests: a C compiler for SQLite, `ip` and `tc` for network namespaces.
-    #[value(name = "test", alias = "demo")]
+    /// The demo: a C compiler for SQLite, `ip` and `tc` for network namespaces.
+    #[value(name = "demo")]
     Lab,
     /// The proxies that the benchmark measures edgeproxy against.
     Bench,
+    /// The tests: as the demo, and nginx as a backend.
+    #[value(name = "test")]
+    Tests,
     /// Compiling the BPF programs.
     Ebpf,
     /// Everything that `.ci/run` uses.
@@ -58,6 +61,11 @@ const IPROUTE: Packages = Packages {
     names: &["iproute2"],
     reason: "ip and tc, for the lab's network namespaces",
     present: || has_system_tool("ip") && has_system_tool("tc"),
+};
+const NGINX: Packages = Packages {
+    names: &["nginx"],
+    reason: "nginx, a backend of the tests; its service is not started",
+    present: || has_system_tool("nginx"),
 };
 const BPF_COMPILER: Packages = Packages {
     names: &["rustc-web", "cargo-web", "rust-web-src"],
@@ -94,20 +102,21 @@ impl Need {
     fn packages(self) -> Vec<Packages> {
         match self {
             Self::Lab => vec![COMPILER, IPROUTE],
+            Self::Tests => vec![COMPILER, IPROUTE, NGINX],
             Self::Bench => vec![COMPILER, IPROUTE, PROXIES],
             Self::Ebpf => vec![COMPILER, BPF_COMPILER, LLVM],
-            Self::Everything => vec![COMPILER, IPROUTE, DEBIAN_COMPILER, LLVM],
+            Self::Everything => vec![COMPILER, IPROUTE, NGINX, DEBIAN_COMPILER, LLVM],
         }
     }
 
     /// Whether packages come with services that nobody asked for.
     fn starts_nothing(self) -> bool {
-        self == Self::Bench
+        matches!(self, Self::Tests | Self::Bench | Self::Everything)
     }
 
     fn tools(self) -> &'static [Tool] {
         match self {
-            Self::Lab | Self::Bench => &[],
+            Self::Lab | Self::Tests | Self::Bench => &[],
             Self::Ebpf => &[Tool::BpfLinker],
             Self::Everything => &[Tool::BpfLinker, Tool::CargoDeny],
         }
@@ -146,7 +155,7 @@ pub fn ensure(need: Need) -> Result<bool> {
     for tool in &tools {
         tool.install()?;
     }
-    if need != Need::Lab
+    if !matches!(need, Need::Lab | Need::Tests)
         && let Some(warning) = shadow_warning()
     {
         eprintln!("warning: {warning}");
@@ -339,7 +348,7 @@ mod tests {
         let names =
             |need: Need| -> Vec<&str> { need.packages().iter().flat_map(|group| group.names).copied().collect() };
         let everything = names(Need::Everything);
-        for need in [Need::Lab, Need::Ebpf] {
+        for need in [Need::Lab, Need::Tests, Need::Ebpf] {
             assert!(names(need).iter().all(|name| everything.contains(name)));
             assert!(need.tools().iter().all(|tool| Need::Everything.tools().contains(tool)));
         }

@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Installs what the lab needs; without root the tests that need it skip, unless that is forbidden.
 fn prepare(require_kernel: bool) -> Result<()> {
-    match setup::ensure(Need::Lab) {
+    match setup::ensure(Need::Tests) {
         Err(error) if !require_kernel => {
             eprintln!("warning: {error:#}; tests that need it will be skipped")
         }

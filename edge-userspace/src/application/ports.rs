@@ -85,6 +85,8 @@ pub trait Connector: Send + Sync {
 /// Moves the bytes of an established pair until it ends, in both directions, and closes both sockets. Tells `flow`
 /// who does it, and how far it is.
 pub trait Forwarder: Send + Sync {
+    /// A connection to a backend that the operator marked as one of this host is about to be opened.
+    fn expect_same_host(&self, backend: SocketAddr);
     fn forward(&self, pair: Pair, flow: &Flow) -> impl Future<Output = ForwardReport> + Send;
 }
 
@@ -93,6 +95,8 @@ pub trait Forwarder: Send + Sync {
 pub struct Pair {
     pub client: TcpStream,
     pub backend: TcpStream,
+    /// The backend, if the operator marked it as one of this host. Nothing was read from or written to either socket.
+    pub same_host: Option<BackendId>,
 }
 
 /// How forwarding went.

@@ -74,8 +74,9 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         let mut record = Record::start(self, from, listener);
         match self.establish(&client, &mut record).await {
             Ok(Established { backend, target, permit, held, key, flow }) => {
+                let same_host = target.same_host.then(|| target.id.clone());
                 let since = Instant::now();
-                let report = self.forwarder.forward(Pair { client, backend }, &flow).await;
+                let report = self.forwarder.forward(Pair { client, backend, same_host }, &flow).await;
                 self.health.ended(&target, report.termination, report.bytes.down, since.elapsed(), Instant::now());
                 record.outcome.bytes = report.bytes;
                 record.outcome.forwarders = flow.steps();
@@ -147,6 +148,9 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             tried.push(&backend);
             let started = Instant::now();
             let limit = self.rules.connect_timeout.min(left);
+            if backend.same_host {
+                self.forwarder.expect_same_host(backend.addr.socket_addr());
+            }
             match self.connector.connect(backend.addr, backend.load.slot(), limit).await {
                 Ok(stream) => {
                     self.health.connected(&backend, Instant::now());

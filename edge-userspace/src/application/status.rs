@@ -134,6 +134,19 @@ pub struct ForwarderStatus {
     pub flows_in_kernel: u64,
     /// Bytes the kernel has forwarded, flows that still run included.
     pub kernel_bytes: u64,
+    pub same_host: SameHostStatus,
+}
+
+/// The path between applications of this host, for backends with the mark `same_host`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SameHostStatus {
+    /// Why the mark has no effect; `None` while it has.
+    pub why: Option<String>,
+    pub flows: u64,
+    /// Bytes handed over by flows that have ended.
+    pub bytes: u64,
+    /// Backends that lost the mark until a restart, and why.
+    pub withdrawn: BTreeMap<String, String>,
 }
 
 /// Why the kernel path is off, where it is wanted.
@@ -322,6 +335,12 @@ pub(crate) mod sample {
                 self_test: None,
                 flows_in_kernel: 5,
                 kernel_bytes: 1_000_000,
+                same_host: SameHostStatus {
+                    why: Some("same_host_cgroup names no cgroup".to_owned()),
+                    flows: 0,
+                    bytes: 0,
+                    withdrawn: BTreeMap::from([("sa-2".to_owned(), "counts disagree".to_owned())]),
+                },
             },
             connections: ConnectionStatus {
                 active: 3,

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{CliError, SettingArgs, print};
+use crate::adapters::outbound::forward::kernel::check_cgroups;
 use crate::adapters::outbound::forward::kernel::releases::{self, Judgement};
 use crate::adapters::outbound::geo::Geo;
 use crate::adapters::outbound::sqlite::SqliteSource;
@@ -19,6 +20,7 @@ pub fn run(args: &SettingArgs) -> Result<(), CliError> {
     findings.database(&settings);
     findings.geo(&settings);
     findings.kernel(&settings);
+    findings.same_host(&settings);
     print(&findings.good)?;
     match findings.bad.len() {
         0 => Ok(()),
@@ -90,6 +92,16 @@ impl Findings {
         let _ = writeln!(self.good, "kernel         {judgement}");
     }
 
+    /// Whether the applications' cgroups can be told from this daemon's.
+    fn same_host(&mut self, settings: &Settings) {
+        let cgroups: Vec<_> = settings.same_host_cgroup.iter().map(|path| path.as_path().to_owned()).collect();
+        match check_cgroups(&cgroups) {
+            _ if cgroups.is_empty() => {}
+            Ok(()) => _ = writeln!(self.good, "same host      ok: {} cgroups", cgroups.len()),
+            Err(why) => self.bad.push(why.to_string()),
+        }
+    }
+
     fn geo(&mut self, settings: &Settings) {
         match Geo::open(settings.geoip_path.as_deref(), &[]) {
             Ok(geo) => _ = writeln!(self.good, "geo data       ok: {}", GeoStatus::from(geo.info())),
@@ -118,6 +130,7 @@ mod tests {
         let mut findings = Findings { good: String::new(), bad: Vec::new() };
         findings.database(&settings);
         findings.geo(&settings);
+        findings.same_host(&settings);
         findings.bad
     }
 
@@ -136,6 +149,13 @@ mod tests {
         let example = format!("{SCHEMA}{EXAMPLE}");
         assert!(findings(Some(&example), &[("EDGEPROXY_APP", "nobody")])[0].contains("app nobody has no backends"));
         assert!(findings(Some(SCHEMA), &[])[0].contains("has no backends: add one"));
+    }
+
+    #[test]
+    fn a_cgroup_that_is_not_there_is_a_problem() {
+        let env = [("EDGEPROXY_SAME_HOST_CGROUP", "/nowhere")];
+        let findings = findings(Some(&format!("{SCHEMA}{EXAMPLE}")), &env);
+        assert!(findings[0].contains("/nowhere"), "{findings:?}");
     }
 
     #[test]

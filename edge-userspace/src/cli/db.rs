@@ -52,7 +52,8 @@ pub enum DbCommand {
     /// Change columns of a backend
     Set {
         id: String,
-        /// What to change: app, region, wg_ip, port, healthy, weight, soft_limit, hard_limit, country or state;
+        /// What to change: app, region, wg_ip, port, healthy, weight, soft_limit, hard_limit, country, state or
+        /// same_host;
         /// an empty value restores the default
         #[arg(required = true, value_name = "COLUMN=VALUE")]
         changes: Vec<String>,
@@ -92,6 +93,10 @@ pub struct AddArgs {
     /// Country it is in, two letters of ISO 3166-1
     #[arg(long)]
     pub country: Option<String>,
+    /// It runs on this host, and what docs/same-host.md asks of it holds: local clients get their bytes to it without
+    /// TCP
+    #[arg(long)]
+    pub same_host: bool,
 }
 
 /// Runs a `db` command on the database at `db_path`.
@@ -215,6 +220,7 @@ fn as_object(row: &RawBackend) -> serde_json::Value {
             "id": backend.id, "app": backend.app, "region": backend.region, "addr": backend.addr,
             "country": backend.country, "healthy": backend.healthy, "state": backend.state, "weight": backend.weight,
             "soft_limit": backend.limits.soft(), "hard_limit": backend.limits.hard(),
+            "same_host": backend.same_host,
         }),
         Err(why) => json!({ "id": row.id.to_string(), "refused": why.to_string() }),
     }
@@ -235,6 +241,7 @@ fn add(path: &Path, args: &AddArgs, out: &mut dyn Write) -> Result<()> {
         deleted: 0.into(),
         country: args.country.as_deref().map_or(RawValue::Null, RawValue::from),
         state: BackendState::Ready.as_str().into(),
+        same_host: i64::from(args.same_host).into(),
     };
     let spec = row.parse()?;
     is_a_country(&spec)?;

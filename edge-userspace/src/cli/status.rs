@@ -113,6 +113,15 @@ fn forwarder(status: &Status, line: &mut impl FnMut(&str, String)) {
     if let Some(why) = &forwarder.why {
         line("", format!("kernel path off: {why}"));
     }
+    let same_host = &forwarder.same_host;
+    let text = match &same_host.why {
+        Some(why) => format!("off: {why}"),
+        None => format!("{} flows now, {} bytes handed over by ended ones", same_host.flows, same_host.bytes),
+    };
+    line("same host", text);
+    for (backend, why) in &same_host.withdrawn {
+        line("", format!("{backend} lost the mark same_host: {why}"));
+    }
 }
 
 fn routing(status: &Status, line: &mut impl FnMut(&str, String)) {

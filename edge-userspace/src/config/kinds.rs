@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
@@ -87,6 +88,39 @@ impl Item for GeoOverride {
 
     fn key(&self) -> String {
         self.prefix.to_string()
+    }
+}
+
+/// A directory of the cgroup v2 file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CgroupPath(PathBuf);
+
+impl CgroupPath {
+    pub fn as_path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl fmt::Display for CgroupPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.display().fmt(f)
+    }
+}
+
+impl Item for CgroupPath {
+    const KIND: &'static str = "list of paths";
+    const MAY_BE_EMPTY: bool = true;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let path = PathBuf::from(text);
+        if path.is_absolute() {
+            return Ok(Self(path));
+        }
+        Err(format!("must be a whole path, e.g. /sys/fs/cgroup/system.slice/app.service, not {text:?}"))
+    }
+
+    fn key(&self) -> String {
+        self.to_string()
     }
 }
 

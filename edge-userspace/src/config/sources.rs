@@ -28,8 +28,13 @@ const MAX_FILE: u64 = 1024 * 1024;
 const DEBUG: &str = "DEBUG";
 
 /// Names of the build and of the tests, which cargo and xtask hand on to what they start. No settings.
-const TOOLS: [&str; 4] =
-    ["EDGEPROXY_BPF_OBJECT", "EDGEPROXY_TESTKIT_OBJECT", "EDGEPROXY_REQUIRE_KERNEL", "EDGEPROXY_SKIP_LOG"];
+const TOOLS: [&str; 5] = [
+    "EDGEPROXY_BPF_OBJECT",
+    "EDGEPROXY_TESTKIT_OBJECT",
+    "EDGEPROXY_REQUIRE_KERNEL",
+    "EDGEPROXY_SKIP_LOG",
+    "EDGEPROXY_SOAK_SECS",
+];
 
 /// Names of the seed whose feature this version does not have.
 const ABSENT: [(&str, &str); 5] = [

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use super::kinds::{ForwarderChoice, GeoOverride, LogFormat, LogLevel, LoopbackAddr};
+use super::kinds::{CgroupPath, ForwarderChoice, GeoOverride, LogFormat, LogLevel, LoopbackAddr};
 use super::value::{Rule, Value};
 use crate::domain::{AppName, Region};
 
@@ -158,6 +158,10 @@ settings! {
     sockmap_memory_mib: u32, "sockmap_memory_mib" = "256", Rule::mib(1, 1_048_576);
     /// Connections on the kernel path at once.
     max_flows: u32, "max_flows" = "8192", Rule::count(1, 16_384);
+    /// Cgroups v2 whose applications may be handed bytes without TCP, for backends with the mark `same_host`; not set: none.
+    same_host_cgroup: Vec<CgroupPath>, "same_host_cgroup" = "", Rule::TEXT;
+    /// Bytes that may wait for one such application before TCP takes over.
+    same_host_budget_kib: u32, "same_host_budget_kib" = "256", Rule::kib(16, 65_536);
     /// How long existing connections may go on after SIGTERM.
     drain_timeout: Duration, "drain_timeout_secs" = "30", Rule::seconds(0.0, 86_400.0);
     /// The admin socket (Unix): metrics, status and the commands that change anything.

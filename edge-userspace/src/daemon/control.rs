@@ -13,7 +13,7 @@ use edgeproxy::application::ports::Bindings as _;
 use edgeproxy::application::reload::ReloadCommand;
 use edgeproxy::application::status::{
     BackendStatus, ForwarderStatus, GeoStatus, KernelPathOff, ListenerStatus, PopState, ReloadAnswer, RoutingStatus,
-    Status,
+    SameHostStatus, Status,
 };
 use edgeproxy::config::ForwarderChoice;
 use edgeproxy::domain::{AppName, ClientAddr};
@@ -69,6 +69,17 @@ impl DaemonControl {
         condemned.or(self.shared.kernel_path_off).filter(|_| path.policy().wants_kernel())
     }
 
+    fn same_host(&self) -> SameHostStatus {
+        let path = &self.shared.same_host;
+        let withdrawn = path.withdrawn().into_iter();
+        SameHostStatus {
+            why: path.why_not().map(str::to_owned),
+            flows: path.pairs_in_use().into(),
+            bytes: path.forwarded(),
+            withdrawn: withdrawn.map(|(backend, why)| (backend.to_string(), why)).collect(),
+        }
+    }
+
     fn forwarder(&self) -> ForwarderStatus {
         let path = &self.shared.path;
         let programs = path.programs();
@@ -82,6 +93,7 @@ impl DaemonControl {
             self_test: path.self_test().map(str::to_owned),
             flows_in_kernel: programs.map_or(0, |kernel| u64::from(kernel.pairs_in_use())),
             kernel_bytes: programs.map_or(0, |kernel| kernel.forwarded()),
+            same_host: self.same_host(),
         }
     }
 }
@@ -142,6 +154,8 @@ impl Control for DaemonControl {
 
     fn set_forwarder(&self, forwarder: ForwarderChoice) -> Result<ForwarderStatus, String> {
         self.shared.path.set_policy(kernel_path::policy(forwarder)).map_err(|why| why.to_string())?;
+        // Userspace only is meant for these, too.
+        self.shared.same_host.gate_all(!self.shared.path.policy().wants_kernel());
         Ok(self.forwarder())
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use edgeproxy::adapters::outbound::forward::kernel::releases::{self, Judgement};
 use edgeproxy::adapters::outbound::forward::kernel::{Kernel, KernelError, KernelLimits};
-use edgeproxy::adapters::outbound::forward::{KernelPath, Policy, self_test};
+use edgeproxy::adapters::outbound::forward::{KernelPath, Policy, SameHost, SameHostLimits, self_test};
 use edgeproxy::adapters::outbound::privileges;
 use edgeproxy::application::status::KernelPathOff;
 use edgeproxy::config::{ForwarderChoice, Settings};
@@ -101,6 +101,24 @@ fn explained(why: &KernelError) -> Loaded {
     tracing::debug!(%why, "loading the BPF programs failed");
     let why = format!("{lacking}: the kernel path needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON");
     Loaded::Not(KernelPathOff::Capability, why)
+}
+
+/// Opens the path between applications of this host, where the operator named their cgroups.
+pub(crate) async fn open_same_host(settings: &Settings) -> SameHost {
+    if !settings.same_host_cgroup.is_empty() {
+        if !policy(settings.forwarder).wants_kernel() {
+            return SameHost::closed(format!("forwarder = {} asks for userspace only", settings.forwarder.as_str()));
+        }
+        if let Err(why) = judge_kernel(settings.sockmap_on_denied_kernels) {
+            return SameHost::closed(why);
+        }
+    }
+    let limits = SameHostLimits {
+        cgroups: settings.same_host_cgroup.iter().map(|path| path.as_path().to_owned()).collect(),
+        pairs: settings.max_flows,
+        budget: settings.same_host_budget_kib.saturating_mul(1024),
+    };
+    SameHost::open(&limits).await
 }
 
 fn closed(policy: Policy, kernel: Option<Arc<Kernel>>, why: String) -> KernelPath {

@@ -15,7 +15,7 @@ use edgeproxy::adapters::inbound::listeners;
 use edgeproxy::adapters::inbound::signals::{Signal, Signals};
 use edgeproxy::adapters::outbound::access_log::AccessLog;
 use edgeproxy::adapters::outbound::bindings::BindingTable;
-use edgeproxy::adapters::outbound::forward::KernelPath;
+use edgeproxy::adapters::outbound::forward::{KernelPath, SameHost};
 use edgeproxy::adapters::outbound::geo::Geo;
 use edgeproxy::adapters::outbound::logging::Logging;
 use edgeproxy::adapters::outbound::metrics::Metrics;
@@ -61,6 +61,7 @@ pub(crate) struct Shared {
     path: Arc<KernelPath>,
     /// Why there was no kernel path at the start.
     kernel_path_off: Option<KernelPathOff>,
+    same_host: Arc<SameHost>,
     listeners: Vec<SocketAddr>,
     worker_count: usize,
     /// Connections held at once, as far as files allow.
@@ -87,6 +88,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let admin = AdminServer::bind(&settings.admin_socket, admin_tcp).await.map_err(failed)?;
     let max_connections = limits::connections(&settings);
     let loaded = kernel_path::load(&settings);
+    let same_host = Arc::new(kernel_path::open_same_host(&settings).await);
     let privileges = give_up_privileges(&settings, &loaded)?;
     let (path, kernel_path_off) = kernel_path::open(&settings, loaded).await;
     let path = Arc::new(path);
@@ -110,6 +112,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
         health: Arc::new(health),
         path,
         kernel_path_off,
+        same_host,
         listeners,
         worker_count,
         max_connections,

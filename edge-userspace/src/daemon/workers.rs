@@ -158,7 +158,12 @@ fn proxy(shared: &Shared, cut: &Arc<Cut>, ids: &Arc<AtomicU64>) -> Proxy<TcpConn
         ids: Arc::clone(ids),
         random: || fastrand::u64(..),
         connector: TcpConnector::new(tcp_options(shared), counts),
-        forwarder: Forwarders::new(Arc::clone(&shared.path), forward_rules(settings), Arc::clone(cut)),
+        forwarder: Forwarders::new(
+            Arc::clone(&shared.path),
+            Arc::clone(&shared.same_host),
+            forward_rules(settings),
+            Arc::clone(cut),
+        ),
         rules: rules(shared),
     }
 }

@@ -175,6 +175,8 @@ pub struct BackendSpec {
     pub state: BackendState,
     pub weight: Weight,
     pub limits: Limits,
+    /// The operator says that it runs on this host and may be handed bytes without TCP (`docs/same-host.md`).
+    pub same_host: bool,
 }
 
 /// A backend in service: its description and the load it carries. Reads like its description.

@@ -11,18 +11,21 @@ pub enum ForwarderKind {
     Splice,
     /// Redirected between the sockets by a BPF program.
     Sockmap,
+    /// Handed by a BPF program from one application of this host to another, without TCP.
+    SkMsg,
     /// For tests: copy and splice on sockets that fail and stall at random.
     Chaos,
 }
 
 impl ForwarderKind {
-    pub const ALL: [Self; 4] = [Self::Copy, Self::Splice, Self::Sockmap, Self::Chaos];
+    pub const ALL: [Self; 5] = [Self::Copy, Self::Splice, Self::Sockmap, Self::SkMsg, Self::Chaos];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Copy => "copy",
             Self::Splice => "splice",
             Self::Sockmap => "sockmap",
+            Self::SkMsg => "sk_msg",
             Self::Chaos => "chaos",
         }
     }
@@ -48,6 +51,8 @@ pub enum Why {
     Bulk,
     /// Many messages, back and forth.
     Lively,
+    /// Client and backend are applications of this host, and the backend is marked so.
+    SameHost,
     /// The operator changed the policy while the connection ran.
     Switched,
     /// The kernel path was wanted and could not be had, or was left.
@@ -61,6 +66,7 @@ impl Why {
             Self::Start => "start",
             Self::Bulk => "bulk",
             Self::Lively => "lively",
+            Self::SameHost => "same_host",
             Self::Switched => "switched",
             Self::Fallback(fallback) => fallback.as_str(),
         }
@@ -68,7 +74,7 @@ impl Why {
 
     /// All values.
     pub fn all() -> impl Iterator<Item = Self> {
-        let own = [Self::Configured, Self::Start, Self::Bulk, Self::Lively, Self::Switched];
+        let own = [Self::Configured, Self::Start, Self::Bulk, Self::Lively, Self::SameHost, Self::Switched];
         own.into_iter().chain(Fallback::ALL.into_iter().map(Self::Fallback))
     }
 }
@@ -86,11 +92,25 @@ pub enum Fallback {
     Entangled,
     /// The receiver was too slow again and again, so both directions were gated to userspace.
     Spilling,
+    /// The backend has the mark `same_host`, but its socket is not among those of the named cgroups.
+    NotLocal,
+    /// The client or the marked backend reads with blocking calls, which a hand-over can't serve.
+    Blocking,
+    /// The backend lost the mark `same_host` (`status` says why).
+    Withdrawn,
 }
 
 impl Fallback {
-    pub const ALL: [Self; 5] =
-        [Self::Unavailable, Self::NoFreeRecord, Self::InsertRefused, Self::Entangled, Self::Spilling];
+    pub const ALL: [Self; 8] = [
+        Self::Unavailable,
+        Self::NoFreeRecord,
+        Self::InsertRefused,
+        Self::Entangled,
+        Self::Spilling,
+        Self::NotLocal,
+        Self::Blocking,
+        Self::Withdrawn,
+    ];
 
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -99,6 +119,9 @@ impl Fallback {
             Self::InsertRefused => "insert_refused",
             Self::Entangled => "entangled",
             Self::Spilling => "spilling",
+            Self::NotLocal => "not_local",
+            Self::Blocking => "blocking",
+            Self::Withdrawn => "withdrawn",
         }
     }
 }

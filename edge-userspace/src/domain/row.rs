@@ -63,6 +63,7 @@ pub struct RawBackend {
     pub deleted: RawValue,
     pub country: RawValue,
     pub state: RawValue,
+    pub same_host: RawValue,
 }
 
 /// A row of the table `regions`, not validated.
@@ -112,7 +113,7 @@ pub enum RowError {
 
 impl RawBackend {
     /// All columns by name.
-    pub fn columns(&self) -> [(&'static str, &RawValue); 12] {
+    pub fn columns(&self) -> [(&'static str, &RawValue); 13] {
         [
             ("id", &self.id),
             ("app", &self.app),
@@ -126,6 +127,7 @@ impl RawBackend {
             ("deleted", &self.deleted),
             ("country", &self.country),
             ("state", &self.state),
+            ("same_host", &self.same_host),
         ]
     }
 
@@ -144,6 +146,7 @@ impl RawBackend {
             "deleted" => &mut self.deleted,
             "country" => &mut self.country,
             "state" => &mut self.state,
+            "same_host" => &mut self.same_host,
             _ => return None,
         })
     }
@@ -159,7 +162,7 @@ impl RawBackend {
     }
 
     /// The backend the row describes. NULL or absent columns mean: healthy 1, weight 1, soft_limit 100 (or
-    /// hard_limit, if that is lower), hard_limit 0 (unlimited), state `ready`, no country.
+    /// hard_limit, if that is lower), hard_limit 0 (unlimited), state `ready`, no country, same_host 0.
     pub fn parse(&self) -> Result<BackendSpec, RowError> {
         flag("deleted", &self.deleted)?;
         Ok(BackendSpec {
@@ -172,6 +175,7 @@ impl RawBackend {
             state: optional_text("state", &self.state)?.map_or(Ok(BackendState::Ready), BackendState::parse)?,
             weight: Weight(count("weight", &self.weight)?.unwrap_or(1)),
             limits: self.limits()?,
+            same_host: flag("same_host", &self.same_host)?.unwrap_or(false),
         })
     }
 

@@ -1,6 +1,9 @@
 //! What the end-to-end tests share: a lab, a routing database and the daemon under test.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+pub mod bench;
+pub mod http;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -106,16 +109,30 @@ pub struct Row {
     weight: u32,
     soft_limit: u32,
     hard_limit: u32,
+    same_host: bool,
 }
 
 impl Row {
     /// A backend of app `web` in region `sa`, without limits.
     pub fn new(id: &str, addr: SocketAddr) -> Self {
-        Self { id: id.to_owned(), region: "sa".to_owned(), addr, weight: 1, soft_limit: 0, hard_limit: 0 }
+        Self {
+            id: id.to_owned(),
+            region: "sa".to_owned(),
+            addr,
+            weight: 1,
+            soft_limit: 0,
+            hard_limit: 0,
+            same_host: false,
+        }
     }
 
     pub fn region(self, region: &str) -> Self {
         Self { region: region.to_owned(), ..self }
+    }
+
+    /// The operator says that it runs on this host.
+    pub fn same_host(self) -> Self {
+        Self { same_host: true, ..self }
     }
 
     pub fn weight(self, weight: u32) -> Self {
@@ -155,11 +172,11 @@ impl Database {
     }
 
     pub fn add(&self, row: &Row) {
-        let Row { id, region, addr, weight, soft_limit, hard_limit } = row;
+        let Row { id, region, addr, weight, soft_limit, hard_limit, same_host } = row;
         let (ip, port) = (addr.ip(), addr.port());
         self.execute(&format!(
-            "INSERT INTO backends (id, app, region, wg_ip, port, healthy, weight, soft_limit, hard_limit) \
-             VALUES ('{id}', 'web', '{region}', '{ip}', {port}, 1, {weight}, {soft_limit}, {hard_limit})"
+            "INSERT INTO backends (id, app, region, wg_ip, port, healthy, weight, soft_limit, hard_limit, same_host) \
+             VALUES ('{id}', 'web', '{region}', '{ip}', {port}, 1, {weight}, {soft_limit}, {hard_limit}, {same_host})"
         ));
     }
 

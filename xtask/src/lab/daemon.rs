@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use super::admin::{self, Answer};
 use super::logs::{Logs, Record};
-use super::{Lab, Ns, process};
+use super::{Lab, Ns, cgroup, process};
 
 /// How long a start or an orderly end may take.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -34,6 +34,7 @@ pub struct Config {
     database: PathBuf,
     settings: Vec<(String, String)>,
     circumstances: Circumstances,
+    cgroup: Option<PathBuf>,
 }
 
 /// What the child is made to be before it becomes the daemon.
@@ -47,7 +48,7 @@ struct Circumstances {
 impl Config {
     pub fn new(binary: impl Into<PathBuf>, database: impl Into<PathBuf>) -> Self {
         let (binary, database) = (binary.into(), database.into());
-        Self { binary, database, settings: Vec::new(), circumstances: Circumstances::default() }
+        Self { binary, database, settings: Vec::new(), circumstances: Circumstances::default(), cgroup: None }
     }
 
     /// Sets a setting; the last of several wins.
@@ -88,6 +89,13 @@ impl Config {
         self
     }
 
+    /// Starts the daemon in this cgroup (a directory of the cgroup v2 file system).
+    #[must_use]
+    pub fn cgroup(mut self, directory: &Path) -> Self {
+        self.cgroup = Some(directory.to_owned());
+        self
+    }
+
     /// `edgeproxy` with these settings and `arguments`, in the POP; for what is not started as a daemon.
     pub fn command(&self, lab: &Lab, arguments: &[&str]) -> Command {
         let mut command = edgeproxy(&self.binary, &self.database);
@@ -96,6 +104,8 @@ impl Config {
             command.env(format!("EDGEPROXY_{}", name.to_uppercase()), value);
         }
         lab.command_in(Ns::Pop, &mut command);
+        // While it may still; in the wrong cgroup the daemon would say so at its start.
+        let _ = self.cgroup.iter().try_for_each(|directory| cgroup::place(&mut command, directory));
         let circumstances = self.circumstances;
         // SAFETY: between fork and exec the closure makes system calls only and touches no lock or allocator.
         unsafe { command.pre_exec(move || confine(circumstances)) };

@@ -11,10 +11,12 @@
 
 mod address;
 mod admin;
+mod cgroup;
 pub mod daemon;
 mod logs;
 mod loss;
 mod netns;
+mod nginx;
 mod process;
 pub mod requirements;
 mod setup;
@@ -26,10 +28,12 @@ use std::thread::JoinHandle;
 
 pub use address::{BRAZIL, COUNTRIES, Country, GERMANY, JAPAN, SOUTH_AFRICA, UNITED_STATES};
 pub use admin::Answer;
+pub use cgroup::Cgroups;
 pub use daemon::{Config, Daemon, Status};
 pub use logs::Record;
 pub use loss::{Loss, Where};
 pub use netns::Namespace;
+pub use nginx::Nginx;
 pub use process::{cpu as cpu_of, memory_available};
 
 /// The three places of a lab.

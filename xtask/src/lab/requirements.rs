@@ -18,6 +18,7 @@ pub enum Need {
     Root,
     Namespaces,
     Bpf,
+    Nginx,
 }
 
 /// Proof that the needs of a test are met.
@@ -42,6 +43,7 @@ impl Need {
             Self::Root => (!is_root()).then(|| "needs root".to_owned()),
             Self::Namespaces => namespaces_missing(),
             Self::Bpf => bpf_missing(),
+            Self::Nginx => super::nginx::binary().is_none().then(|| "nginx is not installed".to_owned()),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::end::{EndReport, STALL, play};
+use super::end::{EndReport, STALL, play, poll};
 use super::scenario::{HEADER, Scenario};
 use super::server::{Gauge, Server};
 use crate::lab::Namespace;
@@ -103,9 +103,14 @@ fn serve(mut stream: TcpStream, name: &str, ledger: &Ledger) {
 fn read_header(stream: &mut TcpStream) -> Result<Option<Scenario>, String> {
     let mut header = [0; HEADER];
     let mut filled = 0;
-    stream.set_read_timeout(Some(STALL)).map_err(|error| error.to_string())?;
+    // Never blocking, as servers with an event loop are: the same-host path is for those only.
+    stream.set_nonblocking(true).map_err(|error| error.to_string())?;
+    let deadline = Instant::now() + STALL;
     while filled < HEADER {
         match stream.read(&mut header[filled..]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                poll(stream, libc::POLLIN, 1000).map_err(|error| format!("poll: {error}"))?;
+            }
             Ok(0) if filled == 0 => return Ok(None),
             Ok(0) => return Err(format!("the header ended after {filled} bytes")),
             Ok(read) => filled += read,

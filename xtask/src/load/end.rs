@@ -237,7 +237,7 @@ pub(super) fn reset_on_close(stream: &TcpStream) {
 }
 
 /// Waits up to `millis` for `events`; errors and hang-ups are always reported.
-pub(super) fn poll(socket: &impl AsRawFd, events: i16, millis: i32) -> io::Result<i16> {
+pub fn poll(socket: &impl AsRawFd, events: i16, millis: i32) -> io::Result<i16> {
     let mut entry = libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 };
     // SAFETY: one valid entry.
     match unsafe { libc::poll(&raw mut entry, 1, millis) } {

@@ -22,7 +22,7 @@ use std::thread;
 use std::time::Duration;
 
 pub use backend::{BackendReport, CheckedBackend, Ledger};
-pub use end::{EndReport, STALL};
+pub use end::{EndReport, STALL, poll};
 pub use scenario::{Behaviour, HEADER, Scenario};
 pub use server::Gauge;
 pub use simple::{Manner, NamedBackend, Visit, connect_from};
@@ -178,6 +178,7 @@ impl LoadReport {
 /// Connects and sends the header at once, before the POP can have a backend.
 fn open(scenario: &Scenario, from: IpAddr, to: SocketAddr) -> std::io::Result<(TcpStream, SocketAddr)> {
     let mut stream = connect_from(from, to)?;
+    stream.set_nonblocking(true)?;
     stream.write_all(&scenario.header())?;
     let addr = stream.local_addr()?;
     Ok((stream, addr))

@@ -6,12 +6,14 @@ pub mod kernel;
 mod lane;
 pub mod pipe;
 mod pump;
+pub mod same_host;
 pub mod self_test;
 mod socket;
 mod sockmap;
 pub mod state;
 mod stream;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,12 +25,14 @@ use self::choice::Choice;
 pub use self::choice::Thresholds;
 use self::lane::Both;
 use self::pump::{Pump, PumpEnd};
+use self::same_host::Instead;
+pub use self::same_host::{SameHost, SameHostLimits};
 use self::sockmap::Offload;
 pub use self::state::{KernelPath, Policy, PolicyError};
 use crate::application::drain::Cut;
 use crate::application::flows::Flow;
 use crate::application::ports::{ForwardReport, Forwarder, Pair};
-use crate::domain::{ByteCounts, Fallback, ForwarderKind, Termination, Why};
+use crate::domain::{BackendId, ByteCounts, Fallback, ForwarderKind, Termination, Why};
 
 /// How long a pair may be quiet.
 #[derive(Debug, Clone, Copy)]
@@ -53,14 +57,49 @@ pub struct ForwardRules {
 #[derive(Debug, Clone)]
 pub struct Forwarders {
     path: Arc<KernelPath>,
+    same_host: Arc<SameHost>,
     rules: ForwardRules,
     cut: Arc<Cut>,
 }
 
 impl Forwarders {
     /// `cut` ends the pairs that are left at a drain's deadline.
-    pub fn new(path: Arc<KernelPath>, rules: ForwardRules, cut: Arc<Cut>) -> Self {
-        Self { path, rules, cut }
+    pub fn new(path: Arc<KernelPath>, same_host: Arc<SameHost>, rules: ForwardRules, cut: Arc<Cut>) -> Self {
+        Self { path, same_host, rules, cut }
+    }
+
+    /// By the policy of this moment.
+    async fn ordinary(&self, sockets: Both<TcpStream>, flow: &Flow) -> Report {
+        let policy = self.path.policy();
+        // Wanted, and not to be had for anybody.
+        let unavailable = policy.wants_kernel() && !self.path.is_open();
+        let fresh = Report { fallback: unavailable.then_some(Fallback::Unavailable), ..Report::default() };
+        match policy {
+            Policy::Sockmap => self.offload(sockets, fresh, Why::Configured, flow).await,
+            Policy::Chaos => {
+                flow.step(ForwarderKind::Chaos, Why::Configured);
+                self.chaos(sockets, flow).await
+            }
+            Policy::Auto => {
+                flow.step(ForwarderKind::Copy, Why::Start);
+                self.pump(sockets, fresh, flow).await
+            }
+            Policy::Copy | Policy::Splice => {
+                flow.step(ForwarderKind::Copy, Why::Configured);
+                self.pump(sockets, fresh, flow).await
+            }
+        }
+    }
+
+    /// To a backend that the operator marked: straight from application to application, where both are on this host.
+    async fn marked(&self, sockets: Both<TcpStream>, backend: &BackendId, flow: &Flow) -> Report {
+        match Box::pin(self.same_host.forward(sockets, backend, flow, &self.rules.limits, &self.cut)).await {
+            Ok(ended) => Report { bytes: ended.bytes, ..Report::default() }.ended(ended.termination),
+            Err(Instead { sockets, why }) => {
+                let report = Box::pin(self.ordinary(sockets, flow)).await;
+                Report { fallback: why.or(report.fallback), ..report }
+            }
+        }
     }
 
     /// In userspace, until it ends or the kernel path should have it.
@@ -145,25 +184,17 @@ impl Report {
 }
 
 impl Forwarder for Forwarders {
+    fn expect_same_host(&self, backend: SocketAddr) {
+        self.same_host.expect(backend.port());
+    }
+
     async fn forward(&self, pair: Pair, flow: &Flow) -> ForwardReport {
         let sockets = Both { client: pair.client, backend: pair.backend };
-        let policy = self.path.policy();
-        // Wanted, and not to be had for anybody.
-        let unavailable = policy.wants_kernel() && !self.path.is_open();
-        let fresh = Report { fallback: unavailable.then_some(Fallback::Unavailable), ..Report::default() };
-        let report = match policy {
-            Policy::Sockmap => self.offload(sockets, fresh, Why::Configured, flow).await,
-            Policy::Chaos => {
-                flow.step(ForwarderKind::Chaos, Why::Configured);
-                self.chaos(sockets, flow).await
-            }
-            Policy::Auto => {
-                flow.step(ForwarderKind::Copy, Why::Start);
-                self.pump(sockets, fresh, flow).await
-            }
-            Policy::Copy | Policy::Splice => {
-                flow.step(ForwarderKind::Copy, Why::Configured);
-                self.pump(sockets, fresh, flow).await
+        let report = match &pair.same_host {
+            Some(backend) => self.marked(sockets, backend, flow).await,
+            None => {
+                self.same_host.release_client(&sockets.client);
+                self.ordinary(sockets, flow).await
             }
         };
         ForwardReport {

@@ -69,7 +69,7 @@ pub async fn run(kernel: &Arc<Kernel>) -> Result<(), SelfTestError> {
 }
 
 /// A flow that no list shows.
-fn nobodys(client: SocketAddr) -> Result<Flow, SelfTestError> {
+pub(super) fn nobodys(client: SocketAddr) -> Result<Flow, SelfTestError> {
     match (AppName::parse("self-test"), BackendId::parse("self-test")) {
         (Ok(app), Ok(backend)) => Ok(Flow::new(0, client, app, backend)),
         _ => Err(SelfTestError::Refused),

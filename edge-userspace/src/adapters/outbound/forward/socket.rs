@@ -49,6 +49,14 @@ pub(super) fn unacknowledged(socket: BorrowedFd<'_>) -> u64 {
     if rc == 0 { u64::try_from(bytes).unwrap_or(0) } else { 0 }
 }
 
+/// Bytes that can be read now, as applications ask for it (FIONREAD).
+pub(super) fn readable(socket: BorrowedFd<'_>) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int.
+    let rc = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &mut bytes) };
+    if rc == 0 { u64::try_from(bytes).unwrap_or(0) } else { 0 }
+}
+
 /// Lets the socket's send buffer take `more` bytes beyond what it may hold now; wakes the kernel's writer.
 ///
 /// Beyond `net.core.wmem_max` this needs CAP_NET_ADMIN, which the daemon has given up: the buffer grows as far as it may.

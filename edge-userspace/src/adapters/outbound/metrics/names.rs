@@ -37,6 +37,12 @@ pub(super) const BYTE_MISMATCHES: Name =
     ("byte_mismatches", "Connections on the kernel path whose byte counts disagreed; each switched it off");
 pub(super) const KERNEL_BYTES: Name =
     ("kernel_forwarded_bytes", "Payload the kernel has forwarded, running flows included");
+pub(super) const SAME_HOST: Name = ("same_host_path_active", "1 while the mark same_host of backends has an effect");
+pub(super) const SAME_HOST_FLOWS: Name = ("same_host_flows", "Connections between applications of this host now");
+pub(super) const SAME_HOST_BYTES: Name =
+    ("same_host_bytes", "Payload handed over without TCP by connections that have ended");
+pub(super) const SAME_HOST_WITHDRAWN: Name =
+    ("same_host_withdrawn", "Backends that lost the mark same_host because byte counts disagreed");
 pub(super) const ACCEPT_ERRORS: Name = ("accept_errors", "Failures of accept, by kind");
 pub(super) const LOST_RECORDS: Name = ("log_records_lost", "Log records dropped because their reader was too slow");
 pub(super) const BACKEND_CONNECTIONS: Name =

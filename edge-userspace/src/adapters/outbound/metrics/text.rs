@@ -93,7 +93,12 @@ impl Scrape {
         out.family(names::KERNEL_PATH_OFF, MetricType::Gauge, off.into_iter())?;
         out.counter(names::BYTE_MISMATCHES, forwarder.byte_mismatches)?;
         out.gauge(names::FLOWS_IN_KERNEL, forwarder.flows_in_kernel)?;
-        out.counter(names::KERNEL_BYTES, forwarder.kernel_bytes)
+        out.counter(names::KERNEL_BYTES, forwarder.kernel_bytes)?;
+        let same_host = &forwarder.same_host;
+        out.gauge(names::SAME_HOST, u64::from(same_host.why.is_none()))?;
+        out.gauge(names::SAME_HOST_FLOWS, same_host.flows)?;
+        out.counter(names::SAME_HOST_BYTES, same_host.bytes)?;
+        out.gauge(names::SAME_HOST_WITHDRAWN, same_host.withdrawn.len() as u64)
     }
 
     fn backends(&self, out: &mut Out<'_, '_>) -> fmt::Result {

@@ -17,7 +17,7 @@ pub enum DatabaseError {
     Sqlite(#[from] rusqlite::Error),
 }
 
-const BACKEND_COLUMNS: [&str; 12] = [
+const BACKEND_COLUMNS: [&str; 13] = [
     "id",
     "app",
     "region",
@@ -30,16 +30,18 @@ const BACKEND_COLUMNS: [&str; 12] = [
     "deleted",
     "country",
     "state",
+    "same_host",
 ];
 
 /// Without these no row could be a backend, so it isn't a matter of single rows.
 const REQUIRED: usize = 5;
 
 /// Columns that older databases lack, as the schema defines them.
-const ADDED_COLUMNS: [(&str, &str); 3] = [
+const ADDED_COLUMNS: [(&str, &str); 4] = [
     ("deleted", "INTEGER DEFAULT 0"),
     ("country", "TEXT"),
     ("state", "TEXT DEFAULT 'ready' CHECK (state IN ('ready', 'drain', 'maint'))"),
+    ("same_host", "INTEGER DEFAULT 0 CHECK (same_host IN (0, 1))"),
 ];
 
 const REGION_COLUMNS: [&str; 5] = ["name", "latitude", "longitude", "countries", "deleted"];
@@ -70,6 +72,7 @@ pub fn backend_rows(connection: &Connection) -> Result<Vec<RawBackend>, Database
             deleted: value(row, 9)?,
             country: value(row, 10)?,
             state: value(row, 11)?,
+            same_host: value(row, 12)?,
         })
     })
 }

@@ -4,10 +4,15 @@ use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
 
+/// The cgroup v2 directory of this process.
+pub(super) fn own() -> io::Result<PathBuf> {
+    own_path(&fs::read_to_string("/proc/self/mountinfo")?, &fs::read_to_string("/proc/self/cgroup")?)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no cgroup v2 file system is mounted"))
+}
+
 /// Opens the cgroup v2 directory of this process.
 pub(super) fn open_own() -> io::Result<File> {
-    let path = own_path(&fs::read_to_string("/proc/self/mountinfo")?, &fs::read_to_string("/proc/self/cgroup")?)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no cgroup v2 file system is mounted"))?;
+    let path = own()?;
     File::open(&path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
 }
 

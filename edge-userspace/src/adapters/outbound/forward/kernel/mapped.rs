@@ -43,7 +43,7 @@ impl<T> MappedArray<T> {
         entries as usize * size_of::<T>()
     }
 
-    fn entry(&self, index: u32) -> *mut T {
+    pub(super) fn entry(&self, index: u32) -> *mut T {
         assert!(index < self.entries, "index {index} beyond a map of {} entries", self.entries);
         // SAFETY: checked to lie inside the mapping.
         unsafe { self.start.as_ptr().add(index as usize) }

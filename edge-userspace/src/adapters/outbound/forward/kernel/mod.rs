@@ -4,6 +4,7 @@ mod btf;
 mod cgroup;
 mod counts;
 mod events;
+mod local;
 mod mapped;
 mod pairs;
 pub mod releases;
@@ -22,6 +23,8 @@ use self::btf::{Btf, BtfError};
 pub use self::counts::{BackendCounts, NamedSocket};
 use self::events::Events;
 pub(super) use self::events::{Interest, Ready};
+pub(super) use self::local::{LocalPrograms, LocalSlot};
+pub use self::local::{SameHostError, check_cgroups};
 use self::mapped::{FlowView, MappedArray};
 use self::pairs::PairPool;
 pub(super) use self::pairs::PairSlot;
@@ -89,7 +92,11 @@ impl Kernel {
     pub fn load(limits: KernelLimits) -> Result<Arc<Self>, KernelError> {
         let limits = KernelLimits { pairs: limits.pairs.clamp(1, MAX_FLOWS / 2), ..limits };
         let btf = Btf::of_running_kernel()?;
-        let mut programs = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        for map in local::ONLY_LOCAL {
+            loader.map_max_entries(map, 1);
+        }
+        let mut programs = loader
             .override_global("OFFSET_COPIED_SEQ", &btf.offset_of("tcp_sock", "copied_seq")?, true)
             .override_global("OFFSET_WRITE_SEQ", &btf.offset_of("tcp_sock", "write_seq")?, true)
             .override_global("OFFSET_WMEM_QUEUED", &btf.offset_of("sock", "sk_wmem_queued")?, true)

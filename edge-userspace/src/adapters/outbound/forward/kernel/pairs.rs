@@ -41,7 +41,7 @@ impl PairPool {
         Some(index)
     }
 
-    fn give_back(&self, index: u32) {
+    pub(super) fn give_back(&self, index: u32) {
         self.in_use.fetch_sub(1, Ordering::Relaxed);
         self.free.lock().unwrap_or_else(PoisonError::into_inner).push_back((index, Some(Instant::now())));
     }

@@ -1,0 +1,252 @@
+//! The path between two applications of this host: what a local client sends is handed straight to a local backend,
+//! and back. For backends with the mark `same_host` only. The rules are in `docs/same-host.md`.
+
+mod pair;
+mod self_test;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use edge_common::{LocalSocket, OwnSocket};
+use tokio::net::TcpStream;
+
+pub(super) use self::pair::Report;
+use self::pair::{LocalPair, find_backend};
+use super::TimeLimits;
+use super::kernel::{LocalPrograms, SameHostError};
+use super::lane::Both;
+use crate::application::drain::Cut;
+use crate::application::flows::Flow;
+use crate::domain::{BackendId, Fallback, ForwarderKind, Why};
+
+/// Bounds on what the path may take.
+#[derive(Debug, Clone)]
+pub struct SameHostLimits {
+    /// Directories of cgroup v2 whose applications take part.
+    pub cgroups: Vec<PathBuf>,
+    /// Pairs at once.
+    pub pairs: u32,
+    /// Bytes that may wait for one application, the cost of their messages included.
+    pub budget: u32,
+}
+
+/// The path, where there is one.
+#[derive(Debug)]
+pub struct SameHost {
+    programs: Option<Arc<LocalPrograms>>,
+    budget: u32,
+    /// Ports of marked backends that the programs know.
+    expected: Mutex<BTreeSet<u16>>,
+    /// Why there is none.
+    why_not: Option<String>,
+    said: AtomicBool,
+    /// Backends that lost the mark for the life of the daemon, and why.
+    withdrawn: Mutex<BTreeMap<BackendId, String>>,
+}
+
+impl SameHost {
+    /// Loads the programs and tries them. Without cgroups, or where something is missing, there is no path and the
+    /// mark has no effect.
+    pub async fn open(limits: &SameHostLimits) -> Self {
+        if limits.cgroups.is_empty() {
+            return Self::closed("same_host_cgroup names no cgroup".to_owned());
+        }
+        match Self::load(limits).await {
+            Ok(programs) => {
+                tracing::info!(cgroups = ?limits.cgroups, "the same-host path passed its self-test");
+                Self::new(Some(programs), limits.budget, None)
+            }
+            Err(why) => {
+                tracing::warn!(why, "marked backends take the ordinary way");
+                Self::closed(why)
+            }
+        }
+    }
+
+    async fn load(limits: &SameHostLimits) -> Result<Arc<LocalPrograms>, String> {
+        let loaded = LocalPrograms::load(&limits.cgroups, limits.pairs, limits.budget);
+        let programs = loaded.map_err(|why: SameHostError| why.to_string())?;
+        self_test::run(&programs, limits.budget).await.map_err(|why| format!("the self-test failed: {why}"))?;
+        programs.restart_count();
+        Ok(programs)
+    }
+
+    /// There is no path, for the reason given.
+    pub fn closed(why: String) -> Self {
+        Self::new(None, 0, Some(why))
+    }
+
+    fn new(programs: Option<Arc<LocalPrograms>>, budget: u32, why_not: Option<String>) -> Self {
+        Self {
+            programs,
+            budget,
+            expected: Mutex::default(),
+            why_not,
+            said: AtomicBool::new(false),
+            withdrawn: Mutex::default(),
+        }
+    }
+
+    /// A connection to a marked backend is about to be opened.
+    pub(super) fn expect(&self, port: u16) {
+        if let Some(programs) = &self.programs
+            && self.expected.lock().unwrap_or_else(PoisonError::into_inner).insert(port)
+        {
+            programs.expect(port);
+        }
+    }
+
+    /// The kill switch: with `gate` everything takes the way through TCP, without losing a byte.
+    pub fn gate_all(&self, gate: bool) {
+        if let Some(programs) = &self.programs {
+            programs.gate_all(gate);
+        }
+    }
+
+    /// Why the mark has no effect; `None` while it has.
+    pub fn why_not(&self) -> Option<&str> {
+        self.why_not.as_deref()
+    }
+
+    /// Pairs at this moment.
+    pub fn pairs_in_use(&self) -> u32 {
+        self.programs.as_ref().map_or(0, |programs| programs.pairs_in_use())
+    }
+
+    /// Bytes handed over by pairs that have ended.
+    pub fn forwarded(&self) -> u64 {
+        self.programs.as_ref().map_or(0, |programs| programs.forwarded())
+    }
+
+    /// Backends that lost the mark, and why.
+    pub fn withdrawn(&self) -> BTreeMap<BackendId, String> {
+        self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The first sign of trouble: nothing is handed over to or from this backend any more until a restart.
+    fn withdraw(&self, backend: &BackendId, what: &str) {
+        let mut withdrawn = self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner);
+        if withdrawn.insert(backend.clone(), what.to_owned()).is_none() {
+            tracing::error!(%backend, what, "the mark same_host is withdrawn until a restart");
+        }
+    }
+
+    fn is_withdrawn(&self, backend: &BackendId) -> bool {
+        self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner).contains_key(backend)
+    }
+
+    /// Forwards a connection to a marked backend, or says why the ordinary way is to be taken: nothing, if the client
+    /// is not one of the named applications.
+    pub(super) async fn forward(
+        &self,
+        sockets: Both<TcpStream>,
+        backend: &BackendId,
+        flow: &Flow,
+        limits: &TimeLimits,
+        cut: &Cut,
+    ) -> Result<Report, Instead> {
+        let Some(programs) = &self.programs else {
+            if !self.said.swap(true, Ordering::Relaxed) {
+                tracing::warn!(%backend, why = self.why_not(), "the mark same_host has no effect");
+            }
+            return Err(Instead { sockets, why: None });
+        };
+        let pair = match self.pair(programs, sockets, backend).await {
+            Ok(pair) => pair,
+            Err(instead) => return Err(instead),
+        };
+        flow.step(ForwarderKind::SkMsg, Why::SameHost);
+        let report = Box::pin(pair.run(flow, limits, cut)).await;
+        if let Some(what) = &report.corrupt {
+            self.withdraw(backend, what);
+        }
+        Ok(report)
+    }
+
+    /// Finds both applications and makes them a pair, before a byte was written to either. If that can't be, neither
+    /// stays under the verdict.
+    async fn pair(
+        &self,
+        programs: &Arc<LocalPrograms>,
+        sockets: Both<TcpStream>,
+        backend: &BackendId,
+    ) -> Result<LocalPair, Instead> {
+        let (Some(client_own), Some(own)) =
+            (programs.own(sockets.client.as_fd()), programs.own(sockets.backend.as_fd()))
+        else {
+            return Err(Instead { sockets, why: Some(Fallback::NotLocal) });
+        };
+        let client = programs.application(client_own);
+        let found = find_backend(programs, own).await;
+        // One that comes later than this, as with TCP_DEFER_ACCEPT, stays an ordinary socket.
+        programs.forget(own);
+        let found = found.or_else(|| programs.application(own));
+        let why = match (client, found) {
+            (None, _) => None,
+            (Some(_), None) => Some(Fallback::NotLocal),
+            _ if self.is_withdrawn(backend) => Some(Fallback::Withdrawn),
+            (Some(client), Some(found)) => {
+                let ends = Both { client, backend: found };
+                return self.prepare(programs, sockets, Both { client: client_own, backend: own }, ends).await;
+            }
+        };
+        [client, found].into_iter().flatten().for_each(|end| programs.release(end.cookie));
+        Err(Instead { sockets, why })
+    }
+
+    async fn prepare(
+        &self,
+        programs: &Arc<LocalPrograms>,
+        sockets: Both<TcpStream>,
+        own: Both<OwnSocket>,
+        ends: Both<LocalSocket>,
+    ) -> Result<LocalPair, Instead> {
+        let relays = (programs.adopt(sockets.client.as_fd()), programs.adopt(sockets.backend.as_fd()));
+        let release = || {
+            for end in ends.iter() {
+                programs.release(end.cookie);
+            }
+            for socket in sockets_of(&relays) {
+                programs.release(socket.cookie);
+            }
+        };
+        let (Ok(client), Ok(backend)) = &relays else {
+            release();
+            return Err(Instead { sockets, why: Some(Fallback::InsertRefused) });
+        };
+        let Some(slot) = programs.pair(own, Both { client: *client, backend: *backend }, ends) else {
+            release();
+            return Err(Instead { sockets, why: Some(Fallback::NoFreeRecord) });
+        };
+        let pair = LocalPair::new(sockets, slot, self.budget);
+        if pair.is_suited().await {
+            return Ok(pair);
+        }
+        let sockets = pair.into_sockets();
+        release();
+        Err(Instead { sockets, why: Some(Fallback::Blocking) })
+    }
+
+    /// A connection to a backend without the mark: a client on this host need not bear with the verdict.
+    pub(super) fn release_client(&self, socket: &TcpStream) {
+        if let Some(programs) = &self.programs
+            && let Some(client) = programs.own(socket.as_fd()).and_then(|own| programs.application(own))
+        {
+            programs.release(client.cookie);
+        }
+    }
+}
+
+/// The ordinary way is to be taken. Nothing was read from or written to the sockets.
+#[derive(Debug)]
+pub(super) struct Instead {
+    pub(super) sockets: Both<TcpStream>,
+    pub(super) why: Option<Fallback>,
+}
+
+fn sockets_of<E>(relays: &(Result<LocalSocket, E>, Result<LocalSocket, E>)) -> impl Iterator<Item = &LocalSocket> {
+    relays.0.iter().chain(relays.1.iter())
+}
