@@ -34,6 +34,11 @@ impl Flows {
         all
     }
 
+    /// Gives back the memory of flows that have ended.
+    pub fn shrink(&self) {
+        self.live.shrink_to_fit();
+    }
+
     /// Bytes of the running flows together.
     pub fn bytes(&self) -> ByteCounts {
         self.live.iter().fold(ByteCounts::default(), |sum, entry| sum + entry.value().bytes())

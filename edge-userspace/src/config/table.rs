@@ -140,8 +140,8 @@ settings! {
     workers: usize, "workers" = "0", Rule::count(0, 1024);
     /// What moves the bytes: `auto` copies first, splices what is large and takes the kernel path where that pays.
     forwarder: ForwarderChoice, "forwarder" = "auto", Rule::TEXT;
-    /// With `auto`: bytes a second, both directions together, from which a connection takes the kernel path.
-    auto_bytes_per_sec: u32, "auto_bytes_per_sec" = "1000000", Rule::count(1, 4_000_000_000);
+    /// With `auto`: bytes a second, both directions together, from which a transfer takes the kernel path. 0 = never, transfers are spliced.
+    auto_bytes_per_sec: u32, "auto_bytes_per_sec" = "0", Rule::count(0, 4_000_000_000);
     /// With `auto`: messages a second, back and forth, from which a connection takes the kernel path.
     auto_messages_per_sec: u32, "auto_messages_per_sec" = "500", Rule::count(1, 1_000_000_000);
     /// With `auto`: the shortest time over which these rates are taken.

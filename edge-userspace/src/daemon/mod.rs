@@ -3,6 +3,7 @@
 mod control;
 mod kernel_path;
 mod limits;
+mod memory;
 mod workers;
 
 use std::net::SocketAddr;
@@ -93,6 +94,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let (path, kernel_path_off) = kernel_path::open(&settings, loaded).await;
     let path = Arc::new(path);
     let worker_count = limits::workers(&settings);
+    path.set_workers(worker_count);
     let mut sockets = Vec::new();
     for addr in &settings.listen_addr {
         sockets.push(listeners::open(*addr, worker_count, settings.backlog).map_err(failed)?);
@@ -133,6 +135,7 @@ async fn serve(
     let (commands, inbox) = mpsc::sync_channel(WAITING_COMMANDS);
     spawn_reload(&shared, reload, inbox).map_err(failed)?;
     spawn_binding_sweep(&shared);
+    memory::spawn_trim(&shared);
     spawn_health_ticks(&shared);
     let workers = Workers::start(&shared, sockets).map_err(failed)?;
     let control = Arc::new(DaemonControl::new(Arc::clone(&shared), commands.clone()));

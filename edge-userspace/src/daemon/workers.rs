@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use edgeproxy::adapters::inbound::listeners;
 use edgeproxy::adapters::outbound::connector::TcpConnector;
-use edgeproxy::adapters::outbound::forward::{ForwardRules, Forwarders, Odds, Thresholds, TimeLimits};
+use edgeproxy::adapters::outbound::forward::{ForwardRules, Forwarders, Odds, Thresholds, TimeLimits, crowd};
 use edgeproxy::adapters::outbound::tcp_options::TcpOptions;
 use edgeproxy::application::drain::{Connections, Cut};
 use edgeproxy::application::serve::{Proxy, Rules};
@@ -66,7 +66,8 @@ impl Workers {
         proxy: Arc<Proxy<TcpConnector, Forwarders>>,
         listeners: Vec<TcpListener>,
     ) -> io::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().on_thread_park(crowd::pause).build()?;
         let options = tcp_options(shared);
         let (phase, accepting) = (self.phase.subscribe(), Arc::clone(&self.accepting));
         let work = async move {

@@ -20,6 +20,8 @@ const SETUP: Duration = Duration::from_secs(30);
 const STEP: Duration = Duration::from_millis(2);
 /// Until memory that was given back has been given back, and queues that fill have filled.
 const SETTLE: Duration = Duration::from_millis(700);
+/// Proxies may keep what was freed for a while, in case it is wanted again.
+const GIVE_BACK: Duration = Duration::from_secs(2);
 /// Less than this share of the intended rate is a fault of an open loop.
 const GIGA: f64 = 1e9;
 
@@ -91,6 +93,7 @@ impl Cell<'_> {
         let mut measured = measured?;
         add_latency(&mut measured, &outcome);
         if let Some(before) = before {
+            thread::sleep(GIVE_BACK);
             let after = Footprint::settled(processes.as_ref())?;
             measured.values.insert(Metric::UserBefore, before.proxy as f64);
             measured.values.insert(Metric::UserAfter, after.proxy as f64);

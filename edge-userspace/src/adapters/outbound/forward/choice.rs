@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::crowd;
 use super::lane::Side;
 use super::state::{KernelPath, Policy};
 use crate::domain::Why;
@@ -12,7 +13,7 @@ use crate::domain::Why;
 /// What makes a connection worth the kernel path.
 #[derive(Debug, Clone, Copy)]
 pub struct Thresholds {
-    /// Bytes a second, both directions together, of a bulk transfer.
+    /// Bytes a second, both directions together, of a bulk transfer; 0: such transfers are spliced.
     pub bytes_per_sec: u64,
     /// Reads a second, both directions together, of a lively conversation.
     pub messages_per_sec: u64,
@@ -22,6 +23,10 @@ pub struct Thresholds {
 
 /// Changes of direction that make a conversation.
 const LIVELY_TURNS: u32 = 10;
+/// Conversations go to the kernel only while a worker moves no more than so many messages each time it wakes, those
+/// that it gave away already counting as one each. Measured: with 4 connections for each worker the kernel path takes
+/// a tenth less CPU than copy, with 32 a tenth more.
+const CROWD: u32 = 8;
 /// A bulk transfer whose receiver blocks the sender in more than one of so many reads saturates it: the kernel path
 /// would leave most of that to userspace.
 const READS_PER_BLOCK: u64 = 8;
@@ -72,6 +77,7 @@ impl<'a> Choice<'a> {
 
     /// A read of `len` bytes from `side`.
     pub(super) fn saw(&mut self, side: Side, len: usize) {
+        crowd::moved();
         let window = &mut self.window;
         window.bytes += len as u64;
         window.messages += 1;
@@ -93,7 +99,7 @@ impl<'a> Choice<'a> {
         }
         match self.path.policy() {
             Policy::Sockmap => Some(Why::Switched),
-            Policy::Auto => self.judge(Instant::now()),
+            Policy::Auto => self.judge(Instant::now(), self.crowd()),
             _ => None,
         }
     }
@@ -108,7 +114,12 @@ impl<'a> Choice<'a> {
         }
     }
 
-    fn judge(&mut self, now: Instant) -> Option<Why> {
+    /// Messages for each time this worker would wake if it had all lively connections.
+    fn crowd(&self) -> u32 {
+        crowd::messages_per_wake().saturating_add(self.path.pairs_per_worker())
+    }
+
+    fn judge(&mut self, now: Instant, crowd: u32) -> Option<Why> {
         let (window, limits) = (&self.window, &self.thresholds);
         let time = now.duration_since(window.since);
         if time < limits.window {
@@ -116,8 +127,8 @@ impl<'a> Choice<'a> {
         }
         let per_second = |count: u64| u128::from(count) * 1_000_000 / time.as_micros().max(1);
         let flowing = window.blocked * READS_PER_BLOCK <= window.messages;
-        let bulk = per_second(window.bytes) >= u128::from(limits.bytes_per_sec);
-        let talk = window.turns >= LIVELY_TURNS;
+        let bulk = limits.bytes_per_sec > 0 && per_second(window.bytes) >= u128::from(limits.bytes_per_sec);
+        let talk = window.turns >= LIVELY_TURNS && crowd <= CROWD;
         let lively = talk && per_second(window.messages) >= u128::from(limits.messages_per_sec);
         self.window = Window::new(now);
         match (lively, bulk) {
@@ -146,10 +157,19 @@ mod tests {
         let mut choice = Choice::new(&path, LIMITS);
         let start = choice.window.since;
         talk(&mut choice, 100, 64);
-        assert_eq!(choice.judge(start + LIMITS.window / 2), None, "window not over");
-        assert_eq!(choice.judge(start + LIMITS.window), Some(Why::Lively), "5,000 messages a second");
+        assert_eq!(choice.judge(start + LIMITS.window / 2, 1), None, "window not over");
+        assert_eq!(choice.judge(start + LIMITS.window, 1), Some(Why::Lively), "5,000 messages a second");
         talk(&mut choice, 10, 64);
-        assert_eq!(choice.judge(start + LIMITS.window + Duration::from_secs(1)), None, "10 messages a second");
+        assert_eq!(choice.judge(start + LIMITS.window + Duration::from_secs(1), 1), None, "10 messages a second");
+    }
+
+    #[test]
+    fn in_a_crowd_a_conversation_stays() {
+        let path = KernelPath::not_wanted(Policy::Auto);
+        let mut choice = Choice::new(&path, LIMITS);
+        let start = choice.window.since;
+        talk(&mut choice, 100, 64);
+        assert_eq!(choice.judge(start + LIMITS.window, CROWD + 1), None);
     }
 
     #[test]
@@ -158,10 +178,10 @@ mod tests {
         let mut choice = Choice::new(&path, LIMITS);
         let start = choice.window.since;
         (0..10).for_each(|_| choice.saw(Side::Backend, 100_000));
-        assert_eq!(choice.judge(start + LIMITS.window), Some(Why::Bulk));
+        assert_eq!(choice.judge(start + LIMITS.window, 1), Some(Why::Bulk));
         (0..10).for_each(|_| choice.saw(Side::Backend, 100_000));
         (0..5).for_each(|_| choice.blocked());
-        assert_eq!(choice.judge(start + LIMITS.window * 2), None);
+        assert_eq!(choice.judge(start + LIMITS.window * 2, 1), None);
     }
 
     #[test]

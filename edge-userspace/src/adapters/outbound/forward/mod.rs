@@ -2,6 +2,7 @@
 
 mod chaos;
 mod choice;
+pub mod crowd;
 pub mod kernel;
 mod lane;
 pub mod pipe;

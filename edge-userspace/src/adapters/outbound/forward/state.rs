@@ -1,7 +1,7 @@
 //! Which forwarder connections get, whether the kernel path is there, and why not where it isn't.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 
@@ -61,6 +61,7 @@ pub enum PolicyError {
 #[derive(Debug)]
 pub struct KernelPath {
     policy: AtomicU8,
+    workers: AtomicU32,
     kernel: Option<Arc<Kernel>>,
     /// It passed the self-test.
     sound: bool,
@@ -93,6 +94,7 @@ impl KernelPath {
     fn new(policy: Policy, kernel: Option<Arc<Kernel>>, self_test: Option<&'static str>, why: Option<String>) -> Self {
         Self {
             policy: AtomicU8::new(policy as u8),
+            workers: AtomicU32::new(1),
             sound: kernel.is_some() && why.is_none(),
             kernel,
             condemned: AtomicBool::new(false),
@@ -151,6 +153,17 @@ impl KernelPath {
     /// Whether byte counts disagreed.
     pub fn is_condemned(&self) -> bool {
         self.condemned.load(Ordering::Acquire)
+    }
+
+    /// Pairs that the kernel path has, for each worker.
+    pub(super) fn pairs_per_worker(&self) -> u32 {
+        let pairs = self.kernel.as_ref().map_or(0, |kernel| kernel.pairs_in_use());
+        pairs / self.workers.load(Ordering::Relaxed).max(1)
+    }
+
+    /// How many workers share the connections.
+    pub fn set_workers(&self, workers: usize) {
+        self.workers.store(u32::try_from(workers).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 
     /// The programs, for new connections.
