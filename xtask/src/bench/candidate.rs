@@ -104,7 +104,12 @@ impl Candidate {
         let forwarder = self.forwarder().unwrap_or("auto");
         let database: &Path = place.database(self == Self::SameHost)?;
         // The others log no connections either.
-        let config = Config::new(place.binary(), database).set("forwarder", forwarder).set("access_log", false);
+        let mut config = Config::new(place.binary(), database).set("forwarder", forwarder).set("access_log", false);
+        if self == Self::SameHost {
+            let cgroups = place.cgroups()?;
+            let applications = cgroups.applications().display().to_string();
+            config = config.set("same_host_cgroup", applications).cgroup(cgroups.daemon());
+        }
         let daemon = Daemon::start(place.lab(), &config)?;
         let status = daemon.status()?;
         let active = status.text("/forwarder/active").unwrap_or_default();
@@ -112,6 +117,11 @@ impl Candidate {
         if active != forwarder || (self == Self::Sockmap && kernel_path == Some(false)) {
             let why = status.text("/forwarder/why").unwrap_or("it does not say why");
             bail!("the daemon does not use {forwarder} but {active}: {why}");
+        }
+        if self == Self::SameHost
+            && let Some(why) = status.text("/forwarder/same_host/why")
+        {
+            bail!("the daemon does not hand bytes over between applications of this host: {why}");
         }
         Ok(daemon)
     }

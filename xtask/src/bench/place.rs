@@ -4,11 +4,11 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use tempfile::TempDir;
 
 use super::workload::Group;
-use crate::lab::{Lab, Ns, daemon};
+use crate::lab::{Cgroups, Lab, Ns, daemon};
 use crate::process;
 
 const BACKEND_PORT: u16 = 7000;
@@ -33,6 +33,8 @@ pub(super) struct Place {
     plain: Result<PathBuf, String>,
     /// The same with the backend marked as `same_host`.
     same_host: Result<PathBuf, String>,
+    /// Where applications and proxies are told apart, on one host.
+    cgroups: Option<Result<Cgroups, String>>,
 }
 
 impl Place {
@@ -49,7 +51,9 @@ impl Place {
         let backend = (lab.backend(1), BACKEND_PORT).into();
         let database = |name, options: &[&str]| make_database(&directory.path().join(name), binary, backend, options);
         let (plain, same_host) = (database("routing.db", &[]), database("same-host.db", &["--same-host"]));
-        Ok(Self { lab, binary: binary.to_owned(), _directory: directory, plain, same_host })
+        // This process is client and backend: from here on its sockets are applications'.
+        let cgroups = (group == Group::Local).then(|| Cgroups::create().map_err(|why| why.to_string()));
+        Ok(Self { lab, binary: binary.to_owned(), _directory: directory, plain, same_host, cgroups })
     }
 
     pub(super) fn lab(&self) -> &Lab {
@@ -67,6 +71,14 @@ impl Place {
     /// Where proxies other than ours listen.
     pub(super) fn peer(&self) -> SocketAddr {
         (self.lab.pop(), PEER_PORT).into()
+    }
+
+    /// The cgroups of applications and proxies.
+    pub(super) fn cgroups(&self) -> Result<&Cgroups> {
+        match &self.cgroups {
+            Some(cgroups) => cgroups.as_ref().map_err(|why| anyhow!("{why}")),
+            None => bail!("there are none where client and backend are on hosts of their own"),
+        }
     }
 
     pub(super) fn database(&self, same_host: bool) -> Result<&Path> {
