@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{AppName, BackendId, ByteCounts, ForwarderKind, Step, Why};
 
-/// A forwarder takes over this often at most before steps are no longer recorded; in practice it is once or twice.
+/// So many steps are recorded: the first ones and the last one. In practice there are one or two.
 const MOST_STEPS: usize = 16;
 
 /// All running flows. The list is that of the live [`Listed`]s.
@@ -118,9 +118,9 @@ impl Flow {
     /// A forwarder takes over.
     pub fn step(&self, forwarder: ForwarderKind, why: Why) {
         let steps = &mut self.course().steps;
-        if steps.len() < MOST_STEPS {
-            steps.push(Step { forwarder, why, at: self.began.elapsed() });
-        }
+        // The last one is always the present one.
+        steps.truncate(MOST_STEPS - 1);
+        steps.push(Step { forwarder, why, at: self.began.elapsed() });
     }
 
     /// The forwarders so far, the present one last.

@@ -120,7 +120,10 @@ impl Control for DaemonControl {
     }
 
     fn metrics(&self) -> Result<String, std::fmt::Error> {
-        self.shared.recorder.metrics.render(self.status(), self.shared.flows.bytes())
+        let metrics = &self.shared.recorder.metrics;
+        // In this order: a flow that ends in between is missing for a moment, and never counted twice.
+        let ended = metrics.ended_bytes();
+        metrics.render(self.status(), ended, self.shared.flows.bytes())
     }
 
     fn explain(&self, query: &ExplainQuery) -> Result<Explanation, String> {

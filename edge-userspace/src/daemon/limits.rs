@@ -20,14 +20,16 @@ pub(crate) fn workers(settings: &Settings) -> usize {
 /// Connections to hold at once: as configured, or two descriptors each of what may be open. Where pipes may be used,
 /// theirs are set aside, a quarter of all at most.
 pub(crate) fn connections(settings: &Settings) -> usize {
-    let files = raise_file_limit();
-    match usize::try_from(settings.max_connections) {
-        Ok(count) if count > 0 => count,
-        _ => {
-            let pipes = (2 * pipe::MOST as u64).min(files / 4);
-            usize::try_from(files.saturating_sub(RESERVED_FILES + pipes) / 2).unwrap_or(usize::MAX).max(1)
-        }
+    let files = raise_file_limit().saturating_sub(RESERVED_FILES);
+    let most = usize::try_from(settings.max_connections).unwrap_or(usize::MAX);
+    let of_files = |files: u64| usize::try_from(files / 2).unwrap_or(usize::MAX);
+    if most > 0 {
+        pipe::limit(of_files(files.saturating_sub(2 * most as u64)));
+        return most;
     }
+    let pipes = (2 * pipe::MOST as u64).min(files / 4);
+    pipe::limit(of_files(pipes));
+    of_files(files - pipes).max(1)
 }
 
 /// Raises the soft limit on open files to the hard one, and says what it is.

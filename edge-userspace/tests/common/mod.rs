@@ -175,9 +175,13 @@ impl Database {
         let Row { id, region, addr, weight, soft_limit, hard_limit, same_host } = row;
         let (ip, port) = (addr.ip(), addr.port());
         self.execute(&format!(
-            "INSERT INTO backends (id, app, region, wg_ip, port, healthy, weight, soft_limit, hard_limit, same_host) \
-             VALUES ('{id}', 'web', '{region}', '{ip}', {port}, 1, {weight}, {soft_limit}, {hard_limit}, {same_host})"
+            "INSERT INTO backends (id, app, region, wg_ip, port, healthy, weight, soft_limit, hard_limit) \
+             VALUES ('{id}', 'web', '{region}', '{ip}', {port}, 1, {weight}, {soft_limit}, {hard_limit})"
         ));
+        // Databases of the seed have no such column.
+        if *same_host {
+            self.execute(&format!("UPDATE backends SET same_host = 1 WHERE id = '{id}'"));
+        }
     }
 
     /// Runs SQL as an operator's own tools would, past the daemon's validation.

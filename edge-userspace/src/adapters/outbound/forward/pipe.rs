@@ -17,11 +17,16 @@ const FIRST_SIZE: usize = 256 * 1024;
 const FULL_SIZE: usize = 1024 * 1024;
 /// Empty pipes that a thread keeps.
 const KEPT: usize = 64;
-/// Pipes of all threads together, in use and kept. Each takes two file descriptors; the limit on connections leaves
-/// room for as many (`daemon/limits.rs`).
+/// Pipes of all threads together, in use and kept, at most. Each takes two file descriptors.
 pub const MOST: usize = 512;
 
 static ALL: AtomicUsize = AtomicUsize::new(0);
+static LIMIT: AtomicUsize = AtomicUsize::new(MOST);
+
+/// No more pipes than that, because file descriptors are wanted for connections.
+pub fn limit(pipes: usize) {
+    LIMIT.store(pipes.min(MOST), Ordering::Relaxed);
+}
 
 thread_local! {
     static POOL: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
@@ -43,7 +48,7 @@ impl Pipe {
     }
 
     fn new() -> io::Result<Self> {
-        if ALL.fetch_add(1, Ordering::Relaxed) >= MOST {
+        if ALL.fetch_add(1, Ordering::Relaxed) >= LIMIT.load(Ordering::Relaxed) {
             ALL.fetch_sub(1, Ordering::Relaxed);
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
@@ -65,7 +70,8 @@ impl Pipe {
     pub(super) fn give_back(self) {
         if self.held == 0 {
             POOL.with_borrow_mut(|pool| {
-                if pool.len() < KEPT {
+                // Those that others might want are not kept.
+                if pool.len() < KEPT && ALL.load(Ordering::Relaxed) <= LIMIT.load(Ordering::Relaxed) / 2 {
                     pool.push(self);
                 }
             });

@@ -120,7 +120,7 @@ impl Lane {
     /// Adapts to what one fill brought: a bigger pipe, or copying again.
     fn filled(&mut self, n: usize, pipe: &mut Pipe) {
         self.empty = false;
-        self.small_fills = if n < SPLICE_LEAST { self.small_fills + 1 } else { 0 };
+        self.small_fills = if n < SPLICE_LEAST { self.small_fills.saturating_add(1) } else { 0 };
         self.large = self.small_fills < SMALL_FILLS;
         // There was more at once: the last fill had run out of slots.
         if self.cut_short {
@@ -153,7 +153,10 @@ impl<'a, S: Stream> Pump<'a, S> {
         let end = poll_fn(|cx| {
             let before = self.moved;
             match self.poll_lanes(cx, choice) {
-                Poll::Ready(Some(end)) => return Poll::Ready(Ok(end)),
+                Poll::Ready(Some(end)) => {
+                    self.flow.publish(self.bytes());
+                    return Poll::Ready(Ok(end));
+                }
                 Poll::Ready(None) => cx.waker().wake_by_ref(),
                 Poll::Pending => {}
             }
@@ -297,6 +300,7 @@ impl<'a, S: Stream> Pump<'a, S> {
             }
             if len == room {
                 lane.large = room >= SPLICE_FROM;
+                lane.small_fills = 0;
                 lane.read_size = (room * 2).min(MAX_READ);
             }
             choice.saw(side, len);
@@ -334,7 +338,6 @@ impl<'a, S: Stream> Pump<'a, S> {
                 pipe.give_back();
                 return self.poll_read_through(cx, side, choice);
             }
-            Ok(Some(0)) => lane.ended = true,
             Ok(Some(n)) => {
                 lane.filled(n, &mut pipe);
                 choice.saw(side, n);

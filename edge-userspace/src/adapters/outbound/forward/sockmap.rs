@@ -251,8 +251,10 @@ impl Offload {
     fn look_for_spilling(&mut self, demotes: &(dyn Fn() -> bool + Sync)) {
         let redirected = Both::of(|side| self.slot.flow(side).redirected());
         let passed = Both::of(|side| self.slot.flow(side).passed());
-        let gated = self.fallback.is_some() || self.off;
-        if self.spilling.too_often(Instant::now(), redirected, passed) && !gated && demotes() {
+        let now = Instant::now();
+        if self.fallback.is_some() || self.off || self.slot.kernel_is_off() {
+            self.spilling.restart(now, redirected, passed);
+        } else if self.spilling.too_often(now, redirected, passed) && demotes() {
             self.gate(Fallback::Spilling);
         }
     }

@@ -1,7 +1,7 @@
 //! Which forwarder connections get, whether the kernel path is there, and why not where it isn't.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
 
@@ -61,6 +61,7 @@ pub enum PolicyError {
 #[derive(Debug)]
 pub struct KernelPath {
     policy: AtomicU8,
+    changes: Mutex<()>,
     workers: AtomicU32,
     kernel: Option<Arc<Kernel>>,
     /// It passed the self-test.
@@ -94,6 +95,7 @@ impl KernelPath {
     fn new(policy: Policy, kernel: Option<Arc<Kernel>>, self_test: Option<&'static str>, why: Option<String>) -> Self {
         Self {
             policy: AtomicU8::new(policy as u8),
+            changes: Mutex::new(()),
             workers: AtomicU32::new(1),
             sound: kernel.is_some() && why.is_none(),
             kernel,
@@ -135,6 +137,7 @@ impl KernelPath {
             }
             _ => {}
         }
+        let _one_at_a_time = self.change();
         if policy.wants_kernel() && self.sound && self.condemned.swap(false, Ordering::AcqRel) {
             self.why_not.store(None);
             tracing::warn!("an operator allows the kernel path again");
@@ -190,6 +193,7 @@ impl KernelPath {
     /// go on in userspace.
     pub fn condemn(&self, what: &str) {
         self.mismatches.fetch_add(1, Ordering::Relaxed);
+        let _one_at_a_time = self.change();
         self.why_not.store(Some(Arc::new(format!("byte counts disagreed: {what}"))));
         self.condemned.store(true, Ordering::Release);
         self.gate();
@@ -198,6 +202,11 @@ impl KernelPath {
             "the kernel path is switched off: byte counts of a connection disagree; \
              `edgeproxy forwarder set` switches it on again"
         );
+    }
+
+    /// A state and the gate that follows from it are changed together.
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the programs: with the gate closed everything is left to userspace, running flows included.

@@ -36,6 +36,8 @@ impl Stream for TcpStream {
         ready!(self.poll_read_ready(cx))?;
         // Not by `try_io`: what splice can't move (an urgent byte) a read can, and readiness must stay until then.
         match pipe.fill(self.as_fd(), most) {
+            // Nor does 0 prove the end: behind an urgent byte splice moves nothing, too, once the end has come.
+            Ok(0) => Poll::Ready(Ok(None)),
             Err(why) if why.kind() == io::ErrorKind::WouldBlock => Poll::Ready(Ok(None)),
             filled => Poll::Ready(filled.map(Some)),
         }

@@ -141,18 +141,23 @@ impl Metrics {
         }
     }
 
-    /// Payload of ended connections and, from `running`, of those that run. Never less than the last time: a
-    /// connection that ends in between would be missing, or counted twice, for a moment.
-    fn all_bytes(&self, running: ByteCounts) -> [u64; 4] {
-        let ended = &self.bytes;
-        let now = [
-            (&ended.up_user, running.up.saturating_sub(running.kernel_up)),
-            (&ended.up_kernel, running.kernel_up),
-            (&ended.down_user, running.down.saturating_sub(running.kernel_down)),
-            (&ended.down_kernel, running.kernel_down),
+    /// Payload of ended connections, in the order of [`Bytes`].
+    pub fn ended_bytes(&self) -> [u64; 4] {
+        let Bytes { up_user, up_kernel, down_user, down_kernel } = &self.bytes;
+        [up_user, up_kernel, down_user, down_kernel].map(|count| count.load(Ordering::Relaxed))
+    }
+
+    /// Payload of connections that have `ended`, and of those that run. Never less than the last time.
+    fn all_bytes(&self, ended: [u64; 4], running: ByteCounts) -> [u64; 4] {
+        let running = [
+            running.up.saturating_sub(running.kernel_up),
+            running.kernel_up,
+            running.down.saturating_sub(running.kernel_down),
+            running.kernel_down,
         ];
-        let mut shown = now.map(|(ended, running)| ended.load(Ordering::Relaxed) + running);
-        for (shown, highest) in shown.iter_mut().zip(&self.shown) {
+        let mut shown = ended;
+        for ((shown, running), highest) in shown.iter_mut().zip(running).zip(&self.shown) {
+            *shown += running;
             *shown = highest.fetch_max(*shown, Ordering::Relaxed).max(*shown);
         }
         shown
@@ -187,9 +192,15 @@ impl Metrics {
         }
     }
 
-    /// All metrics as OpenMetrics text. `running` are the bytes of flows that have not ended. What is derived from live objects is taken from `status`.
-    pub fn render(self: &Arc<Self>, status: Status, running: ByteCounts) -> Result<String, std::fmt::Error> {
-        text::render(Arc::clone(self), status, running)
+    /// All metrics as OpenMetrics text. `ended` are the bytes of [`Self::ended_bytes`], taken before those of
+    /// the flows that run. What is derived from live objects is taken from `status`.
+    pub fn render(
+        self: &Arc<Self>,
+        status: Status,
+        ended: [u64; 4],
+        running: ByteCounts,
+    ) -> Result<String, std::fmt::Error> {
+        text::render(Arc::clone(self), status, self.all_bytes(ended, running))
     }
 }
 

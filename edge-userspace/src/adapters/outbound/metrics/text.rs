@@ -13,14 +13,13 @@ use super::counters::{Labelled, Times};
 use super::names::{self, Name};
 use super::{Metrics, Status};
 use crate::application::status::{BackendStatus, KernelPathOff, PopState};
-use crate::domain::ByteCounts;
 
 /// Exemplars are not used; their types still have to be named.
 type Exemplar = prometheus_client::metrics::exemplar::Exemplar<[(String, String); 0], f64>;
 
-pub(super) fn render(metrics: Arc<Metrics>, status: Status, running: ByteCounts) -> Result<String, fmt::Error> {
+pub(super) fn render(metrics: Arc<Metrics>, status: Status, bytes: [u64; 4]) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix(names::PREFIX);
-    registry.register_collector(Box::new(Scrape { metrics, status, running }));
+    registry.register_collector(Box::new(Scrape { metrics, status, bytes }));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry)?;
     Ok(text)
@@ -30,7 +29,8 @@ pub(super) fn render(metrics: Arc<Metrics>, status: Status, running: ByteCounts)
 struct Scrape {
     metrics: Arc<Metrics>,
     status: Status,
-    running: ByteCounts,
+    /// Payload, in the order of the rows below.
+    bytes: [u64; 4],
 }
 
 impl Collector for Scrape {
@@ -85,7 +85,7 @@ impl Scrape {
         out.family(names::FORWARDER_CHOSEN, MetricType::Counter, chosen)?;
         out.counters(names::FALLBACKS, "reason", &m.fallbacks)?;
         let places = [("up", "userspace"), ("up", "kernel"), ("down", "userspace"), ("down", "kernel")];
-        let bytes = places.into_iter().zip(m.all_bytes(self.running));
+        let bytes = places.into_iter().zip(self.bytes);
         let bytes = bytes.map(|((direction, path), count)| ([("direction", direction), ("path", path)], count));
         out.family(names::BYTES, MetricType::Counter, bytes)?;
         out.gauge(names::KERNEL_PATH, u64::from(forwarder.kernel_path))?;

@@ -26,6 +26,13 @@ impl Spilling {
         Self { since: now, all: 0, passed: 0, bad_windows: 0 }
     }
 
+    /// Begins anew: what was left to userspace until now was no spill.
+    pub(super) fn restart(&mut self, now: Instant, redirected: Both<u64>, passed: Both<u64>) {
+        (self.since, self.bad_windows) = (now, 0);
+        self.passed = passed.client + passed.backend;
+        self.all = redirected.client + redirected.backend + self.passed;
+    }
+
     /// Whether the connection should leave the kernel path, by its bytes redirected and passed so far.
     pub(super) fn too_often(&mut self, now: Instant, redirected: Both<u64>, passed: Both<u64>) -> bool {
         if now.duration_since(self.since) < WINDOW {
@@ -59,6 +66,15 @@ mod tests {
             assert!(!spilling.too_often(start + WINDOW * n, both(0), both(10 * MIB * u64::from(n))));
         }
         assert!(spilling.too_often(start + WINDOW * WINDOWS, both(0), both(10 * MIB * u64::from(WINDOWS))));
+    }
+
+    #[test]
+    fn what_was_switched_off_does_not_count() {
+        let start = Instant::now();
+        let mut spilling = Spilling::new(start);
+        (1..WINDOWS).for_each(|n| _ = spilling.too_often(start + WINDOW * n, both(0), both(10 * MIB * u64::from(n))));
+        spilling.restart(start + WINDOW * WINDOWS, both(0), both(100 * MIB));
+        assert!(!spilling.too_often(start + WINDOW * (WINDOWS + 1), both(0), both(110 * MIB)));
     }
 
     #[test]
