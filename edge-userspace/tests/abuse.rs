@@ -36,6 +36,11 @@ fn copy_carries_an_urgent_byte() {
 }
 
 #[test]
+fn splice_carries_an_urgent_byte() {
+    urgent("splice", NETWORK, "splice_carries_an_urgent_byte");
+}
+
+#[test]
 fn sockmap_carries_an_urgent_byte() {
     urgent("sockmap", KERNEL, "sockmap_carries_an_urgent_byte");
 }
@@ -62,6 +67,33 @@ fn urgent(forwarder: &str, needs: &[Need], test: &str) {
     let record = daemon.record_of(local, SOON).unwrap();
     assert_eq!((record.bytes_up, record.termination.as_str()), (800_001, "--"), "{record:?}");
     assert_eq!(daemon.status().unwrap().text("/forwarder/active"), Some(forwarder));
+}
+
+/// Behind an urgent byte splice(2) moves nothing, and once the end has come it says so by a 0 like that of the end.
+#[test]
+fn an_urgent_byte_in_a_spliced_stream_is_not_its_end() {
+    const BEFORE: usize = 24 << 20;
+    const AFTER: usize = 100_000;
+    let Some(world) = World::new(NETWORK, "an_urgent_byte_in_a_spliced_stream_is_not_its_end") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let daemon = world.daemon(&[("forwarder", "splice")]);
+    let visit = world.visit(0, daemon.addr()).unwrap();
+    let mut writer = visit.stream().try_clone().unwrap();
+    let sender = thread::spawn(move || {
+        writer.write_all(&vec![7; BEFORE]).unwrap();
+        SockRef::from(&writer).send_out_of_band(b"!").unwrap();
+        writer.write_all(&[8; AFTER]).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    // Every buffer on the way is full, so that the end comes while the urgent byte still waits.
+    thread::sleep(Duration::from_secs(1));
+    let mut back = Vec::new();
+    visit.stream().read_to_end(&mut back).unwrap();
+    sender.join().unwrap();
+    assert_eq!(back.len(), BEFORE + 1 + AFTER);
+    assert!(back[..BEFORE].iter().all(|byte| *byte == 7) && back[BEFORE] == b'!' && back[BEFORE + 1..] == [8; AFTER]);
+    let record = daemon.record_of(visit.local, SOON).unwrap();
+    assert_eq!((record.forwarder.as_deref(), record.termination.as_str()), (Some("splice"), "--"), "{record:?}");
 }
 
 #[test]
