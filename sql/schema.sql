@@ -33,6 +33,10 @@ CREATE TABLE backends (
     state      TEXT DEFAULT 'ready' CHECK (state IN ('ready', 'drain', 'maint')),
     -- 1: the backend runs on this host and what is said in docs/same-host.md holds for it.
     same_host  INTEGER DEFAULT 0 CHECK (same_host IN (0, 1)),
+    -- How this POP finds out whether the backend is well; NULL: as the app says, or not at all.
+    health_check TEXT,
+    -- The PROXY header that the backend gets, which names the client.
+    send_proxy TEXT DEFAULT 'off' CHECK (send_proxy IN ('off', 'v1', 'v2')),
     CHECK (hard_limit = 0 OR soft_limit <= hard_limit)
 );
 
@@ -46,4 +50,45 @@ CREATE TABLE regions (
     countries TEXT,
     deleted   INTEGER DEFAULT 0 CHECK (deleted IN (0, 1)),
     CHECK ((latitude IS NULL) = (longitude IS NULL))
+);
+
+-- Optional: how apps are served. An app without a row is served as the defaults say.
+CREATE TABLE apps (
+    name      TEXT NOT NULL PRIMARY KEY CHECK (name <> ''),
+    -- How a backend is chosen among those of one region: by load and weight, by a consistent hash of the client, or by
+    -- measured round-trip time.
+    selection TEXT DEFAULT 'least_load' CHECK (selection IN ('least_load', 'maglev', 'nearest_rtt')),
+    -- Whether a client comes back to its backend: until that is at its hard limit, at its soft limit, or not at all.
+    affinity  TEXT DEFAULT 'strict' CHECK (affinity IN ('strict', 'soft', 'none')),
+    -- Connections that may wait for a place while all backends are at their hard limit, and for how long.
+    queue_length     INTEGER DEFAULT 0
+        CHECK (typeof(queue_length) IN ('integer', 'null') AND queue_length BETWEEN 0 AND 1000000),
+    queue_timeout_ms INTEGER DEFAULT 5000
+        CHECK (typeof(queue_timeout_ms) IN ('integer', 'null') AND queue_timeout_ms BETWEEN 1 AND 600000),
+    -- For backends of the app that say nothing themselves.
+    health_check TEXT,
+    deleted   INTEGER DEFAULT 0 CHECK (deleted IN (0, 1))
+);
+
+-- Optional: where clients arrive, besides `listen_addr`, and the app that leads to. Several may share an address and
+-- port; then the TLS server name decides.
+CREATE TABLE listeners (
+    id        TEXT NOT NULL PRIMARY KEY CHECK (id <> ''),
+    -- NULL: the only app of the database.
+    app       TEXT,
+    -- An address, or a prefix such as '203.0.113.0/24'; '0.0.0.0' and '::' stand for all.
+    address   TEXT DEFAULT '0.0.0.0',
+    port      INTEGER NOT NULL DEFAULT 0 CHECK (typeof(port) = 'integer' AND port BETWEEN 1 AND 65535),
+    -- The last port of a range that begins at `port`.
+    last_port INTEGER CHECK (typeof(last_port) IN ('integer', 'null') AND last_port BETWEEN port AND 65535),
+    -- TLS server names separated by commas; '*.example.com' is all below example.com. NULL: those that no other row names.
+    server_name TEXT,
+    -- Whether connections begin with a PROXY header.
+    accept_proxy TEXT DEFAULT 'off' CHECK (accept_proxy IN ('off', 'optional', 'required')),
+    -- Prefixes whose PROXY headers are believed, separated by commas.
+    proxy_from TEXT,
+    -- Connections held at once; 0 for unlimited.
+    max_connections INTEGER DEFAULT 0
+        CHECK (typeof(max_connections) IN ('integer', 'null') AND max_connections BETWEEN 0 AND 10000000),
+    deleted   INTEGER DEFAULT 0 CHECK (deleted IN (0, 1))
 );

@@ -97,7 +97,7 @@ impl Oracle<'_> {
             generation: snapshot.generation(),
             ..Explanation::default()
         };
-        let Some(app) = app.or_else(|| self.rules.app(&snapshot)) else {
+        let Some(app) = app.or_else(|| self.rules.app(None, &snapshot)) else {
             explanation.refused = Some(RejectReason::NoApp.as_str().to_owned());
             return explanation;
         };

@@ -8,8 +8,9 @@ use arc_swap::{ArcSwap, Guard};
 use edge_common::MAX_BACKENDS;
 
 use crate::domain::{
-    Backend, BackendId, BackendLoad, BackendSpec, RawBackend, RawRegion, RawRouting, Region, RegionSpec, Regions,
-    RowError, SlotPool, Snapshot,
+    AppName, AppSpec, Backend, BackendId, BackendLoad, BackendSpec, Endpoints, ListenerId, ListenerSpec, RawApp,
+    RawBackend, RawListener, RawRegion, RawRouting, RawRow, Region, RegionSpec, Regions, RowError, SlotPool, Snapshot,
+    World,
 };
 
 /// Holds the snapshot that routes. Readers never wait; a new snapshot takes the place of the old one at once.
@@ -28,6 +29,9 @@ struct Writer {
     loads: HashMap<BackendId, Weak<BackendLoad>>,
     /// Operator regions as last accepted.
     regions: HashMap<Region, RegionSpec>,
+    /// Likewise apps and listeners.
+    apps: HashMap<AppName, AppSpec>,
+    listeners: HashMap<ListenerId, ListenerSpec>,
 }
 
 /// What one load of the rows did.
@@ -81,7 +85,13 @@ impl RoutingTable {
     }
 
     fn with_slots(capacity: u32) -> Self {
-        let writer = Writer { slots: SlotPool::new(capacity), loads: HashMap::new(), regions: HashMap::new() };
+        let writer = Writer {
+            slots: SlotPool::new(capacity),
+            loads: HashMap::new(),
+            regions: HashMap::new(),
+            apps: HashMap::new(),
+            listeners: HashMap::new(),
+        };
         Self {
             current: ArcSwap::from_pointee(Snapshot::empty()),
             status: ArcSwap::default(),
@@ -114,10 +124,14 @@ impl RoutingTable {
         if backends.is_empty() && had > 0 && !allow_empty {
             return Err(Emptied { had });
         }
-        let regions = intake.regions(&raw.regions);
+        let world = World {
+            regions: intake.regions(&raw.regions),
+            apps: intake.apps(&raw.apps),
+            endpoints: intake.endpoints(&raw.listeners),
+        };
         let mut report = intake.report;
         writer.loads.retain(|_, load| load.strong_count() > 0);
-        let snapshot = Snapshot::new(last.generation() + 1, backends, regions);
+        let snapshot = Snapshot::new(last.generation() + 1, backends, world);
         report.generation = snapshot.generation();
         report.accepted = snapshot.backends().count();
         report.apps = snapshot.apps().len();
@@ -202,14 +216,70 @@ impl Intake<'_> {
                 Ok(spec) => specs.push(spec),
                 Err(error) => {
                     let name = row.name();
-                    let label = name.as_ref().map_or_else(|| format!("row {}", at + 1), ToString::to_string);
-                    self.report.rejected.push((format!("region {label}"), error.to_string()));
+                    self.reject("region", name.as_ref().map(Region::as_str), at, &error);
                     specs.extend(name.and_then(|name| self.writer.regions.get(&name)).cloned());
                 }
             }
         }
         self.writer.regions = specs.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
         Regions::new(&specs)
+    }
+
+    fn apps(&mut self, rows: &[RawApp]) -> HashMap<AppName, AppSpec> {
+        let mut specs = HashMap::with_capacity(rows.len());
+        for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_deleted()) {
+            let name = row.name();
+            let known = name.as_ref().ok().and_then(|name| self.writer.apps.get(name)).cloned();
+            let result = match &name {
+                Ok(name) if specs.contains_key(name) => Err(RowError::Duplicate),
+                _ => row.parse(),
+            };
+            match result {
+                Ok(spec) => _ = specs.insert(spec.name.clone(), spec),
+                Err(error) => {
+                    self.reject("app", name.ok().as_ref().map(AppName::as_str), at, &error);
+                    let kept = known.filter(|_| error != RowError::Duplicate);
+                    specs.extend(kept.map(|spec| (spec.name.clone(), spec)));
+                }
+            }
+        }
+        self.writer.apps = specs.clone();
+        specs
+    }
+
+    /// A listener that contradicts one before it is refused like one that can't be parsed: its last good version counts,
+    /// where that fits in.
+    fn endpoints(&mut self, rows: &[RawListener]) -> Endpoints {
+        let mut endpoints = Endpoints::default();
+        let mut accepted: HashMap<ListenerId, ListenerSpec> = HashMap::with_capacity(rows.len());
+        for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_deleted()) {
+            let id = row.id();
+            let result = match &id {
+                Ok(id) if accepted.contains_key(id) => Err(RowError::Duplicate),
+                _ => row.parse().and_then(|spec| {
+                    endpoints.add(spec.clone())?;
+                    Ok(spec)
+                }),
+            };
+            match result {
+                Ok(spec) => _ = accepted.insert(spec.id.clone(), spec),
+                Err(error) => {
+                    self.reject("listener", id.as_ref().ok().map(ListenerId::as_str), at, &error);
+                    let known = id.ok().filter(|_| error != RowError::Duplicate);
+                    let last = known.and_then(|id| self.writer.listeners.get(&id)).cloned();
+                    if let Some(last) = last.filter(|last| endpoints.add(last.clone()).is_ok()) {
+                        accepted.insert(last.id.clone(), last);
+                    }
+                }
+            }
+        }
+        self.writer.listeners = accepted;
+        endpoints
+    }
+
+    fn reject(&mut self, kind: &str, name: Option<&str>, at: usize, error: &RowError) {
+        let name = name.map_or_else(|| format!("row {}", at + 1), str::to_owned);
+        self.report.rejected.push((format!("{kind} {name}"), error.to_string()));
     }
 }
 

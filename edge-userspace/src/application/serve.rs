@@ -18,7 +18,8 @@ use super::ports::{Bindings, Connector, Forwarder, GeoResolver, Observer, Pair};
 use super::routing::RoutingTable;
 use crate::domain::{
     AffinityPrefix, AppName, Attempt, Backend, BindingKey, ByteCounts, ChosenBackend, ClientAddr, ConnectFailure,
-    NoBackend, Outcome, Permit, Pick, RandomSource, Region, RejectReason, Request, Snapshot, Termination, Tried, pick,
+    Endpoint, Endpoints, ListenerSpec, NoBackend, Outcome, Permit, Pick, RandomSource, Region, RejectReason, Request,
+    Snapshot, Termination, Tried, pick,
 };
 
 /// What serving a connection takes. One for each worker; the parts are shared.
@@ -41,7 +42,9 @@ pub struct Proxy<C, F> {
 /// The settings that shape a connection's way.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// The app that listeners lead to; `None`: the only app of the database.
+    /// The listeners of the settings; those of the routing database come with each snapshot.
+    pub listeners: Arc<Endpoints>,
+    /// The app of listeners that name none; `None`: the only app of the database.
     pub app: Option<AppName>,
     pub pop_region: Region,
     pub affinity: AffinityPrefix,
@@ -56,9 +59,18 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// The app the listeners lead to.
-    pub fn app(&self, snapshot: &Snapshot) -> Option<AppName> {
-        self.app.as_ref().or_else(|| snapshot.sole_app()).cloned()
+    /// Where a client that connected to `to` has arrived: the more specific of what the settings and the database say;
+    /// the database outranks the settings.
+    pub fn endpoint(&self, snapshot: &Snapshot, to: SocketAddr) -> Option<Arc<Endpoint>> {
+        let (here, there) = (self.listeners.at(to), snapshot.endpoints().at(to));
+        // Of equals the last one is the greatest.
+        here.into_iter().chain(there).max_by_key(|endpoint| endpoint.place.specificity()).cloned()
+    }
+
+    /// The app a listener leads to.
+    pub fn app(&self, listener: Option<&ListenerSpec>, snapshot: &Snapshot) -> Option<AppName> {
+        let named = listener.and_then(|listener| listener.app.as_ref());
+        named.or(self.app.as_ref()).or_else(|| snapshot.sole_app()).cloned()
     }
 }
 
@@ -69,9 +81,9 @@ impl<C, F> std::fmt::Debug for Proxy<C, F> {
 }
 
 impl<C: Connector, F: Forwarder> Proxy<C, F> {
-    /// Serves one accepted connection to its end.
-    pub async fn serve(&self, client: TcpStream, from: SocketAddr, listener: SocketAddr) {
-        let mut record = Record::start(self, from, listener);
+    /// Serves one accepted connection to its end: `from` its client, who connected to `to`.
+    pub async fn serve(&self, client: TcpStream, from: SocketAddr, to: SocketAddr) {
+        let mut record = Record::start(self, from, to);
         match self.establish(&client, &mut record).await {
             Ok(Established { backend, target, permit, held, key, flow }) => {
                 let same_host = target.same_host.then(|| target.id.clone());
@@ -101,8 +113,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             self.connections.hold(self.rules.max_connections).ok_or(Refusal::rule(RejectReason::MaxConnections))?;
         let address = ClientAddr::new(record.outcome.client.ip());
         self.locate(address, record);
-        let app = self.rules.app(&self.routing.load()).ok_or(Refusal::rule(RejectReason::NoApp))?;
-        record.outcome.app = Some(app.clone());
+        let app = self.arrive(record)?;
         let key = self.rules.affinity.key(&app, address);
         let (backend, target, permit) = tokio::select! {
             connected = self.connect_best(&app, &key, record) => connected?,
@@ -110,6 +121,18 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         };
         let flow = Flow::new(record.outcome.id, record.outcome.client, app, target.id.clone());
         Ok(Established { backend, target, permit, held, key, flow: self.flows.list(flow) })
+    }
+
+    /// Finds the listener that the client has come to, and the app it leads to.
+    fn arrive(&self, record: &mut Record<'_>) -> Result<AppName, Refusal> {
+        let snapshot = self.routing.load();
+        let endpoint = self.rules.endpoint(&snapshot, record.outcome.to);
+        let listener = endpoint.as_ref().and_then(|endpoint| endpoint.listener(None));
+        let listener = listener.ok_or(Refusal::rule(RejectReason::NoListener))?;
+        record.outcome.listener = Some(listener.id.clone());
+        let app = self.rules.app(Some(listener), &snapshot).ok_or(Refusal::rule(RejectReason::NoApp))?;
+        record.outcome.app = Some(app.clone());
+        Ok(app)
     }
 
     /// Finds the client's country and region. Private clients are this POP's own.
@@ -249,13 +272,14 @@ struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    fn start<C, F>(proxy: &'a Proxy<C, F>, client: SocketAddr, listener: SocketAddr) -> Self {
+    fn start<C, F>(proxy: &'a Proxy<C, F>, client: SocketAddr, to: SocketAddr) -> Self {
         let observer = &*proxy.observer;
         observer.accepted();
         let outcome = Outcome {
             id: proxy.ids.fetch_add(1, Ordering::Relaxed) + 1,
             client,
-            listener,
+            to,
+            listener: None,
             app: None,
             country: None,
             client_region: None,

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags, ToSql, Transaction, TransactionBehavior, p
 use serde_json::json;
 
 use crate::adapters::outbound::sqlite::{add_missing_columns, backend_rows};
-use crate::domain::{BackendSpec, BackendState, RawBackend, RawValue, Regions};
+use crate::domain::{BackendSpec, BackendState, RawBackend, RawRow as _, RawValue, Regions};
 
 /// The tables `db init` creates.
 pub const SCHEMA: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../sql/schema.sql"));
@@ -242,6 +242,7 @@ fn add(path: &Path, args: &AddArgs, out: &mut dyn Write) -> Result<()> {
         country: args.country.as_deref().map_or(RawValue::Null, RawValue::from),
         state: BackendState::Ready.as_str().into(),
         same_host: i64::from(args.same_host).into(),
+        ..RawBackend::default()
     };
     let spec = row.parse()?;
     is_a_country(&spec)?;

@@ -32,7 +32,7 @@ use edgeproxy::application::routing::RoutingTable;
 use edgeproxy::application::status::KernelPathOff;
 use edgeproxy::cli::{CliError, Exit, SettingArgs};
 use edgeproxy::config::Settings;
-use edgeproxy::domain::HealthRules;
+use edgeproxy::domain::{AcceptProxy, Endpoints, HealthRules, ListenerId, ListenerSpec, Place};
 
 use self::control::DaemonControl;
 use self::workers::Workers;
@@ -64,6 +64,8 @@ pub(crate) struct Shared {
     kernel_path_off: Option<KernelPathOff>,
     same_host: Arc<SameHost>,
     listeners: Vec<SocketAddr>,
+    /// The same, as places that lead to apps.
+    endpoints: Arc<Endpoints>,
     worker_count: usize,
     /// Connections held at once, as far as files allow.
     max_connections: usize,
@@ -99,7 +101,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     for addr in &settings.listen_addr {
         sockets.push(listeners::open(*addr, worker_count, settings.backlog).map_err(failed)?);
     }
-    let listeners = sockets.iter().filter_map(|of_addr| of_addr.first()?.local_addr().ok()).collect();
+    let listeners: Vec<_> = sockets.iter().filter_map(|of_addr| of_addr.first()?.local_addr().ok()).collect();
     let metrics = Metrics::new(vec![("log", logging.messages.lost()), ("access", logging.access.lost())]);
     let access_log = settings.access_log.then(|| AccessLog::new(logging.access.clone()));
     let recorder = Arc::new(Recorder { metrics: Arc::new(metrics), access_log });
@@ -115,6 +117,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
         path,
         kernel_path_off,
         same_host,
+        endpoints: Arc::new(endpoints(&listeners, &settings)?),
         listeners,
         worker_count,
         max_connections,
@@ -227,6 +230,25 @@ fn verify_privileges(kept: CapabilitySet) {
         Ok(exceeding) => tracing::error!(?exceeding, "threads have capabilities that they should have given up"),
         Err(why) => tracing::warn!(%why, "whether privileges are given up can't be read from /proc"),
     }
+}
+
+/// The listeners of the settings.
+fn endpoints(listeners: &[SocketAddr], settings: &Settings) -> Result<Endpoints, CliError> {
+    let mut endpoints = Endpoints::default();
+    for addr in listeners {
+        let id = ListenerId::parse(&addr.to_string()).map_err(failed)?;
+        let spec = ListenerSpec {
+            id,
+            app: settings.app.clone(),
+            place: Place::of(*addr),
+            server_names: Vec::new(),
+            accept_proxy: AcceptProxy::Off,
+            proxy_from: Vec::new(),
+            max_connections: 0,
+        };
+        endpoints.add(spec).map_err(failed)?;
+    }
+    Ok(endpoints)
 }
 
 fn open_geo(settings: &Settings) -> Result<Arc<Geo>, CliError> {

@@ -173,6 +173,7 @@ fn proxy(shared: &Shared, cut: &Arc<Cut>, ids: &Arc<AtomicU64>) -> Proxy<TcpConn
 pub(crate) fn rules(shared: &Shared) -> Rules {
     let settings = &shared.settings;
     Rules {
+        listeners: Arc::clone(&shared.endpoints),
         app: settings.app.clone(),
         pop_region: settings.region.clone(),
         affinity: affinity(shared),

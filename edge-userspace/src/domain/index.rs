@@ -6,29 +6,47 @@ use std::sync::atomic::AtomicU64;
 
 use super::random::spread;
 use super::room::{Room, Seat};
-use super::{AppName, Backend, BackendId, BackendLoad, Limits, Region, Regions};
+use super::{AppName, AppSpec, Backend, BackendId, BackendLoad, Endpoints, Limits, Region, Regions};
 
 /// One immutable, validated, indexed view of the routing database.
 #[derive(Debug)]
 pub struct Snapshot {
     generation: u64,
     apps: BTreeMap<AppName, AppIndex>,
-    regions: Regions,
+    world: World,
+}
+
+/// What the routing database says besides the backends.
+#[derive(Debug, Default)]
+pub struct World {
+    pub regions: Regions,
+    /// How apps are to be served; those without a word here are served as by default.
+    pub apps: HashMap<AppName, AppSpec>,
+    pub endpoints: Endpoints,
+}
+
+impl From<Regions> for World {
+    fn from(regions: Regions) -> Self {
+        Self { regions, ..Self::default() }
+    }
 }
 
 impl Snapshot {
     /// Indexes `backends`, whose ids are distinct. `generation` grows with every snapshot; it also seeds the
     /// sequences by which near-ties are broken, so that frequent reloads don't start the same sequence again.
-    pub fn new(generation: u64, backends: Vec<Arc<Backend>>, regions: Regions) -> Self {
+    pub fn new(generation: u64, backends: Vec<Arc<Backend>>, world: impl Into<World>) -> Self {
+        let world = world.into();
         let mut by_app: BTreeMap<AppName, Vec<Arc<Backend>>> = BTreeMap::new();
         for backend in backends {
             by_app.entry(backend.app.clone()).or_default().push(backend);
         }
         let index = |(name, backends): (AppName, Vec<_>)| {
-            let app = AppIndex::new(name.clone(), backends, &regions, generation);
+            let spec = world.apps.get(&name).cloned().unwrap_or_else(|| AppSpec::new(name.clone()));
+            let app = AppIndex::new(spec, backends, &world.regions, generation);
             (name, app)
         };
-        Self { generation, apps: by_app.into_iter().map(index).collect(), regions }
+        let apps = by_app.into_iter().map(index).collect();
+        Self { generation, apps, world }
     }
 
     /// A table without backends, as before the first load.
@@ -65,14 +83,19 @@ impl Snapshot {
     }
 
     pub fn regions(&self) -> &Regions {
-        &self.regions
+        &self.world.regions
+    }
+
+    /// Where the routing database expects clients.
+    pub fn endpoints(&self) -> &Endpoints {
+        &self.world.endpoints
     }
 }
 
 /// The backends of one app, by id and by region.
 #[derive(Debug)]
 pub struct AppIndex {
-    name: AppName,
+    spec: AppSpec,
     backends: Vec<Arc<Backend>>,
     /// The operator chooses the ids: nobody can choose them to collide.
     by_id: HashMap<BackendId, usize, foldhash::fast::RandomState>,
@@ -85,7 +108,7 @@ pub struct AppIndex {
 }
 
 impl AppIndex {
-    fn new(name: AppName, backends: Vec<Arc<Backend>>, regions: &Regions, generation: u64) -> Self {
+    fn new(spec: AppSpec, backends: Vec<Arc<Backend>>, regions: &Regions, generation: u64) -> Self {
         let by_id = backends.iter().enumerate().map(|(at, backend)| (backend.id.clone(), at)).collect();
         let mut by_region: BTreeMap<&Region, Vec<usize>> = BTreeMap::new();
         for (at, backend) in backends.iter().enumerate().filter(|(_, backend)| backend.closed_to_new().is_none()) {
@@ -106,11 +129,16 @@ impl AppIndex {
         let groups = by_region.iter().map(|(region, members)| group(Some(region), members)).collect();
         // Those without a seat, too: they lose the ones they had.
         backends.iter().zip(seats).for_each(|(backend, seats)| backend.load.seat(seats));
-        Self { name, backends, by_id, groups, unplaced, everywhere }
+        Self { spec, backends, by_id, groups, unplaced, everywhere }
     }
 
     pub fn name(&self) -> &AppName {
-        &self.name
+        &self.spec.name
+    }
+
+    /// How the app is to be served.
+    pub fn spec(&self) -> &AppSpec {
+        &self.spec
     }
 
     /// All backends of the app, whatever their state.

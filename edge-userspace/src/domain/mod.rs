@@ -5,12 +5,15 @@
 
 mod addr;
 mod affinity;
+mod app;
 mod backend;
 mod country;
+mod endpoints;
 mod forwarding;
 mod group;
 mod health;
 mod index;
+mod listener;
 mod load;
 mod name;
 mod outcome;
@@ -26,19 +29,22 @@ mod tried;
 
 pub use addr::{AddrError, BackendAddr, ClientAddr};
 pub use affinity::{AffinityPrefix, BindingKey, ClientPrefix, PrefixError};
+pub use app::{Affinity, AppError, AppSpec, QueueRules, Selection};
 pub use backend::{
     Backend, BackendSpec, BackendState, DEFAULT_SOFT_LIMIT, LimitError, Limits, Skip, StateError, Weight,
 };
 pub use country::{CountryCode, CountryError};
+pub use endpoints::{Endpoint, Endpoints};
 pub use forwarding::{Fallback, ForwarderKind, Step, Why};
 pub use health::{Complaint, Health, HealthRules, Phase, Transition};
-pub use index::{AppIndex, Snapshot};
+pub use index::{AppIndex, Snapshot, World};
+pub use listener::{AcceptProxy, ListenerError, ListenerSpec, Place, PortRange, ServerName, Specificity};
 pub use load::{BackendLoad, Permit, Slot, SlotPool};
-pub use name::{AppName, BackendId, NameError, Region};
+pub use name::{AppName, BackendId, ListenerId, NameError, Region};
 pub use outcome::*;
 pub use plan::{Plan, PlanEntry, explain};
 pub use random::RandomSource;
 pub use regions::{Position, RegionSpec, Regions};
-pub use row::{RawBackend, RawRegion, RawRouting, RawValue, RowError};
+pub use row::{RawApp, RawBackend, RawListener, RawRegion, RawRouting, RawRow, RawValue, RowError};
 pub use select::{NoBackend, Pick, PickReason, Request, pick};
 pub use tried::Tried;

@@ -86,6 +86,10 @@ name_type! {
     BackendId, "backend id"
 }
 name_type! {
+    /// The key of a listener in the routing database, or its address in the settings.
+    ListenerId, "listener id"
+}
+name_type! {
     /// A named part of the world.
     Region, "region"
 }

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use super::{AppName, BackendAddr, BackendId, CountryCode, Fallback, NoBackend, PickReason, Region, Skip, Step};
+use super::{
+    AppName, BackendAddr, BackendId, CountryCode, Fallback, ListenerId, NoBackend, PickReason, Region, Skip, Step,
+};
 
 /// Everything that is said about a finished connection. Built once, by `application::serve`.
 #[derive(Debug, Clone)]
@@ -11,7 +13,9 @@ pub struct Outcome {
     /// Unique within one life of the daemon, increasing in the order of accept.
     pub id: u64,
     pub client: SocketAddr,
-    pub listener: SocketAddr,
+    /// The address that the client connected to.
+    pub to: SocketAddr,
+    pub listener: Option<ListenerId>,
     pub app: Option<AppName>,
     pub country: Option<CountryCode>,
     pub client_region: Option<Region>,
@@ -184,6 +188,8 @@ impl Termination {
 /// Why the proxy itself turned a client away. A bounded set: it labels a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RejectReason {
+    /// Nobody listens there any more.
+    NoListener,
     /// The listener leads to no app: none is configured and the database has none or several.
     NoApp,
     /// The app has no backends that may take this client.
@@ -193,8 +199,14 @@ pub enum RejectReason {
 }
 
 impl RejectReason {
+    pub fn all() -> impl Iterator<Item = Self> {
+        let rules = [Self::NoListener, Self::NoApp, Self::MaxConnections];
+        rules.into_iter().chain(NoBackend::ALL.into_iter().map(Self::NoBackend))
+    }
+
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::NoListener => "no_listener",
             Self::NoApp => "no_app",
             Self::NoBackend(why) => why.as_str(),
             Self::MaxConnections => "max_connections",

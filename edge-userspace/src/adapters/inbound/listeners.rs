@@ -101,14 +101,16 @@ pub async fn serve<C, F>(
     }
 }
 
-fn spawn<C, F>(proxy: &Arc<Proxy<C, F>>, options: TcpOptions, client: TcpStream, from: SocketAddr, listener: SocketAddr)
+/// `address` is that of the listening socket; the address that the client connected to may be one of many.
+fn spawn<C, F>(proxy: &Arc<Proxy<C, F>>, options: TcpOptions, client: TcpStream, from: SocketAddr, address: SocketAddr)
 where
     C: Connector + 'static,
     F: Forwarder + 'static,
 {
     options.apply(&client);
+    let to = if address.ip().is_unspecified() { client.local_addr().unwrap_or(address) } else { address };
     let proxy = Arc::clone(proxy);
-    tokio::spawn(async move { proxy.serve(client, from, listener).await });
+    tokio::spawn(async move { proxy.serve(client, from, to).await });
 }
 
 /// What there is too little of; `None` if the error was the client's (it was gone before we came).

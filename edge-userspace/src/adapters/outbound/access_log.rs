@@ -38,7 +38,8 @@ struct Record<'a> {
     id: u64,
     client_ip: IpAddr,
     client_port: u16,
-    listener: SocketAddr,
+    to: SocketAddr,
+    listener: Option<&'a str>,
     app: Option<&'a str>,
     country: Option<&'a str>,
     client_region: Option<&'a str>,
@@ -102,7 +103,8 @@ impl<'a> Record<'a> {
             id: outcome.id,
             client_ip: outcome.client.ip().to_canonical(),
             client_port: outcome.client.port(),
-            listener: outcome.listener,
+            to: outcome.to,
+            listener: outcome.listener.as_ref().map(|listener| listener.as_str()),
             app: outcome.app.as_ref().map(|app| app.as_str()),
             country: outcome.country.as_ref().map(|country| country.as_str()),
             client_region: outcome.client_region.as_ref().map(|region| region.as_str()),
@@ -147,7 +149,8 @@ mod tests {
         let line = serde_json::to_value(Record::of(&sample::outcome())).unwrap();
         let expected = serde_json::json!({
             "target": "access", "ts": "1970-01-01T00:00:01.500Z", "id": 7,
-            "client_ip": "203.0.113.9", "client_port": 4444, "listener": "0.0.0.0:8080",
+            "client_ip": "203.0.113.9", "client_port": 4444, "to": "192.0.2.80:8080",
+            "listener": "0.0.0.0:8080",
             "app": "web", "country": "BR", "client_region": "sa",
             "backend": "sa-1", "backend_addr": "10.0.0.1:80", "backend_region": "sa",
             "why": "client_region", "binding_yielded": "at_hard_limit", "attempts": 2,
@@ -171,7 +174,7 @@ mod tests {
         assert_eq!(line["reject"], "all_full");
         assert_eq!(line["attempts"], 0);
         assert!(line["backend"].is_null() && line["connect_ms"].is_null());
-        assert_eq!(line.as_object().unwrap().len(), 28);
+        assert_eq!(line.as_object().unwrap().len(), 29);
     }
 
     #[test]

@@ -25,7 +25,7 @@ impl RoutingSource for Script {
 }
 
 fn rows(ids: &[&str]) -> Result<RawRouting, &'static str> {
-    Ok(RawRouting { backends: ids.iter().map(|id| row(id, "sa")).collect(), regions: Vec::new() })
+    Ok(RawRouting { backends: ids.iter().map(|id| row(id, "sa")).collect(), ..RawRouting::default() })
 }
 
 fn script(reads: Vec<Result<RawRouting, &'static str>>) -> (ReloadLoop<Script>, Arc<RoutingTable>) {

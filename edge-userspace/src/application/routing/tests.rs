@@ -1,11 +1,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use super::*;
-use crate::domain::testing::{id, row};
-use crate::domain::{CountryCode, Limits, RawValue};
+use crate::domain::testing::{app_name, id, row};
+use crate::domain::{Affinity, CountryCode, Limits, RawValue};
 
 fn raw(backends: &[RawBackend]) -> RawRouting {
-    RawRouting { backends: backends.to_vec(), regions: Vec::new() }
+    RawRouting { backends: backends.to_vec(), ..RawRouting::default() }
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn counts_and_slots_survive_reloads_and_removal() {
 fn operator_regions_are_taken_over_and_bad_ones_keep_their_last_version() {
     let table = RoutingTable::new();
     let af = RawRegion { name: "af".into(), countries: "ZA".into(), ..RawRegion::default() };
-    let mut rows = RawRouting { backends: vec![row("a", "af")], regions: vec![af.clone()] };
+    let mut rows = RawRouting { backends: vec![row("a", "af")], regions: vec![af.clone()], ..RawRouting::default() };
     table.apply(&rows, false).unwrap();
     let region = || table.load().regions().region_of(CountryCode::parse("ZA").unwrap()).unwrap().to_string();
     assert_eq!(region(), "af");
@@ -119,4 +119,36 @@ fn readers_and_reloads_don_t_disturb_each_other() {
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
     assert_eq!(table.load().backend(&id("a")).unwrap().load.active(), 0);
+}
+
+#[test]
+fn apps_and_listeners_keep_their_last_good_version_too() {
+    let table = RoutingTable::new();
+    let listener = |id: &str, app: &str, port: i64| RawListener {
+        id: id.into(),
+        app: app.into(),
+        port: port.into(),
+        ..RawListener::default()
+    };
+    let app = RawApp { affinity: "soft".into(), ..RawApp::named("web") };
+    let mut rows = RawRouting {
+        backends: vec![row("a", "sa")],
+        apps: vec![app.clone()],
+        listeners: vec![listener("one", "web", 80), listener("two", "web", 81)],
+        ..RawRouting::default()
+    };
+    assert_eq!(table.apply(&rows, false).unwrap().rejected, []);
+    rows.apps = vec![RawApp { affinity: "lax".into(), ..app }];
+    rows.listeners = vec![listener("one", "web", 0), listener("three", "web", 81), listener("two", "other", 81)];
+    let report = table.apply(&rows, false).unwrap();
+    let names: Vec<&str> = report.rejected.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["app web", "listener one", "listener two"]);
+    let snapshot = table.snapshot();
+    assert_eq!(snapshot.app(&app_name("web")).unwrap().spec().affinity, Affinity::Soft);
+    let listener_at = |port| {
+        let endpoint = snapshot.endpoints().at(std::net::SocketAddr::from(([192, 0, 2, 1], port)))?;
+        endpoint.listener(None).map(|listener| listener.id.to_string())
+    };
+    assert_eq!(listener_at(80).as_deref(), Some("one"), "its last good version");
+    assert_eq!(listener_at(81).as_deref(), Some("three"), "the first row at a place has it");
 }

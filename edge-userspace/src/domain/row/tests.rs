@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::domain::testing::row;
+use crate::domain::{AcceptProxy, Affinity, AppName, AppSpec, BackendState, CountryCode, Position, Selection, Weight};
 
 fn refused(change: impl FnOnce(&mut RawBackend)) -> String {
     let mut row = row("b", "sa");
@@ -92,15 +93,19 @@ fn any_value() -> impl Strategy<Value = RawValue> {
     ]
 }
 
+/// A row of any values.
+fn any_row<R: RawRow + std::fmt::Debug>() -> impl Strategy<Value = R> {
+    let values = prop::collection::vec(any_value(), R::COLUMNS.len());
+    values.prop_map(|values| {
+        let mut values = values.into_iter();
+        R::from_values(|| values.next().ok_or(())).unwrap()
+    })
+}
+
 proptest! {
     /// Whatever a row holds, it becomes a sound backend or a short reason.
     #[test]
-    fn no_row_panics(values in prop::collection::vec(any_value(), 12)) {
-        let mut row = RawBackend::default();
-        let names: Vec<&str> = row.columns().iter().map(|(name, _)| *name).collect();
-        for (name, value) in names.into_iter().zip(values) {
-            *row.column_mut(name).unwrap() = value;
-        }
+    fn no_row_panics(row in any_row::<RawBackend>()) {
         match row.parse() {
             Ok(spec) => {
                 prop_assert!(spec.addr.socket_addr().port() != 0);
@@ -109,4 +114,64 @@ proptest! {
             Err(why) => prop_assert!(why.to_string().len() < 2000),
         }
     }
+
+    #[test]
+    fn no_row_of_other_tables_panics(
+        app in any_row::<RawApp>(),
+        region in any_row::<RawRegion>(),
+        listener in any_row::<RawListener>(),
+    ) {
+        let reasons = [
+            app.parse().err().map(|why| why.to_string()),
+            region.parse().err().map(|why| why.to_string()),
+            listener.parse().err().map(|why| why.to_string()),
+        ];
+        prop_assert!(reasons.iter().flatten().all(|why| why.len() < 2000));
+    }
+}
+
+#[test]
+fn apps_have_defaults_and_bad_values_are_named() {
+    let spec = RawApp::named("web").parse().unwrap();
+    assert_eq!(spec, AppSpec::new(AppName::parse("web").unwrap()));
+    let row = RawApp {
+        selection: "maglev".into(),
+        affinity: "soft".into(),
+        queue_length: 10.into(),
+        queue_timeout_ms: 250.into(),
+        ..RawApp::named("web")
+    };
+    let spec = row.parse().unwrap();
+    assert_eq!((spec.selection, spec.affinity), (Selection::Maglev, Affinity::Soft));
+    assert_eq!((spec.queue.length, spec.queue.timeout.as_millis()), (10, 250));
+    let refused = |row: RawApp| row.parse().unwrap_err().to_string();
+    assert!(refused(RawApp { selection: "random".into(), ..row.clone() }).contains("use least_load, maglev"));
+    assert!(refused(RawApp { affinity: "lax".into(), ..row.clone() }).contains("use strict, soft or none"));
+    assert!(refused(RawApp { queue_length: "long".into(), ..row }).contains("queue_length is \"long\""));
+}
+
+#[test]
+fn listeners_have_defaults_and_bad_values_are_named() {
+    let row = RawListener { id: "l".into(), port: 80.into(), ..RawListener::default() };
+    let spec = row.parse().unwrap();
+    assert_eq!((spec.place.to_string().as_str(), spec.app, spec.max_connections), ("0.0.0.0:80", None, 0));
+    assert_eq!((spec.accept_proxy, spec.server_names.len()), (AcceptProxy::Off, 0));
+    let full = RawListener {
+        app: "web".into(),
+        address: "203.0.113.0/24".into(),
+        last_port: 90.into(),
+        server_name: "a.example, *.b.example".into(),
+        accept_proxy: "optional".into(),
+        proxy_from: "10.0.0.0/8 2001:db8::1".into(),
+        ..row.clone()
+    };
+    let spec = full.parse().unwrap();
+    assert_eq!((spec.place.to_string().as_str(), spec.server_names.len()), ("203.0.113.0/24:80-90", 2));
+    assert_eq!(spec.proxy_from.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "2001:db8::1/128"]);
+    let refused = |row: RawListener| row.parse().unwrap_err().to_string();
+    assert!(refused(RawListener { port: 0.into(), ..row.clone() }).contains("port is 0"));
+    assert!(refused(RawListener { last_port: 79.into(), ..row.clone() }).contains("last_port 79 is below port 80"));
+    assert!(refused(RawListener { proxy_from: RawValue::Null, ..full.clone() }).contains("needs proxy_from"));
+    assert!(refused(RawListener { proxy_from: "lan".into(), ..full.clone() }).contains("proxy_from holds \"lan\""));
+    assert!(refused(RawListener { server_name: "a b!".into(), ..full }).contains("is not a host name"));
 }

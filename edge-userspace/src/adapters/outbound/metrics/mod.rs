@@ -15,7 +15,7 @@ use counters::{Labelled, Times};
 use crate::application::ports::GeoSource;
 use crate::application::status::{ConnectionStatus, Status};
 use crate::domain::{
-    ByteCounts, Complaint, ConnectFailure, Fallback, ForwarderKind, NoBackend, Outcome, PickReason, RejectReason, Skip,
+    ByteCounts, Complaint, ConnectFailure, Fallback, ForwarderKind, Outcome, PickReason, RejectReason, Skip,
     Termination, Why,
 };
 
@@ -64,12 +64,10 @@ struct Bytes {
 impl Metrics {
     /// `lost` names each log writer and its count of records lost (`LineWriter::lost`).
     pub fn new(lost: Vec<(&'static str, Arc<AtomicU64>)>) -> Self {
-        let rejects = [RejectReason::NoApp, RejectReason::MaxConnections].into_iter();
-        let rejects = rejects.chain(NoBackend::ALL.into_iter().map(RejectReason::NoBackend));
         Self {
             accepted: AtomicU64::new(0),
             closed: Labelled::new(Termination::ALL.into_iter().map(Termination::letters)),
-            rejected: Labelled::new(rejects.map(RejectReason::as_str)),
+            rejected: Labelled::new(RejectReason::all().map(RejectReason::as_str)),
             connect: Times::new(&CONNECT_BOUNDS),
             duration: Times::new(&DURATION_BOUNDS),
             bytes: Bytes::default(),

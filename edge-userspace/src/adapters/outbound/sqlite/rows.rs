@@ -4,7 +4,7 @@
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::domain::{RawBackend, RawRegion, RawRouting, RawValue};
+use crate::domain::{RawBackend, RawRouting, RawRow, RawValue};
 
 /// Why the tables can't be read as routing tables.
 #[derive(Debug, thiserror::Error)]
@@ -17,64 +17,45 @@ pub enum DatabaseError {
     Sqlite(#[from] rusqlite::Error),
 }
 
-const BACKEND_COLUMNS: [&str; 13] = [
-    "id",
-    "app",
-    "region",
-    "wg_ip",
-    "port",
-    "healthy",
-    "weight",
-    "soft_limit",
-    "hard_limit",
-    "deleted",
-    "country",
-    "state",
-    "same_host",
-];
-
 /// Without these no row could be a backend, so it isn't a matter of single rows.
 const REQUIRED: usize = 5;
 
 /// Columns that older databases lack, as the schema defines them.
-const ADDED_COLUMNS: [(&str, &str); 4] = [
+const ADDED_COLUMNS: [(&str, &str); 6] = [
     ("deleted", "INTEGER DEFAULT 0"),
     ("country", "TEXT"),
     ("state", "TEXT DEFAULT 'ready' CHECK (state IN ('ready', 'drain', 'maint'))"),
     ("same_host", "INTEGER DEFAULT 0 CHECK (same_host IN (0, 1))"),
+    ("health_check", "TEXT"),
+    ("send_proxy", "TEXT DEFAULT 'off' CHECK (send_proxy IN ('off', 'v1', 'v2'))"),
 ];
-
-const REGION_COLUMNS: [&str; 5] = ["name", "latitude", "longitude", "countries", "deleted"];
 
 /// All routing rows. The caller opens the transaction.
 pub fn read_routing(connection: &Connection) -> Result<RawRouting, DatabaseError> {
-    Ok(RawRouting { backends: backend_rows(connection)?, regions: region_rows(connection)? })
+    Ok(RawRouting {
+        backends: backend_rows(connection)?,
+        regions: optional_rows(connection)?,
+        apps: optional_rows(connection)?,
+        listeners: optional_rows(connection)?,
+    })
 }
 
 /// All rows of `backends`, deleted ones included, by id.
 pub fn backend_rows(connection: &Connection) -> Result<Vec<RawBackend>, DatabaseError> {
-    let present = columns(connection, "backends")?.ok_or(DatabaseError::NoTable)?;
-    if let Some(missing) = BACKEND_COLUMNS.iter().take(REQUIRED).find(|name| !present.iter().any(|have| have == *name))
-    {
+    let present = columns(connection, RawBackend::TABLE)?.ok_or(DatabaseError::NoTable)?;
+    let required = RawBackend::COLUMNS.iter().take(REQUIRED);
+    if let Some(missing) = required.into_iter().find(|name| !present.iter().any(|have| have == *name)) {
         return Err(DatabaseError::NoColumn(missing));
     }
-    select(connection, "backends", &BACKEND_COLUMNS, &present, |row| {
-        Ok(RawBackend {
-            id: value(row, 0)?,
-            app: value(row, 1)?,
-            region: value(row, 2)?,
-            wg_ip: value(row, 3)?,
-            port: value(row, 4)?,
-            healthy: value(row, 5)?,
-            weight: value(row, 6)?,
-            soft_limit: value(row, 7)?,
-            hard_limit: value(row, 8)?,
-            deleted: value(row, 9)?,
-            country: value(row, 10)?,
-            state: value(row, 11)?,
-            same_host: value(row, 12)?,
-        })
-    })
+    select(connection, &present)
+}
+
+/// All rows of a table that a database need not have.
+fn optional_rows<R: RawRow>(connection: &Connection) -> Result<Vec<R>, DatabaseError> {
+    match columns(connection, R::TABLE)? {
+        Some(present) => select(connection, &present),
+        None => Ok(Vec::new()),
+    }
 }
 
 /// Completes an older table `backends`. Writes; for the commands that edit the database.
@@ -84,19 +65,6 @@ pub fn add_missing_columns(connection: &Connection) -> Result<(), DatabaseError>
         connection.execute_batch(&format!("ALTER TABLE backends ADD COLUMN {name} {definition}"))?;
     }
     Ok(())
-}
-
-fn region_rows(connection: &Connection) -> Result<Vec<RawRegion>, DatabaseError> {
-    let Some(present) = columns(connection, "regions")? else { return Ok(Vec::new()) };
-    select(connection, "regions", &REGION_COLUMNS, &present, |row| {
-        Ok(RawRegion {
-            name: value(row, 0)?,
-            latitude: value(row, 1)?,
-            longitude: value(row, 2)?,
-            countries: value(row, 3)?,
-            deleted: value(row, 4)?,
-        })
-    })
 }
 
 /// The columns of a table in lower case, as SQLite compares them; `None` if there is no such table.
@@ -110,18 +78,15 @@ fn columns(connection: &Connection, table: &str) -> Result<Option<Vec<String>>, 
     Ok(Some(names.collect::<Result<_, _>>()?))
 }
 
-fn select<T>(
-    connection: &Connection,
-    table: &str,
-    wanted: &[&str],
-    present: &[String],
-    read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
-) -> Result<Vec<T>, DatabaseError> {
+fn select<R: RawRow>(connection: &Connection, present: &[String]) -> Result<Vec<R>, DatabaseError> {
     let has = |name: &str| present.iter().any(|have| have == name);
-    let list: Vec<&str> = wanted.iter().map(|name| if has(name) { name } else { "NULL" }).collect();
-    // The first wanted column is the table's key.
-    let mut statement = connection.prepare(&format!("SELECT {} FROM {table} ORDER BY 1", list.join(", ")))?;
-    let rows = statement.query_map([], read)?;
+    let list: Vec<&str> = R::COLUMNS.iter().map(|name| if has(name) { name } else { "NULL" }).collect();
+    // The first column is the table's key.
+    let mut statement = connection.prepare(&format!("SELECT {} FROM {} ORDER BY 1", list.join(", "), R::TABLE))?;
+    let rows = statement.query_map([], |row| {
+        let mut at = 0..;
+        R::from_values(|| value(row, at.next().unwrap_or_default()))
+    })?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 

@@ -1,0 +1,48 @@
+//! The table `apps`.
+
+use std::time::Duration;
+
+use super::value::{count, flag, optional_text, text};
+use super::{RawValue, RowError, raw_row};
+use crate::domain::{Affinity, AppName, AppSpec, QueueRules, Selection};
+
+raw_row! {
+    /// A row of the table `apps`, not validated.
+    RawApp of "apps" {
+        name, selection, affinity, queue_length, queue_timeout_ms, health_check, deleted,
+    }
+}
+
+impl RawApp {
+    /// The name, if it is one.
+    pub fn name(&self) -> Result<AppName, RowError> {
+        Ok(AppName::parse(text("name", &self.name)?)?)
+    }
+
+    /// How the app is to be served. NULL or absent columns mean: selection `least_load`, affinity `strict`, no queue.
+    pub fn parse(&self) -> Result<AppSpec, RowError> {
+        flag("deleted", &self.deleted)?;
+        let default = AppSpec::new(self.name()?);
+        Ok(AppSpec {
+            selection: optional_text("selection", &self.selection)?.map_or(Ok(default.selection), Selection::parse)?,
+            affinity: optional_text("affinity", &self.affinity)?.map_or(Ok(default.affinity), Affinity::parse)?,
+            queue: self.queue(default.queue)?,
+            name: default.name,
+        })
+    }
+
+    fn queue(&self, default: QueueRules) -> Result<QueueRules, RowError> {
+        let timeout = count("queue_timeout_ms", &self.queue_timeout_ms)?;
+        Ok(QueueRules {
+            length: count("queue_length", &self.queue_length)?.unwrap_or(default.length),
+            timeout: timeout.map_or(default.timeout, |ms| Duration::from_millis(ms.into())),
+        })
+    }
+}
+
+impl RawApp {
+    /// A row that names an app and leaves everything else as it is by default.
+    pub fn named(name: &str) -> Self {
+        Self { name: RawValue::from(name), ..Self::default() }
+    }
+}

@@ -1,0 +1,93 @@
+//! The table `listeners`.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::value::{count, flag, optional_text, text};
+use super::{RawValue, RowError, raw_row};
+use crate::domain::{AcceptProxy, AppName, ListenerError, ListenerId, ListenerSpec, Place, PortRange, ServerName};
+
+raw_row! {
+    /// A row of the table `listeners`, not validated.
+    RawListener of "listeners" {
+        id, app,
+        /// An address, or a prefix such as `203.0.113.0/24`.
+        address,
+        port,
+        /// The last port of a range that begins at `port`.
+        last_port,
+        /// TLS server names separated by commas or spaces; NULL for those that no other row of the place names.
+        server_name,
+        accept_proxy,
+        /// Prefixes that may send a PROXY header, separated by commas or spaces.
+        proxy_from,
+        max_connections, deleted,
+    }
+}
+
+impl RawListener {
+    /// The id, if it is one.
+    pub fn id(&self) -> Result<ListenerId, RowError> {
+        Ok(ListenerId::parse(text("id", &self.id)?)?)
+    }
+
+    /// The listener the row describes. NULL or absent columns mean: address `0.0.0.0`, one port, every server name, no
+    /// PROXY header, no limit, and the only app of the database.
+    pub fn parse(&self) -> Result<ListenerSpec, RowError> {
+        flag("deleted", &self.deleted)?;
+        let accept_proxy =
+            optional_text("accept_proxy", &self.accept_proxy)?.map_or(Ok(AcceptProxy::Off), AcceptProxy::parse)?;
+        let proxy_from = self.prefixes()?;
+        if accept_proxy != AcceptProxy::Off && proxy_from.is_empty() {
+            return Err(ListenerError::NobodyTrusted.into());
+        }
+        Ok(ListenerSpec {
+            id: self.id()?,
+            app: optional_text("app", &self.app)?.map(AppName::parse).transpose()?,
+            place: Place { prefix: self.prefix()?, ports: self.ports()? },
+            server_names: self.server_names()?,
+            accept_proxy,
+            proxy_from,
+            max_connections: count("max_connections", &self.max_connections)?.unwrap_or(0),
+        })
+    }
+
+    fn prefix(&self) -> Result<IpNet, RowError> {
+        let text = optional_text("address", &self.address)?.unwrap_or("0.0.0.0");
+        Ok(Place::parse_prefix(text)?)
+    }
+
+    fn ports(&self) -> Result<PortRange, RowError> {
+        let first = port("port", &self.port)?.ok_or(RowError::Missing { column: "port" })?;
+        let last = port("last_port", &self.last_port)?.unwrap_or(first);
+        Ok(PortRange::new(first, last)?)
+    }
+
+    fn server_names(&self) -> Result<Vec<ServerName>, RowError> {
+        let names = optional_text("server_name", &self.server_name)?.unwrap_or_default();
+        Ok(words(names).map(ServerName::parse).collect::<Result<_, _>>()?)
+    }
+
+    fn prefixes(&self) -> Result<Vec<IpNet>, RowError> {
+        let prefixes = optional_text("proxy_from", &self.proxy_from)?.unwrap_or_default();
+        words(prefixes).map(trusted).collect()
+    }
+}
+
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split([',', ' ']).filter(|word| !word.is_empty())
+}
+
+fn trusted(text: &str) -> Result<IpNet, RowError> {
+    let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    net.map(|net| net.trunc()).map_err(|_| ListenerError::Prefix(text.chars().take(60).collect()).into())
+}
+
+fn port(column: &'static str, value: &RawValue) -> Result<Option<u16>, RowError> {
+    let wrong = || RowError::Type { column, found: value.to_string(), expected: "an integer from 1 to 65535" };
+    match count(column, value).map_err(|_| wrong())? {
+        None => Ok(None),
+        Some(port) => u16::try_from(port).ok().filter(|port| *port != 0).map(Some).ok_or_else(wrong),
+    }
+}

@@ -1,0 +1,72 @@
+//! Values as SQLite has them, and what a column makes of them.
+
+use std::fmt;
+
+use super::RowError;
+
+/// A value as SQLite stores it: any column may hold any of these.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum RawValue {
+    /// NULL, or a column the table doesn't have.
+    #[default]
+    Null,
+    Integer(i64),
+    Real(f64),
+    Text(String),
+    /// Bytes, or text that isn't UTF-8.
+    Blob,
+}
+
+impl fmt::Display for RawValue {
+    /// Enough to recognise the value; a row may hold megabytes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.pad("NULL"),
+            Self::Integer(number) => number.fmt(f),
+            Self::Real(number) => number.fmt(f),
+            Self::Text(text) => f.pad(&format!("{:?}", text.chars().take(40).collect::<String>())),
+            Self::Blob => f.pad("a blob"),
+        }
+    }
+}
+
+impl From<&str> for RawValue {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<i64> for RawValue {
+    fn from(number: i64) -> Self {
+        Self::Integer(number)
+    }
+}
+
+pub(super) fn optional_text<'a>(column: &'static str, value: &'a RawValue) -> Result<Option<&'a str>, RowError> {
+    match value {
+        RawValue::Null => Ok(None),
+        RawValue::Text(text) => Ok(Some(text.trim()).filter(|text| !text.is_empty())),
+        other => Err(RowError::Type { column, found: other.to_string(), expected: "text" }),
+    }
+}
+
+pub(super) fn text<'a>(column: &'static str, value: &'a RawValue) -> Result<&'a str, RowError> {
+    optional_text(column, value)?.ok_or(RowError::Missing { column })
+}
+
+pub(super) fn count(column: &'static str, value: &RawValue) -> Result<Option<u32>, RowError> {
+    let wrong = || RowError::Type { column, found: value.to_string(), expected: "an integer from 0 to 4294967295" };
+    match value {
+        RawValue::Null => Ok(None),
+        RawValue::Integer(n) => u32::try_from(*n).map(Some).map_err(|_| wrong()),
+        _ => Err(wrong()),
+    }
+}
+
+pub(super) fn flag(column: &'static str, value: &RawValue) -> Result<Option<bool>, RowError> {
+    match value {
+        RawValue::Null => Ok(None),
+        RawValue::Integer(n) => Ok(Some(*n != 0)),
+        other => Err(RowError::Type { column, found: other.to_string(), expected: "0 or 1" }),
+    }
+}
