@@ -2,24 +2,29 @@
 //!
 //! admission → where is the client → plan → reserve, connect, next candidate → bind → forward → outcome, once.
 
+mod record;
+mod refusal;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use self::record::Record;
+use self::refusal::Refusal;
 use super::drain::{Connections, Held};
 use super::flows::{Flow, Flows, Listed};
 use super::health::Watch;
 use super::ports::{Bindings, Connector, Forwarder, GeoResolver, Observer, Pair};
 use super::routing::RoutingTable;
 use crate::domain::{
-    AffinityPrefix, AppName, Attempt, Backend, BindingKey, ByteCounts, ChosenBackend, ClientAddr, ConnectFailure,
-    Endpoint, Endpoints, ListenerSpec, NoBackend, Outcome, Permit, Pick, RandomSource, Region, RejectReason, Request,
-    Snapshot, Termination, Tried, pick,
+    AffinityPrefix, AppName, Attempt, Backend, BindingKey, ChosenBackend, ClientAddr, ConnectFailure, Endpoint,
+    Endpoints, ListenerSpec, NoBackend, Permit, Pick, RandomSource, Region, RejectReason, Request, Snapshot,
+    Termination, Tried, pick,
 };
 
 /// What serving a connection takes. One for each worker; the parts are shared.
@@ -226,88 +231,12 @@ struct Established {
     flow: Listed,
 }
 
-/// Why a client is turned away.
-struct Refusal {
-    termination: Termination,
-    reject: Option<RejectReason>,
-}
-
-impl Refusal {
-    fn because(termination: Termination) -> Self {
-        Self { termination, reject: None }
-    }
-
-    fn rule(reason: RejectReason) -> Self {
-        Self { termination: Termination::RejectedByRule, reject: Some(reason) }
-    }
-
-    fn no_backend(why: NoBackend) -> Self {
-        Self { termination: Termination::NoBackendAvailable, reject: Some(RejectReason::NoBackend(why)) }
-    }
-
-    /// Candidates were tried and none answered.
-    fn after(failed: &[Attempt]) -> Self {
-        Self::because(match failed.last().map(|attempt| attempt.failure) {
-            Some(ConnectFailure::TimedOut) => Termination::BackendConnectTimeout,
-            Some(ConnectFailure::Local | ConnectFailure::Exhausted) => Termination::OutOfResources,
-            _ => Termination::BackendRefused,
-        })
-    }
-}
-
 /// Returns when the client has reset the connection. A client that has only closed its sending side may wait for an
 /// answer.
 async fn gone(client: &TcpStream) {
     while client.ready(Interest::ERROR).await.is_ok_and(|ready| !ready.is_error()) {
         // An end of the stream shows as this, too, and would show again at once.
         tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// The outcome in the making. It is handed over exactly once, also when the task is cancelled.
-struct Record<'a> {
-    observer: &'a dyn Observer,
-    accepted: Instant,
-    outcome: Outcome,
-}
-
-impl<'a> Record<'a> {
-    fn start<C, F>(proxy: &'a Proxy<C, F>, client: SocketAddr, to: SocketAddr) -> Self {
-        let observer = &*proxy.observer;
-        observer.accepted();
-        let outcome = Outcome {
-            id: proxy.ids.fetch_add(1, Ordering::Relaxed) + 1,
-            client,
-            to,
-            listener: None,
-            app: None,
-            country: None,
-            client_region: None,
-            backend: None,
-            failed: Vec::new(),
-            forwarders: Vec::new(),
-            fallback: None,
-            bytes: ByteCounts::default(),
-            started: SystemTime::now(),
-            connect: None,
-            duration: Duration::ZERO,
-            // What stays if the task is cancelled.
-            termination: Termination::KilledByDrain,
-            reject: None,
-        };
-        Self { observer, accepted: Instant::now(), outcome }
-    }
-
-    fn connected(&mut self, backend: ChosenBackend) {
-        self.outcome.backend = Some(backend);
-        self.outcome.connect = Some(self.accepted.elapsed());
-    }
-}
-
-impl Drop for Record<'_> {
-    fn drop(&mut self) {
-        self.outcome.duration = self.accepted.elapsed();
-        self.observer.closed(&self.outcome);
     }
 }
 

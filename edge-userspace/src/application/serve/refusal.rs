@@ -1,0 +1,32 @@
+//! Why a client is turned away, as its outcome tells it.
+
+use crate::domain::{Attempt, ConnectFailure, NoBackend, RejectReason, Termination};
+
+/// Why a client is turned away.
+pub(super) struct Refusal {
+    pub(super) termination: Termination,
+    pub(super) reject: Option<RejectReason>,
+}
+
+impl Refusal {
+    pub(super) fn because(termination: Termination) -> Self {
+        Self { termination, reject: None }
+    }
+
+    pub(super) fn rule(reason: RejectReason) -> Self {
+        Self { termination: Termination::RejectedByRule, reject: Some(reason) }
+    }
+
+    pub(super) fn no_backend(why: NoBackend) -> Self {
+        Self { termination: Termination::NoBackendAvailable, reject: Some(RejectReason::NoBackend(why)) }
+    }
+
+    /// Candidates were tried and none answered.
+    pub(super) fn after(failed: &[Attempt]) -> Self {
+        Self::because(match failed.last().map(|attempt| attempt.failure) {
+            Some(ConnectFailure::TimedOut) => Termination::BackendConnectTimeout,
+            Some(ConnectFailure::Local | ConnectFailure::Exhausted) => Termination::OutOfResources,
+            _ => Termination::BackendRefused,
+        })
+    }
+}
