@@ -1,6 +1,7 @@
 //! The use cases. They depend on the domain and on ports; adapters are handed in.
 
 pub mod drain;
+pub mod events;
 pub mod explain;
 pub mod flows;
 pub mod health;
