@@ -3,12 +3,16 @@
 
 mod common;
 
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 
 use common::http::{Http, Pace};
 use common::{PORT, Row, SOON, World};
+use edgeproxy::domain::ProxyVersion;
+use edgeproxy::domain::proxy::{Announcement, encode};
 use xtask::lab::requirements::Need;
 use xtask::lab::{BRAZIL, Daemon, Lab, Ns, OtherProxy, Record};
+use xtask::load::connect_from;
 
 const NEEDS: &[Need] = &[Need::Root, Need::Namespaces, Need::OtherProxies];
 /// Port of the proxies in front.
@@ -198,6 +202,25 @@ fn nginx_understands_v1() {
 #[test]
 fn nginx_understands_v2() {
     direct(Receiver::Nginx, "v2", "nginx_understands_v2");
+}
+
+/// The server name of a header that came in, and our own id, as HAProxy understands them.
+#[test]
+fn the_name_and_the_id_reach_haproxy() {
+    let Some(world) = World::new(NEEDS, "the_name_and_the_id_reach_haproxy") else { return };
+    let _receiver = Receiver::Haproxy.start(&world);
+    let daemon = daemon(&world, "required", "v2");
+    let client = SocketAddr::from(([203, 0, 113, 9], 9));
+    let said = Announcement { client, to: client, server_name: Some("www.example.com"), unique_id: "lb-1" };
+    let mut stream = world.lab.run_in(Ns::Clients, || connect_from(front(&world.lab), daemon.addr()).unwrap());
+    stream.write_all(&encode(ProxyVersion::V2, &said)).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let record = record(&daemon, client);
+    let told: Vec<_> = answer.lines().last().unwrap().split(' ').skip(4).collect();
+    assert_eq!(told, [record.conn_id.as_str(), "www.example.com"], "{answer}");
+    assert_eq!(record.proxied_id.as_deref(), Some("lb-1"));
 }
 
 /// HAProxy looks whether the POP is alive, with a header of its own (LOCAL), and finds a backend behind it.

@@ -19,12 +19,14 @@ pub(super) async fn announce(
     record: &mut Record<'_>,
 ) -> Result<(), ConnectFailure> {
     let Some(version) = version else { return Ok(()) };
-    let header = header(version, server_name, &record.outcome);
-    match tokio::time::timeout(limit, backend.write_all(&header)).await {
-        Ok(Ok(())) => {
-            record.outcome.announced = Some(version);
-            Ok(())
-        }
+    send(backend, &header(version, server_name, &record.outcome), limit).await?;
+    record.outcome.announced = Some(version);
+    Ok(())
+}
+
+async fn send(backend: &mut TcpStream, header: &[u8], limit: Duration) -> Result<(), ConnectFailure> {
+    match tokio::time::timeout(limit, backend.write_all(header)).await {
+        Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(ConnectFailure::Refused),
         Err(_) => Err(ConnectFailure::TimedOut),
     }
@@ -40,4 +42,46 @@ fn header(version: ProxyVersion, server_name: Option<&str>, outcome: &Outcome) -
         unique_id: &outcome.connection_id().to_string(),
     };
     encode(version, &said)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (near, listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn a_header_is_the_first_that_a_backend_gets() {
+        let (mut near, mut far) = connected().await;
+        send(&mut near, b"header", LIMIT).await.unwrap();
+        near.write_all(b"payload").await.unwrap();
+        let mut all = [0; 13];
+        far.read_exact(&mut all).await.unwrap();
+        assert_eq!(&all, b"headerpayload");
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_is_gone_does_not_take_the_header() {
+        let (mut near, far) = connected().await;
+        socket2::SockRef::from(&far).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(far);
+        // Until the reset is here.
+        near.readable().await.unwrap();
+        assert_eq!(send(&mut near, b"header", LIMIT).await, Err(ConnectFailure::Refused));
+        // One that takes nothing.
+        let (mut near, _far) = connected().await;
+        let much = vec![0; 64 << 20];
+        assert_eq!(send(&mut near, &much, Duration::from_millis(50)).await, Err(ConnectFailure::TimedOut));
+    }
 }
