@@ -217,6 +217,7 @@ fn the_name_and_the_id_reach_haproxy() {
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
+    drop(stream);
     let record = record(&daemon, client);
     let told: Vec<_> = answer.lines().last().unwrap().split(' ').skip(4).collect();
     assert_eq!(told, [record.conn_id.as_str(), "www.example.com"], "{answer}");

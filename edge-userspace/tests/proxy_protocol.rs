@@ -15,7 +15,7 @@ use edgeproxy::domain::ProxyVersion;
 use edgeproxy::domain::proxy::{self, Announcement, ProxiedAddresses};
 use xtask::lab::requirements::Need;
 use xtask::lab::{BRAZIL, Cgroups, Daemon, GERMANY, JAPAN, Ns};
-use xtask::load::{Behaviour, Load, LoadReport, Manner, connect_from};
+use xtask::load::{Behaviour, Load, LoadReport, Manner, Preamble, connect_from};
 
 /// Where the lab's clients without a country are.
 const CLIENTS: &str = "10.64.0.0/16,fd64::/32";
@@ -388,14 +388,14 @@ fn listeners_of_the_settings_and_of_the_database_each_have_their_word() {
 }
 
 /// Each connection begins with a header of its own, in one packet with the first bytes of payload.
-fn preamble(id: u64) -> (SocketAddr, Vec<u8>) {
+fn preamble(id: u64) -> Preamble {
     let version = ProxyVersion::ALL[usize::try_from(id / 2 % 2).unwrap()];
     let port = u16::try_from(id).unwrap();
     let client = match id % 3 {
         0 => SocketAddr::new(JAPAN.v6(9), port),
         _ => ([203, 0, 113, 9], port).into(),
     };
-    (client, header(version, client))
+    Preamble { client, bytes: header(version, client) }
 }
 
 /// What each backend was told: the client, and the id of the connection in the access log.

@@ -92,7 +92,7 @@ impl CheckedBackend {
 
 fn serve(mut stream: TcpStream, name: &str, ledger: &Ledger) {
     match read_header(&mut stream) {
-        Ok(Some((announced, scenario))) => {
+        Ok(Some(Opening { announced, scenario })) => {
             let end = play(stream, scenario.backend());
             ledger.write(scenario.id, BackendReport { backend: name.to_owned(), announced, end });
         }
@@ -101,8 +101,15 @@ fn serve(mut stream: TcpStream, name: &str, ledger: &Ledger) {
     }
 }
 
-/// The PROXY header and the scenario of a connection; `None` where the connection brought nothing at all.
-fn read_header(stream: &mut TcpStream) -> Result<Option<(Option<Vec<u8>>, Scenario)>, String> {
+/// How a connection began.
+struct Opening {
+    /// The PROXY header.
+    announced: Option<Vec<u8>>,
+    scenario: Scenario,
+}
+
+/// The first bytes of a connection; `None` where it brought nothing at all.
+fn read_header(stream: &mut TcpStream) -> Result<Option<Opening>, String> {
     // No PROXY header is shorter than this, and none as long as a scenario's header and this.
     let mut first = [0; PROXY_START];
     if !read_exact(stream, &mut first)? {
@@ -117,7 +124,7 @@ fn read_header(stream: &mut TcpStream) -> Result<Option<(Option<Vec<u8>>, Scenar
     if !read_exact(stream, &mut header[done..])? {
         return Err("nothing came after the first bytes".to_owned());
     }
-    Ok(Some((announced, Scenario::parse(&header)?)))
+    Ok(Some(Opening { announced, scenario: Scenario::parse(&header)? }))
 }
 
 /// The shortest header of either version: `PROXY UNKNOWN` and its line end, and the fixed part of version 2 less one.

@@ -41,8 +41,15 @@ pub struct Load {
     pub seed: u64,
     /// Behaviours, taken in turns.
     pub behaviours: Vec<Behaviour>,
-    /// What each connection begins with, and the client that it names.
-    pub preamble: Option<fn(u64) -> (SocketAddr, Vec<u8>)>,
+    /// What each connection begins with.
+    pub preamble: Option<fn(u64) -> Preamble>,
+}
+
+/// What comes before the first byte of a connection, and the client that it names.
+#[derive(Debug, Clone)]
+pub struct Preamble {
+    pub client: SocketAddr,
+    pub bytes: Vec<u8>,
 }
 
 impl Load {
@@ -98,17 +105,11 @@ pub struct Checked {
 
 impl Checked {
     /// Plays the client's part in the namespace of the calling thread and collects the backend's report.
-    pub fn run(
-        scenario: Scenario,
-        from: IpAddr,
-        to: SocketAddr,
-        preamble: Option<(SocketAddr, Vec<u8>)>,
-        ledger: &Ledger,
-    ) -> Self {
-        let (named, preamble) = preamble.unzip();
-        match open(&scenario, from, to, &preamble.unwrap_or_default()) {
+    pub fn run(scenario: Scenario, from: IpAddr, to: SocketAddr, preamble: Option<Preamble>, ledger: &Ledger) -> Self {
+        let first = preamble.as_ref().map_or(&[][..], |preamble| &preamble.bytes);
+        match open(&scenario, from, to, first) {
             Ok((stream, addr)) => {
-                let addr = named.unwrap_or(addr);
+                let addr = preamble.map_or(addr, |preamble| preamble.client);
                 let client = end::play(stream, scenario.client());
                 let backend = ledger.take(scenario.id, STALL + Duration::from_secs(5));
                 Self { scenario, client_addr: Some(addr), client, backend }
