@@ -231,7 +231,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         record: &mut Record<'_>,
     ) -> Result<TcpStream, ConnectFailure> {
         let mut stream = self.connector.connect(backend.addr, backend.load.slot(), limit).await?;
-        announce(&mut stream, backend.send_proxy, None, limit, record).await?;
+        announce(&mut stream, backend.send_proxy, limit, record).await?;
         Ok(stream)
     }
 

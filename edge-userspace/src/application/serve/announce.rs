@@ -14,12 +14,11 @@ use crate::domain::{ConnectFailure, Outcome, ProxyVersion};
 pub(super) async fn announce(
     backend: &mut TcpStream,
     version: Option<ProxyVersion>,
-    server_name: Option<&str>,
     limit: Duration,
     record: &mut Record<'_>,
 ) -> Result<(), ConnectFailure> {
     let Some(version) = version else { return Ok(()) };
-    send(backend, &header(version, server_name, &record.outcome), limit).await?;
+    send(backend, &header(version, &record.outcome), limit).await?;
     record.outcome.announced = Some(version);
     Ok(())
 }
@@ -32,13 +31,13 @@ async fn send(backend: &mut TcpStream, header: &[u8], limit: Duration) -> Result
     }
 }
 
-/// Of a header that came in, what we don't know better is passed on.
-fn header(version: ProxyVersion, server_name: Option<&str>, outcome: &Outcome) -> Vec<u8> {
+/// What a header that came in said of the client is passed on.
+fn header(version: ProxyVersion, outcome: &Outcome) -> Vec<u8> {
     let proxied = outcome.proxied.as_ref();
     let said = Announcement {
         client: outcome.client,
         to: proxied.and_then(|header| header.addresses).map_or(outcome.to, |addresses| addresses.to),
-        server_name: server_name.or(proxied.and_then(|header| header.server_name.as_deref())),
+        server_name: proxied.and_then(|header| header.server_name.as_deref()),
         unique_id: &outcome.connection_id().to_string(),
     };
     encode(version, &said)
