@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::routing::{ReloadReport, RoutingTable};
-use crate::domain::Backend;
+use crate::domain::{Backend, ProxyVersion};
 
 /// Everything an operator wants to know first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -117,6 +117,8 @@ pub struct BackendStatus {
     pub soft_limit: u32,
     /// 0 = unlimited.
     pub hard_limit: u32,
+    /// The PROXY header it gets: `off`, `v1` or `v2`.
+    pub send_proxy: String,
     /// As the balancer counts them.
     pub connections: u32,
     /// As the kernel counts them, read back from the BPF map; `None` without one.
@@ -268,6 +270,7 @@ impl BackendStatus {
             weight: backend.weight.0,
             soft_limit: backend.limits.soft(),
             hard_limit: backend.limits.hard(),
+            send_proxy: ProxyVersion::shown(backend.send_proxy).to_owned(),
             connections: backend.load.active(),
             kernel_connections: kernel,
         }
@@ -334,6 +337,7 @@ pub(crate) mod sample {
                 weight: 2,
                 soft_limit: 10,
                 hard_limit: 0,
+                send_proxy: "v2".to_owned(),
                 connections: 3,
                 kernel_connections: Some(3),
             }],

@@ -34,7 +34,7 @@ use edgeproxy::application::routing::RoutingTable;
 use edgeproxy::application::status::KernelPathOff;
 use edgeproxy::cli::{CliError, Exit, SettingArgs};
 use edgeproxy::config::Settings;
-use edgeproxy::domain::{AcceptProxy, Endpoints, HealthRules, ListenerId, ListenerSpec, Place};
+use edgeproxy::domain::{Endpoints, HealthRules, Instance, ListenerId, ListenerSpec, Place};
 
 use self::control::DaemonControl;
 use self::workers::Workers;
@@ -54,6 +54,8 @@ const WAITING_COMMANDS: usize = 16;
 /// What the parts of the daemon share.
 pub(crate) struct Shared {
     settings: Settings,
+    /// This life of the daemon.
+    instance: Instance,
     routing: Arc<RoutingTable>,
     geo: Arc<Geo>,
     bindings: Arc<BindingTable>,
@@ -118,6 +120,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let (table, listed, told) = (Arc::clone(&routing), Arc::clone(&flows), Arc::clone(&events));
     let shared = Arc::new(Shared {
         backend_drains: BackendDrains::new(table, listed, told, cuts.clone()),
+        instance: Instance::new(fastrand::u64(..)),
         routing,
         geo,
         bindings: Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity)),
@@ -160,6 +163,7 @@ async fn serve(
     verify_privileges(shared.privileges);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
+        instance = %shared.instance,
         listeners = ?shared.listeners,
         admin_socket = %shared.settings.admin_socket.display(),
         admin_listen = ?admin_addr,
@@ -261,8 +265,8 @@ fn endpoints(listeners: &[SocketAddr], settings: &Settings) -> Result<Endpoints,
             app: settings.app.clone(),
             place: Place::of(*addr),
             server_names: Vec::new(),
-            accept_proxy: AcceptProxy::Off,
-            proxy_from: Vec::new(),
+            accept_proxy: settings.accept_proxy,
+            proxy_from: settings.proxy_from.clone(),
             max_connections: 0,
         };
         endpoints.add(spec).map_err(failed)?;

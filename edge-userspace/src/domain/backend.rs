@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{AppName, BackendAddr, BackendId, BackendLoad, CountryCode, Region};
+use super::{AppName, BackendAddr, BackendId, BackendLoad, CountryCode, ProxyVersion, Region};
 
 /// Soft limit of a row that names none, and the yardstick for the load of a backend whose soft limit is 0.
 pub const DEFAULT_SOFT_LIMIT: u32 = 100;
@@ -181,6 +181,8 @@ pub struct BackendSpec {
     pub limits: Limits,
     /// The operator says that it runs on this host and may be handed bytes without TCP (`docs/same-host.md`).
     pub same_host: bool,
+    /// The PROXY header that begins each of its connections.
+    pub send_proxy: Option<ProxyVersion>,
 }
 
 /// A backend in service: its description and the load it carries. Reads like its description.

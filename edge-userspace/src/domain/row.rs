@@ -8,7 +8,7 @@ mod region;
 mod table;
 mod value;
 
-use super::{AddrError, AppError, CountryError, LimitError, ListenerError, NameError, StateError};
+use super::{AddrError, AppError, CountryError, LimitError, ListenerError, NameError, SendProxyError, StateError};
 
 pub use app::RawApp;
 pub use backend::RawBackend;
@@ -46,6 +46,13 @@ pub enum RowError {
     Limits(#[from] LimitError),
     #[error(transparent)]
     State(#[from] StateError),
+    #[error(transparent)]
+    SendProxy(#[from] SendProxyError),
+    #[error(
+        "same_host and send_proxy exclude each other: bytes that are handed over without TCP leave no place for a header; \
+         set same_host to 0 or send_proxy to off"
+    )]
+    HeaderWithoutTcp,
     #[error(transparent)]
     App(#[from] AppError),
     #[error(transparent)]
