@@ -1,10 +1,12 @@
 //! The use cases. They depend on the domain and on ports; adapters are handed in.
 
+pub mod admission;
 pub mod drain;
 pub mod explain;
 pub mod flows;
 pub mod health;
 pub mod ports;
+pub mod queue;
 pub mod reload;
 pub mod routing;
 pub mod serve;

@@ -8,7 +8,7 @@ use arc_swap::{ArcSwap, Guard};
 use edge_common::MAX_BACKENDS;
 
 use crate::domain::{
-    AppName, AppSpec, Backend, BackendId, BackendLoad, BackendSpec, Endpoints, ListenerId, ListenerSpec, RawApp,
+    AppName, AppSpec, Backend, BackendId, BackendLoad, BackendSpec, Endpoints, ListenerId, ListenerSpec, Lobby, RawApp,
     RawBackend, RawListener, RawRegion, RawRouting, RawRow, Region, RegionSpec, Regions, RowError, SlotPool, Snapshot,
     World,
 };
@@ -19,6 +19,8 @@ pub struct RoutingTable {
     current: ArcSwap<Snapshot>,
     status: ArcSwap<ReloadStatus>,
     writer: Mutex<Writer>,
+    /// Who waits for a place on a backend, whatever the snapshot.
+    lobby: Arc<Lobby>,
 }
 
 /// What outlives snapshots. Used by one reload at a time.
@@ -96,6 +98,7 @@ impl RoutingTable {
             current: ArcSwap::from_pointee(Snapshot::empty()),
             status: ArcSwap::default(),
             writer: Mutex::new(writer),
+            lobby: Arc::default(),
         }
     }
 
@@ -107,6 +110,10 @@ impl RoutingTable {
     /// The current snapshot, to keep.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.current.load_full()
+    }
+
+    pub fn lobby(&self) -> &Arc<Lobby> {
+        &self.lobby
     }
 
     pub fn status(&self) -> Arc<ReloadStatus> {
@@ -128,6 +135,7 @@ impl RoutingTable {
             regions: intake.regions(&raw.regions),
             apps: intake.apps(&raw.apps),
             endpoints: intake.endpoints(&raw.listeners),
+            lobby: Arc::clone(&self.lobby),
         };
         let mut report = intake.report;
         writer.loads.retain(|_, load| load.strong_count() > 0);
@@ -136,6 +144,9 @@ impl RoutingTable {
         report.accepted = snapshot.backends().count();
         report.apps = snapshot.apps().len();
         self.current.store(Arc::new(snapshot));
+        // Limits may be higher now, or backends more.
+        self.lobby.reconsider();
+        self.lobby.tidy();
         Ok(report)
     }
 

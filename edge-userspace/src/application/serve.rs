@@ -1,9 +1,11 @@
 //! The life of a connection, from accept to outcome. Read this first.
 //!
-//! admission → where is the client → plan → reserve, connect, next candidate → bind → forward → outcome, once.
+//! admission → where is the client → plan → reserve (or wait for a place), connect, next candidate → bind → forward →
+//! outcome, once.
 
 mod record;
 mod refusal;
+mod waiting;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,15 +18,16 @@ use tokio::net::TcpStream;
 
 use self::record::Record;
 use self::refusal::Refusal;
+use super::admission::{Admission, ListenerHeld, SourceHeld};
 use super::drain::{Connections, Held};
 use super::flows::{Flow, Flows, Listed};
 use super::health::Watch;
 use super::ports::{Bindings, Connector, Forwarder, GeoResolver, Observer, Pair};
+use super::queue::NoPlace;
 use super::routing::RoutingTable;
 use crate::domain::{
     AffinityPrefix, AppName, Attempt, Backend, BindingKey, ChosenBackend, ClientAddr, ConnectFailure, Endpoint,
-    Endpoints, ListenerSpec, NoBackend, Permit, Pick, RandomSource, Region, RejectReason, Request, Snapshot,
-    Termination, Tried, pick,
+    Endpoints, ListenerSpec, Permit, Pick, RandomSource, Region, RejectReason, Request, Snapshot, Tried,
 };
 
 /// What serving a connection takes. One for each worker; the parts are shared.
@@ -34,6 +37,7 @@ pub struct Proxy<C, F> {
     pub bindings: Arc<dyn Bindings>,
     pub observer: Arc<dyn Observer>,
     pub connections: Arc<Connections>,
+    pub admission: Arc<Admission>,
     pub flows: Arc<Flows>,
     pub health: Arc<Watch>,
     /// The last connection id given out.
@@ -90,7 +94,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     pub async fn serve(&self, client: TcpStream, from: SocketAddr, to: SocketAddr) {
         let mut record = Record::start(self, from, to);
         match self.establish(&client, &mut record).await {
-            Ok(Established { backend, target, permit, held, key, flow }) => {
+            Ok(Established { backend, target, permit, held, admitted, key, flow }) => {
                 let same_host = target.same_host.then(|| target.id.clone());
                 let since = Instant::now();
                 let report = self.forwarder.forward(Pair { client, backend, same_host }, &flow).await;
@@ -101,7 +105,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
                 record.outcome.termination = report.termination;
                 self.renew(key, record.outcome.backend.as_ref());
                 // The sockets are closed: only now may others have the place.
-                drop((permit, held));
+                drop((permit, admitted, held));
             }
             Err(refusal) => {
                 record.outcome.termination = refusal.termination;
@@ -117,24 +121,33 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         let held =
             self.connections.hold(self.rules.max_connections).ok_or(Refusal::rule(RejectReason::MaxConnections))?;
         let address = ClientAddr::new(record.outcome.client.ip());
+        let source = self.admission.source(address, Instant::now()).map_err(Refusal::rule)?;
+        let listener = self.arrive(record)?;
+        let admitted = (source, self.admission.listener(&listener).map_err(Refusal::rule)?);
         self.locate(address, record);
-        let app = self.arrive(record)?;
+        let app = self.app(&listener, record)?;
         let key = self.rules.affinity.key(&app, address);
         let (backend, target, permit) = tokio::select! {
             connected = self.connect_best(&app, &key, record) => connected?,
-            () = gone(client) => return Err(Refusal::because(Termination::ClientResetConnecting)),
+            () = gone(client) => return Err(Refusal::client_gone(record.waits())),
         };
         let flow = Flow::new(record.outcome.id, record.outcome.client, app, target.id.clone());
-        Ok(Established { backend, target, permit, held, key, flow: self.flows.list(flow) })
+        Ok(Established { backend, target, permit, held, admitted, key, flow: self.flows.list(flow) })
     }
 
-    /// Finds the listener that the client has come to, and the app it leads to.
-    fn arrive(&self, record: &mut Record<'_>) -> Result<AppName, Refusal> {
+    /// Finds the listener that the client has come to.
+    fn arrive(&self, record: &mut Record<'_>) -> Result<Arc<ListenerSpec>, Refusal> {
         let snapshot = self.routing.load();
         let endpoint = self.rules.endpoint(&snapshot, record.outcome.to);
         let listener = endpoint.as_ref().and_then(|endpoint| endpoint.listener(None));
         let listener = listener.ok_or(Refusal::rule(RejectReason::NoListener))?;
         record.outcome.listener = Some(listener.id.clone());
+        Ok(Arc::clone(listener))
+    }
+
+    /// Finds the app that the listener leads to.
+    fn app(&self, listener: &ListenerSpec, record: &mut Record<'_>) -> Result<AppName, Refusal> {
+        let snapshot = self.routing.load();
         let app = self.rules.app(Some(listener), &snapshot).ok_or(Refusal::rule(RejectReason::NoApp))?;
         record.outcome.app = Some(app.clone());
         Ok(app)
@@ -157,21 +170,27 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         record: &mut Record<'_>,
     ) -> Result<(TcpStream, Arc<Backend>, Permit), Refusal> {
         let bound = self.bindings.get(key);
-        let deadline = Instant::now() + self.rules.connect_budget;
+        let mut deadline = Instant::now() + self.rules.connect_budget;
         let mut tried = Tried::new();
+        let client_region = record.outcome.client_region.clone();
         loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !tried.is_empty() && (tried.len() >= self.rules.connect_attempts || left.is_zero()) {
+                return Err(Refusal::after(&record.outcome.failed));
+            }
             let request = Request {
-                client_region: record.outcome.client_region.as_ref(),
+                client_region: client_region.as_ref(),
                 pop_region: &self.rules.pop_region,
                 bound: bound.as_ref(),
             };
-            let picked = self.pick(app, &request, &tried);
-            let left = deadline.saturating_duration_since(Instant::now());
-            let spent = tried.len() >= self.rules.connect_attempts || left.is_zero();
+            let asked = Instant::now();
+            let picked = self.place(app, request, &tried, record).await;
+            // To wait for a place is not to connect.
+            deadline += asked.elapsed();
             let Pick { backend, reason, permit, binding_yielded } = match picked {
-                Ok(picked) if !spent => picked,
-                Err(why) if tried.is_empty() => return Err(Refusal::no_backend(why)),
-                _ => return Err(Refusal::after(&record.outcome.failed)),
+                Ok(picked) => picked,
+                Err(NoPlace::NoBackend(_)) if !tried.is_empty() => return Err(Refusal::after(&record.outcome.failed)),
+                Err(why) => return Err(Refusal::no_place(why)),
             };
             tried.push(&backend);
             let started = Instant::now();
@@ -213,12 +232,6 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         }
     }
 
-    /// Chooses and reserves by the snapshot of this moment.
-    fn pick(&self, app: &AppName, request: &Request<'_>, tried: &Tried) -> Result<Pick, NoBackend> {
-        let snapshot = self.routing.load();
-        let index = snapshot.app(app).ok_or(NoBackend::NoSuchApp)?;
-        pick(index, snapshot.regions(), request, tried, &mut Random(self.random))
-    }
 }
 
 /// A connection that has a backend.
@@ -227,6 +240,8 @@ struct Established {
     target: Arc<Backend>,
     permit: Permit,
     held: Held,
+    /// Places among those of the client's source and of the listener.
+    admitted: (Option<SourceHeld>, ListenerHeld),
     key: BindingKey,
     flow: Listed,
 }

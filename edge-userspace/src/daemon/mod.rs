@@ -23,6 +23,8 @@ use edgeproxy::adapters::outbound::metrics::Metrics;
 use edgeproxy::adapters::outbound::observer::Recorder;
 use edgeproxy::adapters::outbound::privileges::{self, CapabilitySet};
 use edgeproxy::adapters::outbound::sqlite::SqliteSource;
+use edgeproxy::adapters::outbound::refusal_log::RefusalLog;
+use edgeproxy::application::admission::Admission;
 use edgeproxy::application::drain::Connections;
 use edgeproxy::application::flows::Flows;
 use edgeproxy::application::health::Watch;
@@ -57,6 +59,7 @@ pub(crate) struct Shared {
     bindings: Arc<BindingTable>,
     recorder: Arc<Recorder>,
     connections: Arc<Connections>,
+    admission: Arc<Admission>,
     flows: Arc<Flows>,
     health: Arc<Watch>,
     path: Arc<KernelPath>,
@@ -104,7 +107,11 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let listeners: Vec<_> = sockets.iter().filter_map(|of_addr| of_addr.first()?.local_addr().ok()).collect();
     let metrics = Metrics::new(vec![("log", logging.messages.lost()), ("access", logging.access.lost())]);
     let access_log = settings.access_log.then(|| AccessLog::new(logging.access.clone()));
-    let recorder = Arc::new(Recorder { metrics: Arc::new(metrics), access_log });
+    let recorder = Arc::new(Recorder {
+        metrics: Arc::new(metrics),
+        access_log,
+        refusals: RefusalLog::new(settings.refusal_log_rate),
+    });
     let health = Watch::new(health_rules(&settings), Arc::clone(&routing), Arc::clone(&recorder) as _);
     let shared = Arc::new(Shared {
         routing,
@@ -112,6 +119,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
         bindings: Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity)),
         recorder,
         connections: Arc::default(),
+        admission: Arc::new(limits::admission(&settings)),
         flows: Arc::default(),
         health: Arc::new(health),
         path,
@@ -140,6 +148,7 @@ async fn serve(
     spawn_binding_sweep(&shared);
     memory::spawn_trim(&shared);
     spawn_health_ticks(&shared);
+    limits::spawn_upkeep(&shared);
     let workers = Workers::start(&shared, sockets).map_err(failed)?;
     let control = Arc::new(DaemonControl::new(Arc::clone(&shared), commands.clone()));
     let admin_addr = admin.tcp_addr();
@@ -187,6 +196,7 @@ async fn drain(shared: &Shared, workers: &Workers, signals: &mut Signals, contro
             ended = &mut none_left => {
                 if ended.is_err() {
                     tracing::warn!(connections = shared.connections.active(), "drain deadline: cutting what is left");
+                    shared.routing.lobby().close();
                     workers.cut();
                     let _ = tokio::time::timeout(LAST_WORDS, workers.idle(&shared.connections)).await;
                 }

@@ -29,6 +29,8 @@ pub struct Outcome {
     pub fallback: Option<Fallback>,
     pub bytes: ByteCounts,
     pub started: SystemTime,
+    /// Time spent waiting for a place on a backend; `None` where there was no need.
+    pub queued: Option<Duration>,
     /// From accept to an established upstream connection.
     pub connect: Option<Duration>,
     /// From accept to the end.
@@ -113,10 +115,12 @@ impl ConnectFailure {
 ///
 /// First letter: `-` nobody (a normal end), `C` the client, `S` the backend, `P` the proxy by its rules,
 /// `R` the proxy for want of a resource, `K` an operator, `I` an internal error, `c`/`s` a time limit while
-/// waiting for the client or the backend. Second: `R` before a backend was sought, `C` connecting, `D` forwarding.
+/// waiting for the client or the backend. Second: `R` before a backend was sought, `Q` waiting for a place on one, `C`
+/// connecting, `D` forwarding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Termination {
     Normal,
+    ClientResetQueued,
     ClientResetConnecting,
     ClientReset,
     ClientIdle,
@@ -125,6 +129,8 @@ pub enum Termination {
     BackendReset,
     BackendIdle,
     RejectedByRule,
+    QueueFull,
+    QueueTimedOut,
     NoBackendAvailable,
     OutOfResources,
     KilledByDrain,
@@ -132,8 +138,9 @@ pub enum Termination {
 }
 
 impl Termination {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::Normal,
+        Self::ClientResetQueued,
         Self::ClientResetConnecting,
         Self::ClientReset,
         Self::ClientIdle,
@@ -142,6 +149,8 @@ impl Termination {
         Self::BackendReset,
         Self::BackendIdle,
         Self::RejectedByRule,
+        Self::QueueFull,
+        Self::QueueTimedOut,
         Self::NoBackendAvailable,
         Self::OutOfResources,
         Self::KilledByDrain,
@@ -151,6 +160,7 @@ impl Termination {
     pub const fn letters(self) -> &'static str {
         match self {
             Self::Normal => "--",
+            Self::ClientResetQueued => "CQ",
             Self::ClientResetConnecting => "CC",
             Self::ClientReset => "CD",
             Self::ClientIdle => "cD",
@@ -159,6 +169,8 @@ impl Termination {
             Self::BackendReset => "SD",
             Self::BackendIdle => "sD",
             Self::RejectedByRule => "PR",
+            Self::QueueFull => "PQ",
+            Self::QueueTimedOut => "sQ",
             Self::NoBackendAvailable => "PC",
             Self::OutOfResources => "RR",
             Self::KilledByDrain => "KD",
@@ -169,6 +181,7 @@ impl Termination {
     pub const fn words(self) -> &'static str {
         match self {
             Self::Normal => "both sides closed",
+            Self::ClientResetQueued => "client gone while waiting for a place on a backend",
             Self::ClientResetConnecting => "client gone while connecting to a backend",
             Self::ClientReset => "client reset the connection",
             Self::ClientIdle => "time limit reached while waiting for the client",
@@ -177,6 +190,8 @@ impl Termination {
             Self::BackendReset => "backend reset the connection",
             Self::BackendIdle => "time limit reached while waiting for the backend",
             Self::RejectedByRule => "turned away by a rule or limit",
+            Self::QueueFull => "all backends full, and as many clients waiting as may",
+            Self::QueueTimedOut => "time limit reached while waiting for a place on a backend",
             Self::NoBackendAvailable => "no eligible backend",
             Self::OutOfResources => "this host is out of a resource",
             Self::KilledByDrain => "cut at the end of a drain",
@@ -196,12 +211,24 @@ pub enum RejectReason {
     NoBackend(NoBackend),
     /// The daemon holds as many connections as it may.
     MaxConnections,
+    /// The listener does.
+    ListenerConnections,
+    /// The client's source prefix has as many connections as it may.
+    SourceConnections,
+    /// It comes more often than it may.
+    SourceRate,
+    /// All backends are full, and as many clients wait for a place as may.
+    QueueFull,
+    /// No place on a backend became free in time.
+    QueueTimedOut,
 }
 
 impl RejectReason {
     pub fn all() -> impl Iterator<Item = Self> {
-        let rules = [Self::NoListener, Self::NoApp, Self::MaxConnections];
-        rules.into_iter().chain(NoBackend::ALL.into_iter().map(Self::NoBackend))
+        let rules = [Self::NoListener, Self::NoApp, Self::MaxConnections, Self::ListenerConnections];
+        let rules = rules.into_iter().chain([Self::SourceConnections, Self::SourceRate]);
+        let rules = rules.chain([Self::QueueFull, Self::QueueTimedOut]);
+        rules.chain(NoBackend::ALL.into_iter().map(Self::NoBackend))
     }
 
     pub const fn as_str(self) -> &'static str {
@@ -210,6 +237,11 @@ impl RejectReason {
             Self::NoApp => "no_app",
             Self::NoBackend(why) => why.as_str(),
             Self::MaxConnections => "max_connections",
+            Self::ListenerConnections => "listener_connections",
+            Self::SourceConnections => "source_connections",
+            Self::SourceRate => "source_rate",
+            Self::QueueFull => "queue_full",
+            Self::QueueTimedOut => "queue_timed_out",
         }
     }
 }

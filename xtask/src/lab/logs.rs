@@ -33,6 +33,8 @@ pub struct Record {
     /// The part of `bytes_up` that the kernel forwarded.
     pub kernel_up: u64,
     pub kernel_down: u64,
+    /// Waiting for a place on a backend.
+    pub queue_ms: Option<f64>,
     pub duration_ms: f64,
     /// Two letters: who ended it, and in which phase.
     pub termination: String,

@@ -61,6 +61,8 @@ struct Record<'a> {
     bytes_down: u64,
     kernel_up: u64,
     kernel_down: u64,
+    /// Waiting for a place on a backend.
+    queue_ms: Option<f64>,
     connect_ms: Option<f64>,
     duration_ms: f64,
     termination: &'static str,
@@ -122,6 +124,7 @@ impl<'a> Record<'a> {
             bytes_down: outcome.bytes.down,
             kernel_up: outcome.bytes.kernel_up,
             kernel_down: outcome.bytes.kernel_down,
+            queue_ms: outcome.queued.map(millis),
             connect_ms: outcome.connect.map(millis),
             duration_ms: millis(outcome.duration),
             termination: outcome.termination.letters(),
@@ -161,7 +164,7 @@ mod tests {
                 { "forwarder": "sockmap", "why": "lively", "at_ms": 21.5 },
             ],
             "bytes_up": 100, "bytes_down": 2000, "kernel_up": 40, "kernel_down": 1500,
-            "connect_ms": 1.5, "duration_ms": 2500.0,
+            "queue_ms": 0.5, "connect_ms": 1.5, "duration_ms": 2500.0,
             "termination": "CD", "termination_words": "client reset the connection", "reject": null,
         });
         assert_eq!(line, expected);
@@ -174,7 +177,7 @@ mod tests {
         assert_eq!(line["reject"], "all_full");
         assert_eq!(line["attempts"], 0);
         assert!(line["backend"].is_null() && line["connect_ms"].is_null());
-        assert_eq!(line.as_object().unwrap().len(), 29);
+        assert_eq!(line.as_object().unwrap().len(), 30);
     }
 
     #[test]

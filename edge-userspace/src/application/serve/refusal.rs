@@ -13,6 +13,11 @@ impl Refusal {
         Self { termination, reject: None }
     }
 
+    /// The client went while it waited for a place on a backend, or for an answer of one.
+    pub(super) fn client_gone(waited: bool) -> Self {
+        Self::because(if waited { Termination::ClientResetQueued } else { Termination::ClientResetConnecting })
+    }
+
     pub(super) fn rule(reason: RejectReason) -> Self {
         Self { termination: Termination::RejectedByRule, reject: Some(reason) }
     }
