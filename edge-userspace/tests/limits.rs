@@ -359,6 +359,36 @@ fn a_source_has_no_more_connections_than_it_may() {
 }
 
 #[test]
+fn who_may_connect_is_said_by_rules() {
+    let Some(world) = World::new(NETWORK, "who_may_connect_is_said_by_rules") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    world.database.execute(
+        "INSERT INTO acl (id, prefix, action) VALUES ('all', '0.0.0.0/0', 'deny'), ('all-six', '2000::/3', 'deny'), \
+         ('brazil', '200.160.2.0/24', 'allow'), ('host', '200.160.2.66', 'deny'); \
+         INSERT INTO acl (id, prefix, action, app) VALUES ('web', '2a02:2e0::/32', 'allow', 'web')",
+    );
+    let daemon = world.daemon(&[]);
+    let (v4, v6) = (daemon.addr(), daemon.addr_v6());
+    let mut held = served(&world, BRAZIL.v4(7), v4);
+    served(&world, GERMANY.v6(7), v6).finish().unwrap();
+    for (from, to, rule) in [(GERMANY.v4(7), v4, "all"), (BRAZIL.v6(7), v6, "all-six"), (BRAZIL.v4(66), v4, "host")] {
+        let record = refused(&world, &daemon, from, to);
+        assert_eq!((why(&record), record.denied_by.as_deref()), (("PR", Some("denied")), Some(rule)));
+    }
+    world.database.execute(
+        "UPDATE acl SET prefix = '200.160.2.1/24' WHERE id = 'brazil'; UPDATE acl SET action = 'allow' WHERE id = 'host'; \
+         UPDATE acl SET deleted = 1 WHERE id = 'all-six'",
+    );
+    wait_for(&daemon, "the rules are read", |status| status.number("/routing/generation") >= 2);
+    served(&world, BRAZIL.v4(66), v4).finish().unwrap();
+    served(&world, BRAZIL.v6(7), v6).finish().unwrap();
+    served(&world, BRAZIL.v4(8), v4).finish().unwrap();
+    let status = daemon.status().unwrap();
+    assert_eq!(status.text("/routing/rejected_rows/0/row"), Some("rule brazil"), "{:#}", status.0);
+    held.echo(b"rules are for those who come").unwrap();
+}
+
+#[test]
 fn a_crowd_from_one_source_never_exceeds_its_limit() {
     let Some(world) = World::new(NETWORK, "a_crowd_from_one_source_never_exceeds_its_limit") else { return };
     let backend = world.backend(1, Manner::Echo, |row| row);

@@ -123,9 +123,10 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         let address = ClientAddr::new(record.outcome.client.ip());
         let source = self.admission.source(address, Instant::now()).map_err(Refusal::rule)?;
         let listener = self.arrive(record)?;
+        let app = self.app(&listener, record)?;
+        self.may_enter(address, &listener, &app, record)?;
         let admitted = (source, self.admission.listener(&listener).map_err(Refusal::rule)?);
         self.locate(address, record);
-        let app = self.app(&listener, record)?;
         let key = self.rules.affinity.key(&app, address);
         let (backend, target, permit) = tokio::select! {
             connected = self.connect_best(&app, &key, record) => connected?,
@@ -151,6 +152,18 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         let app = self.rules.app(Some(listener), &snapshot).ok_or(Refusal::rule(RejectReason::NoApp))?;
         record.outcome.app = Some(app.clone());
         Ok(app)
+    }
+
+    /// Asks the rules about who may connect.
+    fn may_enter(
+        &self,
+        address: ClientAddr,
+        listener: &ListenerSpec,
+        app: &AppName,
+        record: &mut Record<'_>,
+    ) -> Result<(), Refusal> {
+        record.outcome.denied_by = self.routing.load().access().denies(address, &listener.id, app).cloned();
+        if record.outcome.denied_by.is_some() { Err(Refusal::rule(RejectReason::Denied)) } else { Ok(()) }
     }
 
     /// Finds the client's country and region. Private clients are this POP's own.

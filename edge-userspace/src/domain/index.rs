@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use super::random::spread;
 use super::room::{Room, Seat};
 use super::{
-    AppName, AppQueue, AppSpec, Backend, BackendId, BackendLoad, Endpoints, Limits, Lobby, Region, Regions,
+    AccessList, AppName, AppQueue, AppSpec, Backend, BackendId, BackendLoad, Endpoints, Limits, Lobby, Region, Regions,
 };
 
 /// One immutable, validated, indexed view of the routing database.
@@ -25,6 +25,8 @@ pub struct World {
     /// How apps are to be served; those without a word here are served as by default.
     pub apps: HashMap<AppName, AppSpec>,
     pub endpoints: Endpoints,
+    /// Who may connect.
+    pub access: AccessList,
     /// Who waits for a place; the same for all snapshots of a routing table.
     pub lobby: Arc<Lobby>,
 }
@@ -88,6 +90,11 @@ impl Snapshot {
 
     pub fn regions(&self) -> &Regions {
         &self.world.regions
+    }
+
+    /// Who may connect.
+    pub fn access(&self) -> &AccessList {
+        &self.world.access
     }
 
     /// Where the routing database expects clients.

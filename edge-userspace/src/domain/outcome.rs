@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use super::{
-    AppName, BackendAddr, BackendId, CountryCode, Fallback, ListenerId, NoBackend, PickReason, Region, Skip, Step,
+    AppName, BackendAddr, BackendId, CountryCode, Fallback, ListenerId, NoBackend, PickReason, Region, RuleId, Skip,
+    Step,
 };
 
 /// Everything that is said about a finished connection. Built once, by `application::serve`.
@@ -38,6 +39,8 @@ pub struct Outcome {
     pub termination: Termination,
     /// Set when the proxy itself turned the client away.
     pub reject: Option<RejectReason>,
+    /// The rule that denied it.
+    pub denied_by: Option<RuleId>,
 }
 
 #[derive(Debug, Clone)]
@@ -213,6 +216,8 @@ pub enum RejectReason {
     MaxConnections,
     /// The listener does.
     ListenerConnections,
+    /// A rule keeps the client away.
+    Denied,
     /// The client's source prefix has as many connections as it may.
     SourceConnections,
     /// It comes more often than it may.
@@ -226,7 +231,7 @@ pub enum RejectReason {
 impl RejectReason {
     pub fn all() -> impl Iterator<Item = Self> {
         let rules = [Self::NoListener, Self::NoApp, Self::MaxConnections, Self::ListenerConnections];
-        let rules = rules.into_iter().chain([Self::SourceConnections, Self::SourceRate]);
+        let rules = rules.into_iter().chain([Self::Denied, Self::SourceConnections, Self::SourceRate]);
         let rules = rules.chain([Self::QueueFull, Self::QueueTimedOut]);
         rules.chain(NoBackend::ALL.into_iter().map(Self::NoBackend))
     }
@@ -238,6 +243,7 @@ impl RejectReason {
             Self::NoBackend(why) => why.as_str(),
             Self::MaxConnections => "max_connections",
             Self::ListenerConnections => "listener_connections",
+            Self::Denied => "denied",
             Self::SourceConnections => "source_connections",
             Self::SourceRate => "source_rate",
             Self::QueueFull => "queue_full",

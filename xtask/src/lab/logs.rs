@@ -39,6 +39,7 @@ pub struct Record {
     /// Two letters: who ended it, and in which phase.
     pub termination: String,
     pub reject: Option<String>,
+    pub denied_by: Option<String>,
 }
 
 /// A forwarder took over a connection.

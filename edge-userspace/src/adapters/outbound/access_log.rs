@@ -68,6 +68,7 @@ struct Record<'a> {
     termination: &'static str,
     termination_words: &'static str,
     reject: Option<&'static str>,
+    denied_by: Option<&'a str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -130,6 +131,7 @@ impl<'a> Record<'a> {
             termination: outcome.termination.letters(),
             termination_words: outcome.termination.words(),
             reject: outcome.reject.map(|reject| reject.as_str()),
+            denied_by: outcome.denied_by.as_ref().map(|rule| rule.as_str()),
         }
     }
 }
@@ -165,7 +167,7 @@ mod tests {
             ],
             "bytes_up": 100, "bytes_down": 2000, "kernel_up": 40, "kernel_down": 1500,
             "queue_ms": 0.5, "connect_ms": 1.5, "duration_ms": 2500.0,
-            "termination": "CD", "termination_words": "client reset the connection", "reject": null,
+            "termination": "CD", "termination_words": "client reset the connection", "reject": null, "denied_by": null,
         });
         assert_eq!(line, expected);
     }
@@ -177,7 +179,7 @@ mod tests {
         assert_eq!(line["reject"], "all_full");
         assert_eq!(line["attempts"], 0);
         assert!(line["backend"].is_null() && line["connect_ms"].is_null());
-        assert_eq!(line.as_object().unwrap().len(), 30);
+        assert_eq!(line.as_object().unwrap().len(), 31);
     }
 
     #[test]

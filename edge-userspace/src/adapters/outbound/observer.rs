@@ -95,6 +95,7 @@ pub(crate) mod sample {
             duration: Duration::from_millis(2500),
             termination: Termination::ClientReset,
             reject: None,
+            denied_by: None,
         }
     }
 

@@ -41,6 +41,7 @@ impl<'a> Record<'a> {
             // What stays if the task is cancelled.
             termination: Termination::KilledByDrain,
             reject: None,
+            denied_by: None,
         };
         Self { observer, accepted: Instant::now(), waits_since: None, outcome }
     }

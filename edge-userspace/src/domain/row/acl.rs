@@ -1,7 +1,7 @@
 //! The table `acl`.
 
 use super::value::{flag, optional_text, text};
-use super::{RawValue, RowError, raw_row};
+use super::{RowError, raw_row};
 use crate::domain::{Access, AccessRule, AppName, ListenerId, RuleId};
 
 raw_row! {
