@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Command::Status(args) => cli::status(&args),
         Command::Reload(args) => cli::reload(&args),
         Command::Flows(args) => cli::flows(&args),
+        Command::Events(args) => cli::events(&args),
         Command::Forwarder(args) => cli::forwarder(&args),
         Command::Bench(args) => cli::bench(&args),
         Command::Db(args) => cli::db(args),

@@ -2,6 +2,7 @@
 
 pub mod admission;
 pub mod drain;
+pub mod events;
 pub mod explain;
 pub mod flows;
 pub mod health;

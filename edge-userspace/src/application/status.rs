@@ -30,6 +30,8 @@ pub struct Status {
     /// Clients that are bound to a backend, those included whose time has ended and that are not yet swept out.
     pub bindings: u64,
     pub geo: GeoStatus,
+    /// Events since the start, by kind; kinds that have not occurred are left out.
+    pub events: BTreeMap<String, u64>,
 }
 
 /// Where the daemon is in its life.
@@ -407,6 +409,7 @@ pub(crate) mod sample {
                 build_date: Some("2026-01-01".to_owned()),
                 licence: Some("PDDL".to_owned()),
             },
+            events: BTreeMap::from([("ready".to_owned(), 1)]),
         }
     }
 }

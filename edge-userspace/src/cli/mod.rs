@@ -6,6 +6,7 @@ mod client;
 mod config_cmd;
 pub mod db;
 mod db_cmd;
+mod events;
 mod exit;
 mod explain;
 mod flags;
@@ -24,6 +25,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 pub use bench::BenchArgs;
 pub use config_cmd::ConfigArgs;
 pub use db_cmd::DbCommandArgs;
+pub use events::EventsArgs;
 pub use exit::{CliError, Exit};
 pub use explain::ExplainArgs;
 pub use flags::{AdminArgs, SettingArgs};
@@ -36,6 +38,7 @@ pub use bench::run as bench;
 pub use check::run as check;
 pub use config_cmd::run as config;
 pub use db_cmd::run as db;
+pub use events::run as events;
 pub use explain::run as explain;
 pub use flows::run as flows;
 pub use forwarder::run as forwarder;
@@ -81,6 +84,9 @@ pub enum Command {
     /// List the flows that run now
     #[command(after_help = exit::HELP)]
     Flows(FlowsArgs),
+    /// What has happened to the running daemon: health of backends, reloads, drains
+    #[command(after_help = exit::HELP)]
+    Events(EventsArgs),
     /// Show or change the forwarder of the running daemon
     #[command(after_help = exit::HELP)]
     Forwarder(ForwarderArgs),

@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 
 use edgeproxy::adapters::inbound::admin::{Control, ExplainQuery};
 use edgeproxy::adapters::outbound::privileges;
+use edgeproxy::application::events::{EventKind, EventsAnswer, EventsQuery, Subject};
 use edgeproxy::application::explain::{Explanation, Oracle};
 use edgeproxy::application::flows::FlowStatus;
 use edgeproxy::application::ports::Bindings as _;
@@ -150,6 +151,7 @@ impl Control for DaemonControl {
             limits: self.limits(),
             bindings: shared.bindings.len() as u64,
             geo: GeoStatus::from(shared.geo.info()),
+            events: shared.events.totals(),
         }
     }
 
@@ -189,11 +191,18 @@ impl Control for DaemonControl {
         self.shared.flows.all().iter().map(|flow| FlowStatus::from(&**flow)).collect()
     }
 
+    fn events(&self, query: EventsQuery) -> Pin<Box<dyn Future<Output = EventsAnswer> + Send + '_>> {
+        Box::pin(self.shared.events.answer(query))
+    }
+
     fn set_forwarder(&self, forwarder: ForwarderChoice) -> Result<ForwarderStatus, String> {
         self.shared.path.set_policy(kernel_path::policy(forwarder)).map_err(|why| why.to_string())?;
         // Userspace only is meant for these, too.
         self.shared.same_host.gate_all(!self.shared.path.policy().wants_kernel());
-        Ok(self.forwarder())
+        let status = self.forwarder();
+        let reason = format!("an operator chose {}; new connections get {}", status.configured, status.active);
+        self.shared.events.emit(EventKind::ForwarderSet, Subject::forwarder(), reason);
+        Ok(status)
     }
 
     fn drain(&self) {

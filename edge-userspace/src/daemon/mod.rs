@@ -26,6 +26,7 @@ use edgeproxy::adapters::outbound::sqlite::SqliteSource;
 use edgeproxy::adapters::outbound::refusal_log::RefusalLog;
 use edgeproxy::application::admission::Admission;
 use edgeproxy::application::drain::Connections;
+use edgeproxy::application::events::{EventKind, Events, Subject};
 use edgeproxy::application::flows::Flows;
 use edgeproxy::application::health::Watch;
 use edgeproxy::application::ports::SourceError;
@@ -62,6 +63,7 @@ pub(crate) struct Shared {
     admission: Arc<Admission>,
     flows: Arc<Flows>,
     health: Arc<Watch>,
+    events: Arc<Events>,
     path: Arc<KernelPath>,
     /// Why there was no kernel path at the start.
     kernel_path_off: Option<KernelPathOff>,
@@ -88,7 +90,8 @@ pub(crate) fn run(args: &SettingArgs) -> Result<u8, CliError> {
 async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     // From here on a signal means an end in good order.
     let signals = Signals::install().map_err(failed)?;
-    let (routing, reload) = load_routing(&settings)?;
+    let events = Arc::new(Events::default());
+    let (routing, reload) = load_routing(&settings, &events)?;
     let geo = open_geo(&settings)?;
     let admin_tcp = settings.admin_listen.map(edgeproxy::config::LoopbackAddr::socket_addr);
     let admin = AdminServer::bind(&settings.admin_socket, admin_tcp).await.map_err(failed)?;
@@ -110,6 +113,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let recorder = Arc::new(Recorder {
         metrics: Arc::new(metrics),
         access_log,
+        events: Arc::clone(&events),
         refusals: RefusalLog::new(settings.refusal_log_rate),
     });
     let health = Watch::new(health_rules(&settings), Arc::clone(&routing), Arc::clone(&recorder) as _);
@@ -122,6 +126,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
         admission: Arc::new(limits::admission(&settings)),
         flows: Arc::default(),
         health: Arc::new(health),
+        events,
         path,
         kernel_path_off,
         same_host,
@@ -163,6 +168,7 @@ async fn serve(
         region = %shared.settings.region,
         "edgeproxy is ready"
     );
+    shared.events.emit(EventKind::Ready, Subject::pop(), "takes connections");
     let code = loop {
         tokio::select! {
             signal = signals.next() => match signal {
@@ -188,15 +194,17 @@ async fn drain(shared: &Shared, workers: &Workers, signals: &mut Signals, contro
     let limit = shared.settings.drain_timeout;
     shared.connections.start_draining();
     workers.stop_accepting();
-    tracing::info!(connections = shared.connections.active(), ?limit, "draining");
+    let reason = format!("no new connections; {} go on for {limit:?} at most", shared.connections.active());
+    shared.events.emit(EventKind::Draining, Subject::pop(), reason);
     let none_left = tokio::time::timeout(limit, workers.idle(&shared.connections));
     tokio::pin!(none_left);
     loop {
         tokio::select! {
             ended = &mut none_left => {
                 if ended.is_err() {
-                    tracing::warn!(connections = shared.connections.active(), "drain deadline: cutting what is left");
                     shared.routing.lobby().close();
+                    let reason = format!("the deadline has passed: {} connections are cut", shared.connections.active());
+                    shared.events.emit(EventKind::DrainCut, Subject::pop(), reason);
                     workers.cut();
                     let _ = tokio::time::timeout(LAST_WORDS, workers.idle(&shared.connections)).await;
                 }
@@ -213,9 +221,12 @@ async fn drain(shared: &Shared, workers: &Workers, signals: &mut Signals, contro
 }
 
 /// The first load must succeed: a POP that routes nowhere is of no use, and the reason is known now.
-fn load_routing(settings: &Settings) -> Result<(Arc<RoutingTable>, ReloadLoop<SqliteSource>), CliError> {
+fn load_routing(
+    settings: &Settings,
+    events: &Arc<Events>,
+) -> Result<(Arc<RoutingTable>, ReloadLoop<SqliteSource>), CliError> {
     let table = Arc::new(RoutingTable::new());
-    let mut reload = ReloadLoop::new(SqliteSource::new(&settings.db_path), Arc::clone(&table));
+    let mut reload = ReloadLoop::new(SqliteSource::new(&settings.db_path), Arc::clone(&table), Arc::clone(events));
     let deadline = Instant::now() + FIRST_LOAD;
     loop {
         match reload.tick(SystemTime::now()) {
@@ -308,14 +319,20 @@ fn health_rules(settings: &Settings) -> HealthRules {
     }
 }
 
-/// Ends ejections in time and lets shares grow.
-fn spawn_health_ticks(shared: &Shared) {
-    let health = Arc::clone(&shared.health);
+/// Ends ejections in time and lets shares grow; tells when the kernel path was condemned.
+fn spawn_health_ticks(shared: &Arc<Shared>) {
+    let shared = Arc::clone(shared);
+    let mut mismatches = 0;
     let mut ticks = tokio::time::interval(HEALTH_TICK);
     tokio::spawn(async move {
         loop {
             ticks.tick().await;
-            health.tick(Instant::now());
+            shared.health.tick(Instant::now());
+            if std::mem::replace(&mut mismatches, shared.path.mismatches()) != shared.path.mismatches()
+                && let Some(why) = shared.path.why_not()
+            {
+                shared.events.emit(EventKind::KernelPathCondemned, Subject::forwarder(), why.to_string());
+            }
         }
     });
 }

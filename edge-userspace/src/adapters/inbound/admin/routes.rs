@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Control;
+use crate::application::events::EventsQuery;
 use crate::application::status::{ForwarderRequest, PopState, ReloadRequest};
 use crate::config::ForwarderChoice;
 
@@ -65,6 +66,7 @@ fn reading() -> Router<Arc<dyn Control>> {
         .route("/api/v1/status", get(status))
         .route("/api/v1/flows", get(flows))
         .route("/api/v1/explain", get(explain))
+        .route("/api/v1/events", get(events))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
 }
@@ -82,6 +84,13 @@ async fn status(State(control): Shared) -> Response {
 
 async fn flows(State(control): Shared) -> Response {
     Json(control.flows()).into_response()
+}
+
+async fn events(State(control): Shared, query: Result<Query<EventsQuery>, QueryRejection>) -> Response {
+    match query {
+        Ok(Query(query)) => Json(control.events(query).await).into_response(),
+        Err(why) => error(StatusCode::BAD_REQUEST, &format!("ask ?after=NUMBER[&wait_ms=MILLISECONDS]: {why}")),
+    }
 }
 
 /// The body is a [`ForwarderRequest`].
@@ -134,7 +143,7 @@ async fn refused() -> Response {
 }
 
 async fn not_found() -> Response {
-    let paths = "/api/v1/status, /api/v1/flows, /api/v1/explain, /metrics, /healthz or /readyz";
+    let paths = "/api/v1/status, /api/v1/flows, /api/v1/explain, /api/v1/events, /metrics, /healthz or /readyz";
     error(StatusCode::NOT_FOUND, &format!("no such path: try {paths}"))
 }
 

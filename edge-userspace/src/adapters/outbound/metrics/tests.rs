@@ -72,6 +72,7 @@ fn every_number_is_in_the_text() {
         "edgeproxy_sources{state=\"remembered\"} 6",
         "edgeproxy_accept_pauses_total 5",
         "edgeproxy_refusals_not_logged_total 8",
+        "edgeproxy_events_total{kind=\"ready\"} 1",
         "edgeproxy_ready 1",
         "edgeproxy_build_info{version=\"0.1.0\"} 1",
         "# EOF",
