@@ -66,14 +66,16 @@ fn assert_all_gone(daemon: &Daemon) {
     wait_for(daemon, "nobody is left", |status| status.active() == 0);
     eventually("the counts are 0", || {
         let metrics = daemon.metrics().unwrap();
-        let gauges = ["connections_active", "backend_connections", "listener_connections", "queue_waiting", "kernel_flows"];
+        let gauges =
+            ["connections_active", "backend_connections", "listener_connections", "queue_waiting", "kernel_flows"];
         let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
         let of = |line: &str, gauge: &str| {
-            line.strip_prefix("edgeproxy_").and_then(|line| line.strip_prefix(gauge)).is_some_and(|rest| rest.starts_with([' ', '{']))
+            line.strip_prefix("edgeproxy_")
+                .and_then(|line| line.strip_prefix(gauge))
+                .is_some_and(|rest| rest.starts_with([' ', '{']))
         };
-        gauges.iter().all(|gauge| {
-            metrics.lines().filter(|line| of(line, gauge)).all(|line| value(line) == Some(0.0))
-        }) && daemon.status().unwrap().number("/limits/sources_connected") == 0
+        gauges.iter().all(|gauge| metrics.lines().filter(|line| of(line, gauge)).all(|line| value(line) == Some(0.0)))
+            && daemon.status().unwrap().number("/limits/sources_connected") == 0
     });
 }
 
@@ -187,6 +189,8 @@ fn clients_are_served_in_the_order_in_which_they_came_each_source_in_turn() {
         }
         assert_eq!(daemon.status().unwrap().number("/limits/queues/0/length"), 10);
         assert!(daemon.metrics().unwrap().contains("edgeproxy_queue_waiting{app=\"web\"} 5\n"));
+        let (code, answer) = explain(&world, &daemon, world.lab.client(9));
+        assert_eq!((code, &answer["refused"], &answer["queue"]["waiting"]), (Some(2), &"all_full".into(), &5.into()));
         held.finish().unwrap();
     });
     assert_eq!(order.into_inner().unwrap(), [1, 2, 3, 1, 1]);
@@ -275,6 +279,14 @@ fn a_drain_serves_those_who_wait_until_its_deadline() {
     let record = daemon.record_of(second.local_addr().unwrap(), SOON).unwrap();
     assert_eq!(why(&record), ("KD", None));
     assert!(record.queue_ms.is_some());
+}
+
+/// `edgeproxy explain` for a client: its exit code and what it printed.
+fn explain(world: &World, daemon: &Daemon, client: IpAddr) -> (Option<i32>, serde_json::Value) {
+    let (socket, client) = (daemon.admin_socket().display().to_string(), client.to_string());
+    let arguments = ["explain", "--json", "--admin-socket", &socket, "--client", &client];
+    let output = world.config().command(&world.lab, &arguments).output().unwrap();
+    (output.status.code(), serde_json::from_slice(&output.stdout).unwrap_or_default())
 }
 
 /// The row of a listener at the daemon's own address.
@@ -375,6 +387,9 @@ fn who_may_connect_is_said_by_rules() {
         let record = refused(&world, &daemon, from, to);
         assert_eq!((why(&record), record.denied_by.as_deref()), (("PR", Some("denied")), Some(rule)));
     }
+    let (code, answer) = explain(&world, &daemon, BRAZIL.v4(66));
+    assert_eq!((code, &answer["refused"], &answer["denied_by"]), (Some(2), &"denied".into(), &"host".into()));
+    assert_eq!(explain(&world, &daemon, BRAZIL.v4(7)).0, Some(0));
     world.database.execute(
         "UPDATE acl SET prefix = '200.160.2.1/24' WHERE id = 'brazil'; UPDATE acl SET action = 'allow' WHERE id = 'host'; \
          UPDATE acl SET deleted = 1 WHERE id = 'all-six'",
@@ -412,7 +427,9 @@ fn a_source_comes_no_more_often_than_it_may() {
     for (address, to) in [(BRAZIL.v4(8), v4), (BRAZIL.v6(1), v6)] {
         let started = Instant::now();
         let outcomes: Vec<bool> = (0..20)
-            .map(|_| world.lab.run_in(Ns::Clients, || Visit::start(address, to)).is_ok_and(|visit| visit.finish().is_ok()))
+            .map(|_| {
+                world.lab.run_in(Ns::Clients, || Visit::start(address, to)).is_ok_and(|visit| visit.finish().is_ok())
+            })
             .collect();
         let served = outcomes.iter().filter(|served| **served).count() as u64;
         assert!(outcomes[..5].iter().all(|served| *served), "the burst: {outcomes:?}");
@@ -458,7 +475,8 @@ fn a_flood_of_refusals_does_not_flood_the_log() {
     assert_eq!(status.number("/connections/rejected/source_rate"), refused);
     let left_out = status.number("/limits/refusals_not_logged");
     assert!(left_out > 0, "{:#}", status.0);
-    let logged = || daemon.access_log(SOON, |records| !records.is_empty()).iter().filter(|r| r.reject.is_some()).count();
+    let logged =
+        || daemon.access_log(SOON, |records| !records.is_empty()).iter().filter(|r| r.reject.is_some()).count();
     eventually("every refusal is logged or counted as left out", || logged() as u64 + left_out == refused);
 }
 

@@ -162,7 +162,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         app: &AppName,
         record: &mut Record<'_>,
     ) -> Result<(), Refusal> {
-        record.outcome.denied_by = self.routing.load().access().denies(address, &listener.id, app).cloned();
+        record.outcome.denied_by = self.routing.load().access().denies(address, Some(&listener.id), app).cloned();
         if record.outcome.denied_by.is_some() { Err(Refusal::rule(RejectReason::Denied)) } else { Ok(()) }
     }
 
@@ -244,7 +244,6 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             self.bindings.bind(key, &backend.id);
         }
     }
-
 }
 
 /// A connection that has a backend.

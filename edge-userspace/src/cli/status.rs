@@ -106,7 +106,10 @@ fn table(status: &Status) -> String {
 fn limits(status: &Status, line: &mut impl FnMut(&str, String)) {
     let limits = &status.limits;
     for load in limits.listeners.iter().filter(|load| load.max_connections > 0) {
-        line("limits", format!("listener {}: {} of {} connections", load.listener, load.connections, load.max_connections));
+        line(
+            "limits",
+            format!("listener {}: {} of {} connections", load.listener, load.connections, load.max_connections),
+        );
     }
     for queue in &limits.queues {
         line("queue", format!("{}: {} of {} waiting", queue.app, queue.waiting, queue.length));

@@ -14,9 +14,8 @@ use edgeproxy::application::flows::FlowStatus;
 use edgeproxy::application::ports::Bindings as _;
 use edgeproxy::application::reload::ReloadCommand;
 use edgeproxy::application::status::{
-    BackendStatus, ForwarderStatus, GeoStatus, KernelPathOff, LimitsStatus, ListenerLoad, ListenerStatus, PopState, QueueStatus,
-    ReloadAnswer, RoutingStatus,
-    SameHostStatus, Status,
+    BackendStatus, ForwarderStatus, GeoStatus, KernelPathOff, LimitsStatus, ListenerLoad, ListenerStatus, PopState,
+    QueueStatus, ReloadAnswer, RoutingStatus, SameHostStatus, Status,
 };
 use edgeproxy::config::ForwarderChoice;
 use edgeproxy::domain::{AppName, ClientAddr, ListenerId};

@@ -81,8 +81,9 @@ impl AccessRule {
         }
     }
 
-    fn concerns(&self, listener: &ListenerId, app: &AppName) -> bool {
-        self.listener.as_ref().is_none_or(|own| own == listener) && self.app.as_ref().is_none_or(|own| own == app)
+    fn concerns(&self, listener: Option<&ListenerId>, app: &AppName) -> bool {
+        (self.listener.is_none() || self.listener.as_ref() == listener)
+            && self.app.as_ref().is_none_or(|own| own == app)
     }
 
     /// Of two with the same prefix the greater counts.
@@ -121,8 +122,8 @@ impl AccessList {
         self.by_length[at].1.entry(prefix).or_default()
     }
 
-    /// The rule that decides about a client, if there is one.
-    pub fn rule(&self, client: ClientAddr, listener: &ListenerId, app: &AppName) -> Option<&AccessRule> {
+    /// The rule that decides about a client, if there is one. Without a listener those of listeners are left out.
+    pub fn rule(&self, client: ClientAddr, listener: Option<&ListenerId>, app: &AppName) -> Option<&AccessRule> {
         self.by_length.iter().find_map(|(length, prefixes)| {
             let prefix = IpNet::new(client.ip(), *length).ok()?.trunc();
             prefixes.get(&prefix)?.iter().find(|rule| rule.concerns(listener, app))
@@ -130,7 +131,7 @@ impl AccessList {
     }
 
     /// The rule that keeps a client away.
-    pub fn denies(&self, client: ClientAddr, listener: &ListenerId, app: &AppName) -> Option<&RuleId> {
+    pub fn denies(&self, client: ClientAddr, listener: Option<&ListenerId>, app: &AppName) -> Option<&RuleId> {
         self.rule(client, listener, app).filter(|rule| rule.access == Access::Deny).map(|rule| &rule.id)
     }
 }
@@ -154,7 +155,7 @@ mod tests {
     fn decided(list: &AccessList, client: &str, listener: &str, app: &str) -> Option<String> {
         let client = ClientAddr::new(client.parse().unwrap());
         let (listener, app) = (ListenerId::parse(listener).unwrap(), AppName::parse(app).unwrap());
-        list.rule(client, &listener, &app).map(|rule| rule.id.to_string())
+        list.rule(client, Some(&listener), &app).map(|rule| rule.id.to_string())
     }
 
     #[test]
@@ -195,7 +196,9 @@ mod tests {
 
     #[test]
     fn what_is_no_prefix_or_action_is_refused_with_the_remedy() {
-        assert!(AccessRule::parse_prefix("198.51.100.7/24").unwrap_err().to_string().ends_with("write 198.51.100.0/24"));
+        assert!(
+            AccessRule::parse_prefix("198.51.100.7/24").unwrap_err().to_string().ends_with("write 198.51.100.0/24")
+        );
         assert!(AccessRule::parse_prefix("everybody").is_err());
         assert!(Access::parse("permit").unwrap_err().to_string().ends_with("use allow or deny"));
     }

@@ -92,7 +92,10 @@ impl Sources {
 
     /// Sources with connections, and those remembered without any.
     pub fn len(&self) -> (usize, usize) {
-        self.shards.iter().map(lock).fold((0, 0), |(live, idle), shard| (live + shard.live.len(), idle + shard.idle.len()))
+        self.shards
+            .iter()
+            .map(lock)
+            .fold((0, 0), |(live, idle), shard| (live + shard.live.len(), idle + shard.idle.len()))
     }
 
     fn left(&self, source: &ClientPrefix, now: Instant) {

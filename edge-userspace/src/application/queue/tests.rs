@@ -71,12 +71,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 }
 
 /// Runs `work` while `meanwhile` goes on; that begins when `waiting` wait.
-async fn while_waiting<T>(
-    shop: &Shop,
-    waiting: usize,
-    work: impl Future<Output = T>,
-    meanwhile: impl FnOnce(),
-) -> T {
+async fn while_waiting<T>(shop: &Shop, waiting: usize, work: impl Future<Output = T>, meanwhile: impl FnOnce()) -> T {
     let meanwhile = async {
         while shop.waiting() < waiting {
             tokio::task::yield_now().await;
@@ -108,7 +103,10 @@ fn who_comes_does_not_overtake_those_who_wait() {
         drop(held);
         let Ok(Now::Ticket(second, _)) = shop.search(3, &tried).now() else { panic!("the place is the first one's") };
         let pick = shop.search(2, &tried).wait(first, SOON).await.unwrap();
-        assert_eq!(shop.search(3, &tried).wait(second, Duration::from_millis(20)).await.unwrap_err(), NoPlace::TimedOut);
+        assert_eq!(
+            shop.search(3, &tried).wait(second, Duration::from_millis(20)).await.unwrap_err(),
+            NoPlace::TimedOut
+        );
         drop(pick);
         assert!(matches!(shop.search(4, &tried).now(), Ok(Now::Place(_))));
     });
