@@ -45,11 +45,16 @@ fn connect(world: &World, from: IpAddr, to: SocketAddr) -> TcpStream {
     world.lab.run_in(Ns::Clients, || connect_from(from, to)).unwrap()
 }
 
-/// Connects and is reset; the record says why.
+/// Connects and is reset, be it before it knows that it was connected; the record says why.
 fn refused(world: &World, daemon: &Daemon, from: IpAddr, to: SocketAddr) -> Record {
-    let stream = connect(world, from, to);
-    assert!(is_reset(&stream), "{from} is served");
-    daemon.record_of(stream.local_addr().unwrap(), SOON).unwrap()
+    let before = daemon.access_log(Duration::ZERO, |_| true).iter().map(|record| record.id).max().unwrap_or(0);
+    match world.lab.run_in(Ns::Clients, || connect_from(from, to)) {
+        Ok(stream) => assert!(is_reset(&stream), "{from} is served"),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+    }
+    let is_it = |record: &&Record| record.id > before && record.client().ip() == from && record.reject.is_some();
+    let records = daemon.access_log(SOON, |records| records.iter().any(|record| is_it(&record)));
+    records.iter().find(is_it).unwrap().clone()
 }
 
 /// Connects and is served.
@@ -263,7 +268,7 @@ fn who_waits_is_served_when_the_table_makes_room_and_refused_when_it_empties() {
 fn a_drain_serves_those_who_wait_until_its_deadline() {
     let Some(world) = World::new(NETWORK, "a_drain_serves_those_who_wait_until_its_deadline") else { return };
     queue(&world, 10, LATER);
-    let (_backend, mut daemon, held) = one_place(&world, &[("drain_timeout_secs", "3")]);
+    let (_backend, mut daemon, held) = one_place(&world, &[("drain_timeout_secs", "6")]);
     let [mut first, second] = [1, 2].map(|n| {
         let stream = connect(&world, world.lab.client(n), daemon.addr());
         wait_for(&daemon, "it waits", |status| waiting(status) == u64::from(n));
