@@ -82,7 +82,7 @@ fn a_flood_of_sources_is_bounded_and_frees_nobody_who_is_connected() {
     (0..2).for_each(|_| drop(sources.admit(busy, now).unwrap()));
     for n in 1..=100_000 {
         drop(sources.admit(v4(n), now).unwrap());
-        if n % 1000 == 0 {
+        if n.is_multiple_of(1000) {
             assert_eq!(sources.admit(busy, now).unwrap_err(), RejectReason::SourceRate, "after {n} others");
         }
         let (live, idle) = sources.len_cheap(n);
@@ -97,7 +97,7 @@ fn a_flood_of_sources_is_bounded_and_frees_nobody_who_is_connected() {
 impl Sources {
     /// Counts now and then: it walks all shards.
     fn len_cheap(&self, n: u32) -> (usize, usize) {
-        if n % 500 == 0 { self.len() } else { (0, 0) }
+        if n.is_multiple_of(500) { self.len() } else { (0, 0) }
     }
 }
 
