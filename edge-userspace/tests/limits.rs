@@ -485,7 +485,7 @@ fn a_flood_of_refusals_does_not_flood_the_log() {
     eventually("every refusal is logged or counted as left out", || logged() as u64 + left_out == refused);
 }
 
-/// What the daemon's processor time is spent on, for docs/limits.md: `cargo test --release --test limits -- --ignored`.
+/// What the daemon's processor time is spent on, for docs/limits.md: `cargo test --test limits -- --ignored --nocapture`.
 #[test]
 #[ignore = "measures, and fails only where connections do"]
 fn what_a_refusal_costs() {
