@@ -1,6 +1,7 @@
 //! The use cases. They depend on the domain and on ports; adapters are handed in.
 
 pub mod admission;
+pub mod backend_drain;
 pub mod drain;
 pub mod events;
 pub mod explain;

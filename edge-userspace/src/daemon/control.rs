@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use edgeproxy::adapters::inbound::admin::{Control, ExplainQuery};
 use edgeproxy::adapters::outbound::privileges;
+use edgeproxy::application::backend_drain::{DrainAnswer, DrainRequest};
 use edgeproxy::application::events::{EventKind, EventsAnswer, EventsQuery, Subject};
 use edgeproxy::application::explain::{Explanation, Oracle};
 use edgeproxy::application::flows::FlowStatus;
@@ -18,7 +19,7 @@ use edgeproxy::application::status::{
     QueueStatus, ReloadAnswer, RoutingStatus, SameHostStatus, Status,
 };
 use edgeproxy::config::ForwarderChoice;
-use edgeproxy::domain::{AppName, ClientAddr, ListenerId};
+use edgeproxy::domain::{AppName, Backend, BackendId, ClientAddr, ListenerId};
 use tokio::sync::{Notify, oneshot};
 
 use super::{Shared, kernel_path, workers};
@@ -92,7 +93,12 @@ impl DaemonControl {
         let counts = self.shared.path.programs().and_then(|kernel| kernel.counts());
         let counted = |slot| counts.map(|counts| u32::try_from(counts.connections(slot)).unwrap_or(u32::MAX));
         let snapshot = self.shared.routing.snapshot();
-        snapshot.backends().map(|backend| BackendStatus::of(backend, counted(backend.load.slot()))).collect()
+        let now = Instant::now();
+        let status = |backend: &Arc<Backend>| BackendStatus {
+            cut_in_secs: self.shared.backend_drains.state(&backend.id, now).flatten(),
+            ..BackendStatus::of(backend, counted(backend.load.slot()))
+        };
+        snapshot.backends().map(status).collect()
     }
 
     /// Why there is no kernel path, where there should be one.
@@ -202,6 +208,18 @@ impl Control for DaemonControl {
         let reason = format!("an operator chose {}; new connections get {}", status.configured, status.active);
         self.shared.events.emit(EventKind::ForwarderSet, Subject::forwarder(), reason);
         Ok(status)
+    }
+
+    fn drain_backend(&self, request: &DrainRequest) -> Result<DrainAnswer, String> {
+        let id = BackendId::parse(&request.backend).map_err(|why| why.to_string())?;
+        let deadline = request.deadline_secs.map(Duration::try_from_secs_f64).transpose();
+        let deadline = deadline.map_err(|why| format!("deadline_secs is no time: {why}"))?;
+        self.shared.backend_drains.drain(&id, deadline, Instant::now()).map_err(|why| why.to_string())
+    }
+
+    fn ready_backend(&self, request: &DrainRequest) -> Result<DrainAnswer, String> {
+        let id = BackendId::parse(&request.backend).map_err(|why| why.to_string())?;
+        self.shared.backend_drains.ready(&id).map_err(|why| why.to_string())
     }
 
     fn drain(&self) {
