@@ -1,6 +1,7 @@
 //! From database rows to backends: parse, don't validate. A row that can't become a backend is named and refused
 //! alone. The loader and the `db` commands use this same code.
 
+mod acl;
 mod app;
 mod backend;
 mod listener;
@@ -8,8 +9,11 @@ mod region;
 mod table;
 mod value;
 
-use super::{AddrError, AppError, CountryError, LimitError, ListenerError, NameError, SendProxyError, StateError};
+use super::{
+    AccessError, AddrError, AppError, CountryError, LimitError, ListenerError, NameError, SendProxyError, StateError,
+};
 
+pub use acl::RawAcl;
 pub use app::RawApp;
 pub use backend::RawBackend;
 pub use listener::RawListener;
@@ -25,6 +29,7 @@ pub struct RawRouting {
     pub regions: Vec<RawRegion>,
     pub apps: Vec<RawApp>,
     pub listeners: Vec<RawListener>,
+    pub acl: Vec<RawAcl>,
 }
 
 /// Why a row is refused.
@@ -53,6 +58,8 @@ pub enum RowError {
          set same_host to 0 or send_proxy to off"
     )]
     HeaderWithoutTcp,
+    #[error(transparent)]
+    Access(#[from] AccessError),
     #[error(transparent)]
     App(#[from] AppError),
     #[error(transparent)]
