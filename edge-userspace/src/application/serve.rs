@@ -156,13 +156,15 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         key: &BindingKey,
         record: &mut Record<'_>,
     ) -> Result<(TcpStream, Arc<Backend>, Permit), Refusal> {
-        let bound = self.bindings.get(key);
+        let binds = self.binds(app);
+        let bound = binds.then(|| self.bindings.get(key)).flatten();
         let deadline = Instant::now() + self.rules.connect_budget;
         let mut tried = Tried::new();
         loop {
             let request = Request {
                 client_region: record.outcome.client_region.as_ref(),
                 pop_region: &self.rules.pop_region,
+                client: Some(&key.client),
                 bound: bound.as_ref(),
             };
             let picked = self.pick(app, &request, &tried);
@@ -182,7 +184,9 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             match self.connector.connect(backend.addr, backend.load.slot(), limit).await {
                 Ok(stream) => {
                     self.health.connected(&backend, Instant::now());
-                    self.bindings.bind(key.clone(), &backend.id);
+                    if binds {
+                        self.bindings.bind(key.clone(), &backend.id);
+                    }
                     record.connected(ChosenBackend {
                         id: backend.id.clone(),
                         addr: backend.addr,
@@ -208,9 +212,15 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     /// The time to live of a binding counts from the end of the last connection: a client that was connected for
     /// longer still comes back to its backend. One that was bound elsewhere meanwhile stays there.
     fn renew(&self, key: BindingKey, backend: Option<&ChosenBackend>) {
-        if let (None, Some(backend)) = (self.bindings.get(&key), backend) {
+        let backend = backend.filter(|_| self.binds(&key.app));
+        if let (None, Some(backend)) = (backend.and_then(|_| self.bindings.get(&key)), backend) {
             self.bindings.bind(key, &backend.id);
         }
+    }
+
+    /// Whether clients of the app are bound to their backends.
+    fn binds(&self, app: &AppName) -> bool {
+        self.routing.load().app(app).is_none_or(|index| index.spec().affinity.binds())
     }
 
     /// Chooses and reserves by the snapshot of this moment.

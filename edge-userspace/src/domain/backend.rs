@@ -125,6 +125,8 @@ pub enum Skip {
     /// Weight 0: serves the clients it has, takes no new ones.
     WeightZero,
     AtHardLimit,
+    /// Another has more room, and the app wants bindings to yield to that.
+    AtSoftLimit,
     /// It failed other connections lately; asked only when no other is left.
     Ejected,
     /// This connection has tried it already.
@@ -132,13 +134,14 @@ pub enum Skip {
 }
 
 impl Skip {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Gone,
         Self::Drain,
         Self::Maint,
         Self::Unhealthy,
         Self::WeightZero,
         Self::AtHardLimit,
+        Self::AtSoftLimit,
         Self::Ejected,
         Self::Tried,
     ];
@@ -151,6 +154,7 @@ impl Skip {
             Self::Unhealthy => "unhealthy",
             Self::WeightZero => "weight_zero",
             Self::AtHardLimit => "at_hard_limit",
+            Self::AtSoftLimit => "at_soft_limit",
             Self::Ejected => "ejected",
             Self::Tried => "tried",
         }

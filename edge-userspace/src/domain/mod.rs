@@ -15,6 +15,7 @@ mod health;
 mod index;
 mod listener;
 mod load;
+mod maglev;
 mod name;
 mod outcome;
 mod plan;

@@ -22,8 +22,9 @@ use serde::Serialize;
 
 use super::group::{Draw, best, last_resort};
 use super::index::{Group, Member};
+use super::maglev::ClientHash;
 use super::room::Standing;
-use super::{AppIndex, Backend, BackendId, Permit, RandomSource, Region, Regions, Skip, Tried};
+use super::{Affinity, AppIndex, Backend, BackendId, ClientPrefix, Permit, RandomSource, Region, Regions, Skip, Tried};
 
 /// What is known about a connection before a backend is chosen.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +32,8 @@ pub struct Request<'a> {
     /// `None` if the client's country is unknown; private clients count as being in the POP's region.
     pub client_region: Option<&'a Region>,
     pub pop_region: &'a Region,
+    /// Who the client is, for apps that hash clients; `None` where that is not known.
+    pub client: Option<&'a ClientPrefix>,
     /// The backend the client is bound to by affinity.
     pub bound: Option<&'a BackendId>,
 }
@@ -134,7 +137,7 @@ pub fn pick(
             Err(skip) => binding_yielded = Some(skip),
         }
     }
-    let mut draw = Draw { rng, tried, advance: true };
+    let mut draw = Draw { rng, tried, client: request.client.map(ClientHash::of), advance: true };
     loop {
         let (member, reason) = choose(app, regions, request, &mut draw).ok_or_else(|| why_none(app, tried))?;
         // Another thread may have taken the last place since; then the member counts as full and others are chosen.
@@ -152,8 +155,16 @@ pub(super) fn bound<'a>(app: &'a AppIndex, id: &BackendId, tried: &Tried) -> Res
         None if tried.contains(backend) => Err(Skip::Tried),
         None if backend.load.is_ejected() => Err(Skip::Ejected),
         None if backend.limits.is_full(backend.load.active()) => Err(Skip::AtHardLimit),
+        None if yields_to_room(app, backend, tried) => Err(Skip::AtSoftLimit),
         None => Ok(backend),
     }
+}
+
+/// Whether the app's bindings yield at the soft limit, the backend is there, and anybody else isn't.
+fn yields_to_room(app: &AppIndex, backend: &Backend, tried: &Tried) -> bool {
+    app.spec().affinity == Affinity::Soft
+        && backend.limits.is_over_soft(backend.load.active())
+        && app.everywhere().is_some_and(|all| all.drawn(Standing::BelowSoft, 0, tried, None).is_some())
 }
 
 pub(super) fn why_none(app: &AppIndex, tried: &Tried) -> NoBackend {
