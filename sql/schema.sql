@@ -77,9 +77,11 @@ CREATE TABLE listeners (
     id        TEXT NOT NULL PRIMARY KEY CHECK (id <> ''),
     -- NULL: the only app of the database.
     app       TEXT,
-    -- An address, or a prefix such as '203.0.113.0/24'; '0.0.0.0' and '::' stand for all.
+    -- An address, or a prefix such as '203.0.113.0/24'; '0.0.0.0' and '::' stand for all. 'fd:NAME' is a socket that
+    -- systemd hands over under that name; its port is that of the socket, and 0 here.
     address   TEXT DEFAULT '0.0.0.0',
-    port      INTEGER NOT NULL DEFAULT 0 CHECK (typeof(port) = 'integer' AND port BETWEEN 1 AND 65535),
+    port      INTEGER NOT NULL DEFAULT 0
+        CHECK (typeof(port) = 'integer' AND port BETWEEN 0 AND 65535 AND (port > 0 OR address LIKE 'fd:%')),
     -- The last port of a range that begins at `port`.
     last_port INTEGER CHECK (typeof(last_port) IN ('integer', 'null') AND last_port BETWEEN port AND 65535),
     -- TLS server names separated by commas; '*.example.com' is all below example.com. NULL: those that no other row names.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use crate::domain::{AppName, Backend, BackendId};
+use crate::domain::{AppName, Backend, BackendId, Spot};
 
 /// So many events are kept.
 pub const KEPT: usize = 4096;
@@ -83,6 +83,12 @@ kinds! {
     ReloadRefused = "reload_refused", Warn;
     /// The routing database is accepted again.
     ReloadMended = "reload_mended", Info;
+    /// A listener accepts connections: it is new, or could not be opened before.
+    ListenerOpened = "listener_opened", Info;
+    /// A listener can't be opened, or not everywhere.
+    ListenerFailed = "listener_failed", Warn;
+    /// A listener was removed; connections that it has accepted go on.
+    ListenerClosed = "listener_closed", Info;
     /// An operator changed the forwarder.
     ForwarderSet = "forwarder_set", Info;
     /// The kernel path was switched off because byte counts disagreed.
@@ -128,6 +134,11 @@ impl Subject {
     /// The routing database as a whole.
     pub fn routing() -> Self {
         Self::new("routing", "")
+    }
+
+    /// A listener, by where it listens.
+    pub fn listener(spot: &Spot) -> Self {
+        Self::new("listener", spot.to_string())
     }
 
     pub fn forwarder() -> Self {

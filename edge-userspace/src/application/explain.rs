@@ -1,15 +1,18 @@
 //! The use case behind "why?": how a connection from a client would be routed now, found by the parts that route.
 //! Reserves nothing and leaves the client's binding as it is.
 
+mod target;
+
 use serde::{Deserialize, Serialize};
 
 use super::ports::{Bindings, GeoResolver};
 use super::routing::RoutingTable;
 use super::serve::Rules;
 use super::status::QueueStatus;
-use crate::domain::{
-    AppName, ClientAddr, NoBackend, Plan, PlanEntry, RandomSource, RejectReason, Request, Tried, explain,
-};
+use crate::domain::{ClientAddr, NoBackend, Plan, PlanEntry, RandomSource, RejectReason, Request, Tried, explain};
+
+use self::target::Asked;
+pub use self::target::{Target, TargetError};
 
 /// Everything an answer is made of.
 #[allow(missing_debug_implementations, reason = "ports need not be printable")]
@@ -29,6 +32,10 @@ pub struct Explanation {
     pub geo_source: String,
     pub client_region: Option<String>,
     pub pop_region: String,
+    /// Where it would arrive and the listener that leads to the app; `None` where the question names the app itself.
+    pub place: Option<String>,
+    pub listener: Option<String>,
+    pub server_name: Option<String>,
     /// `None` where the listeners lead to no app.
     pub app: Option<String>,
     /// How the app's backends are chosen: `least_load`, `maglev`, `nearest_rtt`.
@@ -91,8 +98,13 @@ pub struct Candidate {
 }
 
 impl Oracle<'_> {
-    /// How a connection of `client` to `app` would be routed; without an app, to the one the listeners lead to.
-    pub fn explain(&self, client: ClientAddr, app: Option<AppName>, rng: &mut dyn RandomSource) -> Explanation {
+    /// How a connection of `client` to `target` would be routed.
+    pub fn explain(
+        &self,
+        client: ClientAddr,
+        target: &Target,
+        rng: &mut dyn RandomSource,
+    ) -> Result<Explanation, TargetError> {
         let snapshot = self.routing.snapshot();
         let answer = self.geo.locate(client);
         let client_region = answer.region(snapshot.regions(), &self.rules.pop_region);
@@ -105,19 +117,23 @@ impl Oracle<'_> {
             generation: snapshot.generation(),
             ..Explanation::default()
         };
-        let Some(app) = app.or_else(|| self.rules.app(None, &snapshot)) else {
-            explanation.refused = Some(RejectReason::NoApp.as_str().to_owned());
-            return explanation;
+        let Asked { app, endpoint, listener, refused } = target.find(self.rules, &snapshot)?;
+        explanation.place = endpoint.map(|endpoint| endpoint.spot.to_string());
+        explanation.listener = listener.as_ref().map(|listener| listener.id.to_string());
+        explanation.server_name = target.server_name.as_ref().map(ToString::to_string);
+        let Some(app) = app else {
+            explanation.refused = Some(refused.unwrap_or(RejectReason::NoApp).as_str().to_owned());
+            return Ok(explanation);
         };
         explanation.app = Some(app.to_string());
-        if let Some(rule) = snapshot.access().denies(client, None, &app) {
+        if let Some(rule) = snapshot.access().denies(client, listener.as_ref().map(|listener| &listener.id), &app) {
             explanation.denied_by = Some(rule.to_string());
             explanation.refused = Some(RejectReason::Denied.as_str().to_owned());
-            return explanation;
+            return Ok(explanation);
         }
         let Some(index) = snapshot.app(&app) else {
             explanation.refused = Some(NoBackend::NoSuchApp.as_str().to_owned());
-            return explanation;
+            return Ok(explanation);
         };
         explanation.queue = QueueStatus::of(index);
         let key = self.rules.affinity.key(&app, client);
@@ -130,7 +146,7 @@ impl Oracle<'_> {
         };
         let attempts = self.rules.connect_attempts;
         explanation.take_over(explain(index, snapshot.regions(), &request, &Tried::new(), attempts, rng));
-        explanation
+        Ok(explanation)
     }
 }
 

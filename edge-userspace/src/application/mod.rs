@@ -1,12 +1,14 @@
 //! The use cases. They depend on the domain and on ports; adapters are handed in.
 
 pub mod admission;
+pub mod arrival;
 pub mod backend_drain;
 pub mod drain;
 pub mod events;
 pub mod explain;
 pub mod flows;
 pub mod health;
+pub mod listening;
 pub mod ports;
 pub mod queue;
 pub mod reload;

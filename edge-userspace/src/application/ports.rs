@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -10,7 +11,7 @@ use super::flows::Flow;
 use crate::domain::row::RawRouting;
 use crate::domain::{
     Backend, BackendAddr, BackendId, BindingKey, ByteCounts, ClientAddr, ConnectFailure, CountryCode, Fallback,
-    Outcome, Region, Regions, Termination, Transition,
+    Greeting, Outcome, Region, Regions, Termination, Transition,
 };
 
 /// Tells where a client is.
@@ -56,6 +57,12 @@ impl GeoSource {
             Self::Unknown => "unknown",
         }
     }
+}
+
+/// Finds out whom a client asks for, where that can be seen in what it says first. Takes nothing of it.
+pub trait Greeter: Send + Sync {
+    /// Within a time limit of its own.
+    fn greeting<'a>(&'a self, client: &'a TcpStream) -> Pin<Box<dyn Future<Output = Greeting> + Send + 'a>>;
 }
 
 /// Remembers which backend a client was given. Entries end by time, enforced when they are looked up.

@@ -77,7 +77,10 @@ impl<S: RoutingSource> ReloadLoop<S> {
                     self.tick(SystemTime::now());
                     also();
                 }
-                Ok(ReloadCommand::Reload { allow_empty, done }) => done(self.reload(allow_empty, SystemTime::now())),
+                Ok(ReloadCommand::Reload { allow_empty, done }) => {
+                    done(self.reload(allow_empty, SystemTime::now()));
+                    also();
+                }
                 Ok(ReloadCommand::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
         }

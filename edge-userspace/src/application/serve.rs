@@ -1,16 +1,16 @@
 //! The life of a connection, from accept to outcome. Read this first.
 //!
-//! admission → endpoint → who is the client → may it → listener → app → where is it → plan → reserve (or wait for a
-//! place), connect, next candidate → bind → forward → outcome, once.
+//! admission → where it arrived → who is the client → may it → whom it asks for → app → where is it → plan → reserve
+//! (or wait for a place), connect, next candidate → bind → forward → outcome, once.
 
 mod announce;
+mod listener;
 mod look;
 mod proxied;
 mod record;
 mod refusal;
 mod waiting;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -24,16 +24,16 @@ use self::proxied::identify;
 use self::record::Record;
 use self::refusal::Refusal;
 use super::admission::{Admission, ListenerHeld, SourceHeld};
+use super::arrival::Arrival;
 use super::drain::{Connections, Held};
 use super::flows::{Flow, Flows, Listed};
 use super::health::Watch;
-use super::ports::{Bindings, Connector, Forwarder, GeoResolver, Observer, Pair};
+use super::ports::{Bindings, Connector, Forwarder, GeoResolver, Greeter, Observer, Pair};
 use super::queue::NoPlace;
 use super::routing::RoutingTable;
 use crate::domain::{
-    AffinityPrefix, AppName, Attempt, Backend, BindingKey, ChosenBackend, ClientAddr, ConnectFailure, Endpoint,
-    Endpoints, Instance, ListenerSpec, Permit, Pick, RandomSource, Region, RejectReason, Request, Skip, Snapshot,
-    Tried,
+    AffinityPrefix, AppName, Attempt, Backend, BindingKey, ChosenBackend, ClientAddr, ConnectFailure, Endpoints,
+    Instance, ListenerSpec, Permit, Pick, RandomSource, Region, RejectReason, Request, Skip, Tried,
 };
 
 /// What serving a connection takes. One for each worker; the parts are shared.
@@ -41,6 +41,7 @@ pub struct Proxy<C, F> {
     pub routing: Arc<RoutingTable>,
     pub geo: Arc<dyn GeoResolver>,
     pub bindings: Arc<dyn Bindings>,
+    pub greeter: Arc<dyn Greeter>,
     pub observer: Arc<dyn Observer>,
     pub connections: Arc<Connections>,
     pub admission: Arc<Admission>,
@@ -79,22 +80,6 @@ pub struct Rules {
     pub connect_budget: Duration,
 }
 
-impl Rules {
-    /// Where a client that connected to `to` has arrived: the more specific of what the settings and the database say;
-    /// the database outranks the settings.
-    pub fn endpoint(&self, snapshot: &Snapshot, to: SocketAddr) -> Option<Arc<Endpoint>> {
-        let (here, there) = (self.listeners.at(to), snapshot.endpoints().at(to));
-        // Of equals the last one is the greatest.
-        here.into_iter().chain(there).max_by_key(|endpoint| endpoint.place.specificity()).cloned()
-    }
-
-    /// The app a listener leads to.
-    pub fn app(&self, listener: Option<&ListenerSpec>, snapshot: &Snapshot) -> Option<AppName> {
-        let named = listener.and_then(|listener| listener.app.as_ref());
-        named.or(self.app.as_ref()).or_else(|| snapshot.sole_app()).cloned()
-    }
-}
-
 impl<C, F> std::fmt::Debug for Proxy<C, F> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Proxy").field("rules", &self.rules).finish_non_exhaustive()
@@ -102,10 +87,10 @@ impl<C, F> std::fmt::Debug for Proxy<C, F> {
 }
 
 impl<C: Connector, F: Forwarder> Proxy<C, F> {
-    /// Serves one accepted connection to its end: `from` its client, who connected to `to`.
-    pub async fn serve(&self, client: TcpStream, from: SocketAddr, to: SocketAddr) {
-        let mut record = Record::start(self, from, to);
-        match self.establish(&client, &mut record).await {
+    /// Serves one accepted connection to its end.
+    pub async fn serve(&self, client: TcpStream, arrival: Arrival) {
+        let mut record = Record::start(self, arrival.from, arrival.to);
+        match self.establish(&client, &arrival, &mut record).await {
             Ok(Established { backend, target, permit, held, admitted, key, flow, header }) => {
                 let same_host = target.same_host.then(|| target.id.clone());
                 let since = Instant::now();
@@ -130,14 +115,19 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     }
 
     /// Everything before the first byte is forwarded.
-    async fn establish(&self, client: &TcpStream, record: &mut Record<'_>) -> Result<Established, Refusal> {
+    async fn establish(
+        &self,
+        client: &TcpStream,
+        arrival: &Arrival,
+        record: &mut Record<'_>,
+    ) -> Result<Established, Refusal> {
         let held =
             self.connections.hold(self.rules.max_connections).ok_or(Refusal::rule(RejectReason::MaxConnections))?;
-        let endpoint = self.arrive(record)?;
+        let endpoint = self.arrive(arrival)?;
         let header = identify(client, &endpoint, &self.rules, record).await?;
         let address = ClientAddr::new(record.outcome.client.ip());
         let source = self.admission.source(address, Instant::now()).map_err(Refusal::rule)?;
-        let listener = self.listener(&endpoint, record)?;
+        let listener = self.ask_for(client, &endpoint, record).await?;
         let app = self.app(&listener, record)?;
         self.may_enter(address, &listener, &app, record)?;
         let admitted = (source, self.admission.listener(&listener).map_err(Refusal::rule)?);
@@ -149,27 +139,6 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         };
         let flow = Flow::new(record.outcome.id, record.outcome.client, app, target.id.clone());
         Ok(Established { backend, target, permit, held, admitted, key, flow: self.flows.list(flow), header })
-    }
-
-    /// Finds the place where the connection has arrived.
-    fn arrive(&self, record: &Record<'_>) -> Result<Arc<Endpoint>, Refusal> {
-        let endpoint = self.rules.endpoint(&self.routing.load(), record.outcome.to);
-        endpoint.ok_or(Refusal::rule(RejectReason::NoListener))
-    }
-
-    /// Finds the listener of the place that the client has come to.
-    fn listener(&self, endpoint: &Endpoint, record: &mut Record<'_>) -> Result<Arc<ListenerSpec>, Refusal> {
-        let listener = endpoint.listener(None).ok_or(Refusal::rule(RejectReason::NoListener))?;
-        record.outcome.listener = Some(listener.id.clone());
-        Ok(Arc::clone(listener))
-    }
-
-    /// Finds the app that the listener leads to.
-    fn app(&self, listener: &ListenerSpec, record: &mut Record<'_>) -> Result<AppName, Refusal> {
-        let snapshot = self.routing.load();
-        let app = self.rules.app(Some(listener), &snapshot).ok_or(Refusal::rule(RejectReason::NoApp))?;
-        record.outcome.app = Some(app.clone());
-        Ok(app)
     }
 
     /// Asks the rules about who may connect.

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::listening::{ListenerStatus, SteeringStatus};
 use super::routing::{ReloadReport, RoutingTable};
 use crate::domain::{AppIndex, Backend, ProxyVersion};
 
@@ -19,6 +20,8 @@ pub struct Status {
     pub region: String,
     pub state: PopState,
     pub listeners: Vec<ListenerStatus>,
+    /// Of the program that answers for prefixes and ranges of ports.
+    pub steering: SteeringStatus,
     pub workers: u32,
     /// Capabilities that the daemon kept when it gave up its privileges.
     pub capabilities: Vec<String>,
@@ -57,13 +60,6 @@ impl fmt::Display for PopState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ListenerStatus {
-    pub addr: String,
-    /// The app the listener leads to now; `None` where it leads to none.
-    pub app: Option<String>,
 }
 
 /// The routing snapshot in force and how the last reload went.
@@ -355,7 +351,32 @@ pub(crate) mod sample {
             uptime_secs: 3725.5,
             region: "sa".to_owned(),
             state: PopState::Ready,
-            listeners: vec![ListenerStatus { addr: "0.0.0.0:8080".to_owned(), app: Some("web".to_owned()) }],
+            listeners: vec![
+                ListenerStatus {
+                    id: "0.0.0.0:8080".to_owned(),
+                    place: "0.0.0.0:8080".to_owned(),
+                    source: "settings".to_owned(),
+                    how: Some("bind".to_owned()),
+                    app: Some("web".to_owned()),
+                    server_names: Vec::new(),
+                    open: true,
+                    why: None,
+                },
+                ListenerStatus {
+                    id: "tls".to_owned(),
+                    place: "192.0.2.1:443".to_owned(),
+                    source: "database".to_owned(),
+                    server_names: vec!["www.example.com".to_owned(), "*.example.org".to_owned()],
+                    why: Some("address 192.0.2.1:443 is in use".to_owned()),
+                    ..ListenerStatus::default()
+                },
+            ],
+            steering: SteeringStatus {
+                available: true,
+                why: None,
+                prefixes: 3,
+                verdicts: BTreeMap::from([("steered".to_owned(), 12)]),
+            },
             workers: 2,
             capabilities: vec!["CAP_NET_BIND_SERVICE".to_owned()],
             routing: RoutingStatus {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 
 use super::value::{Rule, Value};
-use crate::domain::{AcceptProxy, CountryCode};
+use crate::domain::{AcceptProxy, CountryCode, ListenerError, Spot};
 
 /// Types that make up a list.
 trait Item: Sized + fmt::Display {
@@ -40,21 +40,64 @@ impl<T: Item> Value for Vec<T> {
     }
 }
 
-impl Item for SocketAddr {
-    const KIND: &'static str = "list of ADDRESS:PORT";
+/// Where the proxy listens by the settings alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenSpots(Vec<Spot>);
+
+/// No listener but those of the routing database.
+const NO_LISTENERS: &str = "none";
+
+impl ListenSpots {
+    pub fn as_slice(&self) -> &[Spot] {
+        &self.0
+    }
+}
+
+impl Value for ListenSpots {
+    const KIND: &'static str = "list of ADDRESS:PORT, PREFIX:PORTS or fd:NAME; or none";
+    const LIST: bool = true;
+
+    fn parse(text: &str, rule: &Rule) -> Result<Self, String> {
+        match text.trim() {
+            NO_LISTENERS => Ok(Self(Vec::new())),
+            text => Vec::parse(text, rule).map(Self),
+        }
+    }
+
+    fn show(&self, rule: &Rule) -> String {
+        if self.0.is_empty() { NO_LISTENERS.to_owned() } else { self.0.show(rule) }
+    }
+}
+
+impl Item for Spot {
+    const KIND: &'static str = ListenSpots::KIND;
     const MAY_BE_EMPTY: bool = false;
 
     fn parse(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|_| match text.parse::<IpAddr>() {
-            Ok(IpAddr::V4(ip)) => format!("lacks a port: write {ip}:8080"),
-            Ok(IpAddr::V6(ip)) => format!("lacks a port: write [{ip}]:8080"),
-            Err(_) => format!("must be ADDRESS:PORT with an IP address, e.g. 0.0.0.0:8080 or [::]:8080, not {text:?}"),
+        if text == NO_LISTENERS {
+            return Err("must not hold none beside others".to_owned());
+        }
+        Self::parse(text).map_err(|why| match (text.parse::<IpAddr>(), why) {
+            (Ok(IpAddr::V4(ip)), _) => format!("lacks a port: write {ip}:8080"),
+            (Ok(IpAddr::V6(ip)), _) => format!("lacks a port: write [{ip}]:8080"),
+            (_, ListenerError::Place(_)) => {
+                format!("must be ADDRESS:PORT with an IP address, e.g. 0.0.0.0:8080 or [::]:8080, not {text:?}")
+            }
+            (_, why) => format!("holds {text:?}: {why}"),
         })
     }
 
     fn key(&self) -> String {
         self.to_string()
     }
+}
+
+fn socket_addr(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| match text.parse::<IpAddr>() {
+        Ok(IpAddr::V4(ip)) => format!("lacks a port: write {ip}:9090"),
+        Ok(IpAddr::V6(ip)) => format!("lacks a port: write [{ip}]:9090"),
+        Err(_) => format!("must be ADDRESS:PORT with a loopback address, e.g. 127.0.0.1:9090, not {text:?}"),
+    })
 }
 
 impl Item for IpNet {
@@ -168,7 +211,7 @@ impl Value for LoopbackAddr {
     const KIND: &'static str = "loopback ADDRESS:PORT";
 
     fn parse(text: &str, _: &Rule) -> Result<Self, String> {
-        let addr = <SocketAddr as Item>::parse(text)?;
+        let addr = socket_addr(text)?;
         if addr.ip().to_canonical().is_loopback() {
             return Ok(Self(addr));
         }

@@ -1,13 +1,12 @@
 //! The table of settings: the one place where a setting is declared.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::kinds::{CgroupPath, ForwarderChoice, GeoOverride, LogFormat, LogLevel, LoopbackAddr};
+use super::kinds::{CgroupPath, ForwarderChoice, GeoOverride, ListenSpots, LogFormat, LogLevel, LoopbackAddr};
 use super::value::{Rule, Value};
 use crate::domain::{AcceptProxy, AppName, Region};
 
@@ -86,8 +85,8 @@ macro_rules! settings {
 }
 
 settings! {
-    /// Addresses the proxy accepts clients on.
-    listen_addr: Vec<SocketAddr>, "listen_addr" = "0.0.0.0:8080", Rule::TEXT;
+    /// Where the proxy accepts clients, besides the listeners of the routing database: addresses, prefixes or ranges of ports, sockets of the service manager; `none`: only those of the database.
+    listen_addr: ListenSpots, "listen_addr" = "0.0.0.0:8080", Rule::TEXT;
     /// The app that the listeners lead to; not set: the only app in the database.
     app: Option<AppName>, "app" = "", Rule::TEXT;
     /// Whether connections to `listen_addr` begin with a PROXY header, which names the client (docs/proxy-protocol.md).
@@ -134,6 +133,8 @@ settings! {
     ejection_max_percent: u32, "ejection_max_percent" = "50", Rule::count(0, 100);
     /// How long a backend that comes back after an ejection gets less than its share of new clients.
     slow_start: Duration, "slow_start_secs" = "30", Rule::seconds(0.0, 3600.0);
+    /// Where the TLS server name decides between listeners: how long a client may take to name one.
+    server_name_timeout: Duration, "server_name_timeout_ms" = "5000", Rule::millis(1, 600_000);
     /// A connection without a byte in either direction is closed after this time.
     idle_timeout: Duration, "idle_timeout_secs" = "3600", Rule::seconds(0.1, 31_536_000.0);
     /// A connection that one side has half-closed is closed after this time without a byte.

@@ -19,7 +19,7 @@ use edgeproxy::application::status::{
     QueueStatus, ReloadAnswer, RoutingStatus, SameHostStatus, Status,
 };
 use edgeproxy::config::ForwarderChoice;
-use edgeproxy::domain::{AppName, Backend, BackendId, ClientAddr, ListenerId};
+use edgeproxy::domain::{Backend, BackendId, ClientAddr, ListenerId};
 use tokio::sync::{Notify, oneshot};
 
 use super::{Shared, kernel_path, workers};
@@ -52,10 +52,7 @@ impl DaemonControl {
     }
 
     fn listeners(&self) -> Vec<ListenerStatus> {
-        let sole = self.shared.routing.load().sole_app().cloned();
-        let app = self.shared.settings.app.clone().or(sole);
-        let leads_to = || app.as_ref().map(ToString::to_string);
-        self.shared.listeners.iter().map(|addr| ListenerStatus { addr: addr.to_string(), app: leads_to() }).collect()
+        self.shared.listening.status(&self.shared.routing, &workers::rules(&self.shared))
     }
 
     fn limits(&self) -> LimitsStatus {
@@ -147,6 +144,7 @@ impl Control for DaemonControl {
             region: shared.settings.region.to_string(),
             state: self.state(),
             listeners: self.listeners(),
+            steering: shared.listening.steering(),
             workers: u32::try_from(shared.worker_count).unwrap_or(u32::MAX),
             capabilities: privileges::names(shared.privileges),
             routing: RoutingStatus::of(&shared.routing, SystemTime::now()),
@@ -169,15 +167,11 @@ impl Control for DaemonControl {
 
     fn explain(&self, query: &ExplainQuery) -> Result<Explanation, String> {
         let shared = &self.shared;
-        if let Some(port) = query.port
-            && !shared.listeners.iter().any(|listener| listener.port() == port)
-        {
-            return Err(format!("no listener on port {port}: `edgeproxy status` lists them"));
-        }
-        let app = query.app.as_deref().map(AppName::parse).transpose().map_err(|why| why.to_string())?;
+        let target = query.target()?;
         let rules = workers::rules(shared);
         let oracle = Oracle { routing: &shared.routing, geo: &*shared.geo, bindings: &*shared.bindings, rules: &rules };
-        Ok(oracle.explain(ClientAddr::new(query.client), app, &mut fastrand::Rng::new()))
+        let client = ClientAddr::new(query.client);
+        oracle.explain(client, &target, &mut fastrand::Rng::new()).map_err(|why| why.to_string())
     }
 
     fn reload(&self, allow_empty: bool) -> Pin<Box<dyn Future<Output = Result<ReloadAnswer, String>> + Send + '_>> {

@@ -3,16 +3,17 @@
 mod control;
 mod kernel_path;
 mod limits;
+mod listening;
 mod memory;
 mod workers;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Instant, SystemTime};
 
 use edgeproxy::adapters::inbound::admin::AdminServer;
-use edgeproxy::adapters::inbound::listeners;
+use edgeproxy::adapters::inbound::listeners::handed::Handed;
+use edgeproxy::adapters::inbound::listeners::manager::Steer;
 use edgeproxy::adapters::inbound::signals::{Signal, Signals};
 use edgeproxy::adapters::outbound::access_log::AccessLog;
 use edgeproxy::adapters::outbound::bindings::BindingTable;
@@ -30,15 +31,17 @@ use edgeproxy::application::drain::{Connections, Cut};
 use edgeproxy::application::events::{EventKind, Events, Subject};
 use edgeproxy::application::flows::Flows;
 use edgeproxy::application::health::Watch;
+use edgeproxy::application::listening::Listening;
 use edgeproxy::application::ports::SourceError;
 use edgeproxy::application::reload::{ReloadCommand, ReloadError, ReloadLoop, Tick};
 use edgeproxy::application::routing::RoutingTable;
 use edgeproxy::application::status::KernelPathOff;
 use edgeproxy::cli::{CliError, Exit, SettingArgs};
 use edgeproxy::config::Settings;
-use edgeproxy::domain::{Endpoints, HealthRules, Instance, ListenerId, ListenerSpec, Place};
+use edgeproxy::domain::{Endpoints, HealthRules, Instance};
 
 use self::control::DaemonControl;
+use self::listening::Listeners;
 use self::workers::Workers;
 
 /// How long connections may take to go after the drain deadline has cut them.
@@ -74,9 +77,10 @@ pub(crate) struct Shared {
     /// Why there was no kernel path at the start.
     kernel_path_off: Option<KernelPathOff>,
     same_host: Arc<SameHost>,
-    listeners: Vec<SocketAddr>,
-    /// The same, as places that lead to apps.
+    /// The listeners of the settings.
     endpoints: Arc<Endpoints>,
+    /// What has become of all listeners.
+    listening: Arc<Listening>,
     worker_count: usize,
     /// Connections held at once, as far as files allow.
     max_connections: usize,
@@ -104,16 +108,13 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let max_connections = limits::connections(&settings);
     let loaded = kernel_path::load(&settings);
     let same_host = Arc::new(kernel_path::open_same_host(&settings).await);
-    let privileges = give_up_privileges(&settings, &loaded)?;
+    let handed = listening::take_handed();
+    let mut steer = listening::load_steering();
+    let privileges = give_up_privileges(&settings, &loaded, &mut steer)?;
     let (path, kernel_path_off) = kernel_path::open(&settings, loaded).await;
     let path = Arc::new(path);
     let worker_count = limits::workers(&settings);
     path.set_workers(worker_count);
-    let mut sockets = Vec::new();
-    for addr in &settings.listen_addr {
-        sockets.push(listeners::open(*addr, worker_count, settings.backlog).map_err(failed)?);
-    }
-    let listeners: Vec<_> = sockets.iter().filter_map(|of_addr| of_addr.first()?.local_addr().ok()).collect();
     let metrics = Metrics::new(vec![("log", logging.messages.lost()), ("access", logging.access.lost())]);
     let access_log = settings.access_log.then(|| AccessLog::new(logging.access.clone()));
     let recorder = Arc::new(Recorder {
@@ -142,31 +143,32 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
         path,
         kernel_path_off,
         same_host,
-        endpoints: Arc::new(endpoints(&listeners, &settings)?),
-        listeners,
+        endpoints: Arc::new(listening::endpoints(&settings)?),
+        listening: Arc::default(),
         worker_count,
         max_connections,
         privileges,
         settings,
     });
-    serve(shared, sockets, admin, signals, reload).await
+    serve(shared, (steer, handed), admin, signals, reload).await
 }
 
 /// Everything is there: serve until told to stop, then drain.
 async fn serve(
     shared: Arc<Shared>,
-    sockets: Vec<Vec<std::net::TcpListener>>,
+    (steer, handed): (Steer, Handed),
     admin: AdminServer,
     mut signals: Signals,
     reload: ReloadLoop<SqliteSource>,
 ) -> Result<u8, CliError> {
     let (commands, inbox) = mpsc::sync_channel(WAITING_COMMANDS);
-    spawn_reload(&shared, reload, inbox).map_err(failed)?;
+    let (workers, jobs) = Workers::start(&shared).map_err(failed)?;
+    let listeners = Listeners::start(&shared, steer, handed, jobs)?;
+    spawn_reload(&shared, reload, inbox, listeners.clone()).map_err(failed)?;
     spawn_binding_sweep(&shared);
     memory::spawn_trim(&shared);
     spawn_health_ticks(&shared);
     limits::spawn_upkeep(&shared);
-    let workers = Workers::start(&shared, sockets).map_err(failed)?;
     let control = Arc::new(DaemonControl::new(Arc::clone(&shared), commands.clone()));
     let admin_addr = admin.tcp_addr();
     let admin = tokio::spawn(admin.run(Arc::clone(&control) as _));
@@ -174,7 +176,7 @@ async fn serve(
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         instance = %shared.instance,
-        listeners = ?shared.listeners,
+        listeners = ?shared.endpoints.iter().map(|endpoint| endpoint.spot.to_string()).collect::<Vec<_>>(),
         admin_socket = %shared.settings.admin_socket.display(),
         admin_listen = ?admin_addr,
         forwarder = shared.path.active().as_str(),
@@ -186,10 +188,10 @@ async fn serve(
         tokio::select! {
             signal = signals.next() => match signal {
                 Signal::Reload => control.reload_in_background(),
-                Signal::Drain => break drain(&shared, &workers, &mut signals, &control).await,
+                Signal::Drain => break drain(&shared, (&workers, &listeners), &mut signals, &control).await,
                 Signal::Quit { exit_code } => break exit_code,
             },
-            () = control.drain_asked() => break drain(&shared, &workers, &mut signals, &control).await,
+            () = control.drain_asked() => break drain(&shared, (&workers, &listeners), &mut signals, &control).await,
         }
     };
     // A full queue means that the thread is at work; it ends with the process.
@@ -203,10 +205,16 @@ async fn serve(
 }
 
 /// No new connections; existing ones live until they end, the deadline passes, or a second signal comes.
-async fn drain(shared: &Shared, workers: &Workers, signals: &mut Signals, control: &DaemonControl) -> u8 {
+async fn drain(
+    shared: &Shared,
+    (workers, listeners): (&Workers, &Listeners),
+    signals: &mut Signals,
+    control: &DaemonControl,
+) -> u8 {
     let limit = shared.settings.drain_timeout;
     shared.connections.start_draining();
     workers.stop_accepting();
+    listeners.stop();
     let reason = format!("no new connections; {} go on for {limit:?} at most", shared.connections.active());
     shared.events.emit(EventKind::Draining, Subject::pop(), reason);
     let none_left = tokio::time::timeout(limit, workers.idle(&shared.connections));
@@ -252,9 +260,14 @@ fn load_routing(
 }
 
 /// The programs are loaded: from here on this thread, and all that it starts, have what they keep for good.
-fn give_up_privileges(settings: &Settings, loaded: &kernel_path::Loaded) -> Result<CapabilitySet, CliError> {
+fn give_up_privileges(
+    settings: &Settings,
+    loaded: &kernel_path::Loaded,
+    steer: &mut Steer,
+) -> Result<CapabilitySet, CliError> {
+    let mut usable = || loaded.usable_without_capabilities() && listening::usable_without_capabilities(steer);
     let files = [Some(settings.db_path.as_path()), settings.geoip_path.as_deref()];
-    privileges::settle(files.into_iter().flatten(), || loaded.usable_without_capabilities()).map_err(failed)
+    privileges::settle(files.into_iter().flatten(), &mut usable).map_err(failed)
 }
 
 /// Takes nobody's word for it: the kernel says what each thread has.
@@ -266,25 +279,6 @@ fn verify_privileges(kept: CapabilitySet) {
     }
 }
 
-/// The listeners of the settings.
-fn endpoints(listeners: &[SocketAddr], settings: &Settings) -> Result<Endpoints, CliError> {
-    let mut endpoints = Endpoints::default();
-    for addr in listeners {
-        let id = ListenerId::parse(&addr.to_string()).map_err(failed)?;
-        let spec = ListenerSpec {
-            id,
-            app: settings.app.clone(),
-            place: Place::of(*addr),
-            server_names: Vec::new(),
-            accept_proxy: settings.accept_proxy,
-            proxy_from: settings.proxy_from.clone(),
-            max_connections: 0,
-        };
-        endpoints.add(spec).map_err(failed)?;
-    }
-    Ok(endpoints)
-}
-
 fn open_geo(settings: &Settings) -> Result<Arc<Geo>, CliError> {
     let overrides: Vec<_> = settings.geo_override.iter().map(|over| (over.prefix, over.country)).collect();
     Geo::open(settings.geoip_path.as_deref(), &overrides).map(Arc::new).map_err(failed)
@@ -294,6 +288,7 @@ fn spawn_reload(
     shared: &Shared,
     reload: ReloadLoop<SqliteSource>,
     inbox: Receiver<ReloadCommand>,
+    listeners: Listeners,
 ) -> std::io::Result<()> {
     let interval = shared.settings.db_reload;
     let geo = Arc::clone(&shared.geo);
@@ -302,10 +297,16 @@ fn spawn_reload(
         Ok(false) => {}
         Err(why) => tracing::warn!(%why, "geo database not reloaded; the old one stays"),
     };
-    std::thread::Builder::new()
-        .name("edge-reload".into())
-        .spawn(move || reload.run(interval, &inbox, look_after_geo))
-        .map(drop)
+    let routing = Arc::clone(&shared.routing);
+    let mut seen = 0;
+    let also = move || {
+        look_after_geo();
+        let generation = routing.load().generation();
+        if std::mem::replace(&mut seen, generation) != generation {
+            listeners.look();
+        }
+    };
+    std::thread::Builder::new().name("edge-reload".into()).spawn(move || reload.run(interval, &inbox, also)).map(drop)
 }
 
 /// Bindings that have ended never count; this gives their memory back.

@@ -90,6 +90,10 @@ name_type! {
     ListenerId, "listener id"
 }
 name_type! {
+    /// What the service manager calls a listening socket that it hands over.
+    SocketName, "socket name"
+}
+name_type! {
     /// The key of a rule about who may connect, in the routing database.
     RuleId, "rule id"
 }

@@ -82,6 +82,7 @@ pub(crate) mod sample {
             client: "203.0.113.9:4444".parse().unwrap(),
             to: "192.0.2.80:8080".parse().unwrap(),
             listener: Some(ListenerId::parse("0.0.0.0:8080").unwrap()),
+            server_name: Some(ServerName::parse("www.example.com").unwrap()),
             app: Some(AppName::parse("web").unwrap()),
             country: Some(CountryCode::parse("BR").unwrap()),
             client_region: Some(Region::parse("sa").unwrap()),

@@ -29,6 +29,7 @@ impl<'a> Record<'a> {
             proxied: None,
             to,
             listener: None,
+            server_name: None,
             app: None,
             country: None,
             client_region: None,

@@ -156,7 +156,7 @@ fn apps_have_defaults_and_bad_values_are_named() {
 fn listeners_have_defaults_and_bad_values_are_named() {
     let row = RawListener { id: "l".into(), port: 80.into(), ..RawListener::default() };
     let spec = row.parse().unwrap();
-    assert_eq!((spec.place.to_string().as_str(), spec.app, spec.max_connections), ("0.0.0.0:80", None, 0));
+    assert_eq!((spec.spot.to_string().as_str(), spec.app, spec.max_connections), ("0.0.0.0:80", None, 0));
     assert_eq!((spec.accept_proxy, spec.server_names.len()), (AcceptProxy::Off, 0));
     let full = RawListener {
         app: "web".into(),
@@ -168,7 +168,7 @@ fn listeners_have_defaults_and_bad_values_are_named() {
         ..row.clone()
     };
     let spec = full.parse().unwrap();
-    assert_eq!((spec.place.to_string().as_str(), spec.server_names.len()), ("203.0.113.0/24:80-90", 2));
+    assert_eq!((spec.spot.to_string().as_str(), spec.server_names.len()), ("203.0.113.0/24:80-90", 2));
     assert_eq!(spec.proxy_from.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "2001:db8::1/128"]);
     let refused = |row: RawListener| row.parse().unwrap_err().to_string();
     assert!(refused(RawListener { port: 0.into(), ..row.clone() }).contains("port is 0"));

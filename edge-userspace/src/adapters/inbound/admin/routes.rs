@@ -17,8 +17,10 @@ use serde_json::json;
 use super::Control;
 use crate::application::backend_drain::{DrainAnswer, DrainRequest};
 use crate::application::events::EventsQuery;
+use crate::application::explain::Target;
 use crate::application::status::{ForwarderRequest, PopState, ReloadRequest};
 use crate::config::ForwarderChoice;
+use crate::domain::{AppName, ServerName};
 
 /// No request has more to say than a few words.
 const MAX_BODY: usize = 16 * 1024;
@@ -35,6 +37,20 @@ pub struct ExplainQuery {
     pub app: Option<String>,
     /// The app of the listener on this port.
     pub port: Option<u16>,
+    /// At this address.
+    pub to: Option<IpAddr>,
+    /// For this TLS server name.
+    pub sni: Option<String>,
+}
+
+impl ExplainQuery {
+    /// What is asked for; the error says which part is none.
+    pub fn target(&self) -> Result<Target, String> {
+        let app = self.app.as_deref().map(AppName::parse).transpose().map_err(|why| why.to_string())?;
+        let name = |name: &String| ServerName::of_client(name.as_bytes()).ok_or(format!("{name:?} is not a host name"));
+        let server_name = self.sni.as_ref().map(name).transpose()?;
+        Ok(Target { app, port: self.port, to: self.to, server_name })
+    }
 }
 
 /// All paths, for the Unix socket, whose mode says who may come.
@@ -115,7 +131,10 @@ async fn explain(State(control): Shared, query: Result<Query<ExplainQuery>, Quer
             Ok(explanation) => Json(explanation).into_response(),
             Err(why) => error(StatusCode::NOT_FOUND, &why),
         },
-        Err(why) => error(StatusCode::BAD_REQUEST, &format!("ask ?client=ADDRESS[&app=NAME|&port=N]: {why}")),
+        Err(why) => error(
+            StatusCode::BAD_REQUEST,
+            &format!("ask ?client=ADDRESS[&app=NAME|&port=N&to=ADDRESS&sni=NAME]: {why}"),
+        ),
     }
 }
 

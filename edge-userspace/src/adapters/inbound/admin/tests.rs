@@ -104,6 +104,9 @@ pub(crate) fn sample_explanation() -> Explanation {
     let step = |backend: &str, why: &str| Step { backend: backend.to_owned(), why: why.to_owned() };
     let out = Candidate { state: "drain".to_owned(), out: Some("drain".to_owned()), ..candidate("sa-2", "sa", 0) };
     Explanation {
+        place: Some("0.0.0.0:443".to_owned()),
+        listener: Some("tls".to_owned()),
+        server_name: Some("www.example.com".to_owned()),
         client: "200.160.2.1".to_owned(),
         country: Some("BR".to_owned()),
         geo_source: "database".to_owned(),

@@ -58,6 +58,15 @@ pub(super) const SAME_HOST_BYTES: Name =
 pub(super) const SAME_HOST_WITHDRAWN: Name =
     ("same_host_withdrawn", "Backends that lost the mark same_host because byte counts disagreed");
 pub(super) const ACCEPT_ERRORS: Name = ("accept_errors", "Failures of accept, by kind");
+pub(super) const LISTENER_CLOSED: Name = ("listener_connections_closed", "Connections that have ended, by listener");
+pub(super) const LISTENER_UP: Name = ("listener_up", "1 while a listener accepts connections");
+pub(super) const SK_LOOKUP: Name =
+    ("sk_lookup_available", "1 if prefixes and ranges of ports can be had without binding each");
+pub(super) const SK_LOOKUP_PREFIXES: Name = ("sk_lookup_prefixes", "Entries of the kernel's table for sk_lookup");
+pub(super) const SK_LOOKUP_VERDICTS: Name = (
+    "sk_lookup_verdicts",
+    "Packets that sought a listening socket in prefixes and ranges of ports: steered to ours, left to a bound one, or no socket there",
+);
 pub(super) const LOST_RECORDS: Name = ("log_records_lost", "Log records dropped because their reader was too slow");
 pub(super) const BACKEND_CONNECTIONS: Name =
     ("backend_connections", "Connections of a backend, as the balancer counts them");

@@ -13,6 +13,7 @@ use super::counters::{Labelled, Times};
 use super::names::{self, Name};
 use super::{Metrics, Status};
 use crate::application::status::{BackendStatus, KernelPathOff, PopState};
+use crate::domain::ListenerId;
 
 /// Exemplars are not used; their types still have to be named.
 type Exemplar = prometheus_client::metrics::exemplar::Exemplar<[(String, String); 0], f64>;
@@ -37,6 +38,7 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let out = &mut Out(&mut encoder);
         self.connections(out)?;
+        self.listeners(out)?;
         self.limits(out)?;
         self.decisions(out)?;
         self.forwarding(out)?;
@@ -57,6 +59,23 @@ impl Scrape {
         out.times(names::DURATION_SECONDS, &m.duration)?;
         let lost = m.lost.iter().map(|(log, count)| ([("log", *log)], count.load(Ordering::Relaxed)));
         out.family(names::LOST_RECORDS, MetricType::Counter, lost)
+    }
+
+    fn listeners(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let (listeners, steering) = (&self.status.listeners, &self.status.steering);
+        let counts = &self.metrics.by_listener;
+        // What was removed has no metrics any more.
+        counts.retain(|id, _| listeners.iter().any(|listener| listener.id == id.as_str()));
+        let count =
+            |id: &str| ListenerId::parse(id).ok().and_then(|id| counts.get(&id).map(|count| *count)).unwrap_or(0);
+        let rows = listeners.iter().map(|listener| ([("listener", listener.id.as_str())], count(&listener.id)));
+        out.family(names::LISTENER_CLOSED, MetricType::Counter, rows)?;
+        let up = listeners.iter().map(|listener| ([("listener", listener.id.as_str())], u64::from(listener.open)));
+        out.family(names::LISTENER_UP, MetricType::Gauge, up)?;
+        out.gauge(names::SK_LOOKUP, u64::from(steering.available))?;
+        out.gauge(names::SK_LOOKUP_PREFIXES, steering.prefixes)?;
+        let verdicts = steering.verdicts.iter().map(|(verdict, count)| ([("verdict", verdict.as_str())], *count));
+        out.family(names::SK_LOOKUP_VERDICTS, MetricType::Counter, verdicts)
     }
 
     fn limits(&self, out: &mut Out<'_, '_>) -> fmt::Result {
