@@ -92,3 +92,14 @@ CREATE TABLE listeners (
         CHECK (typeof(max_connections) IN ('integer', 'null') AND max_connections BETWEEN 0 AND 10000000),
     deleted   INTEGER DEFAULT 0 CHECK (deleted IN (0, 1))
 );
+
+-- Optional: where prefixes are, whatever the geo database says. The longest prefix counts.
+CREATE TABLE geo_overrides (
+    -- An address, or a prefix such as '203.0.113.0/24'.
+    prefix    TEXT NOT NULL PRIMARY KEY CHECK (prefix <> ''),
+    -- ISO 3166-1 alpha-2; its region routes, unless `region` names one.
+    country   TEXT CHECK (length(country) = 2),
+    region    TEXT,
+    deleted   INTEGER DEFAULT 0 CHECK (deleted IN (0, 1)),
+    CHECK (country IS NOT NULL OR region IS NOT NULL)
+);

@@ -63,6 +63,7 @@ fn picking_allocates_nothing() {
             let bound = held.last().map(|pick: &edgeproxy::domain::Pick| pick.backend.id.clone());
             let request = Request {
                 client_region: Some(client),
+                client_position: None,
                 pop_region: &ap,
                 bound: bound.as_ref().filter(|_| round % 5 == 0),
             };

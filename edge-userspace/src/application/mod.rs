@@ -1,9 +1,11 @@
 //! The use cases. They depend on the domain and on ports; adapters are handed in.
 
+pub mod bindings;
 pub mod drain;
 pub mod explain;
 pub mod flows;
 pub mod health;
+pub mod locate;
 pub mod ports;
 pub mod reload;
 pub mod routing;

@@ -19,11 +19,12 @@ use self::refusal::Refusal;
 use super::drain::{Connections, Held};
 use super::flows::{Flow, Flows, Listed};
 use super::health::Watch;
+use super::locate::Locator;
 use super::ports::{Bindings, Connector, Forwarder, GeoResolver, Observer, Pair};
 use super::routing::RoutingTable;
 use crate::domain::{
     AffinityPrefix, AppName, Attempt, Backend, BindingKey, ChosenBackend, ClientAddr, ConnectFailure, Endpoint,
-    Endpoints, ListenerSpec, NoBackend, Permit, Pick, RandomSource, Region, RejectReason, Request, Snapshot,
+    Endpoints, ListenerSpec, NoBackend, Overrides, Permit, Pick, RandomSource, Region, RejectReason, Request, Snapshot,
     Termination, Tried, pick,
 };
 
@@ -52,6 +53,8 @@ pub struct Rules {
     /// The app of listeners that name none; `None`: the only app of the database.
     pub app: Option<AppName>,
     pub pop_region: Region,
+    /// The operator's word on where prefixes are; more of it comes with each snapshot.
+    pub overrides: Arc<Overrides>,
     pub affinity: AffinityPrefix,
     /// Connections held at once; 0 is no limit.
     pub max_connections: usize,
@@ -72,6 +75,11 @@ impl Rules {
         here.into_iter().chain(there).max_by_key(|endpoint| endpoint.place.specificity()).cloned()
     }
 
+    /// Finds clients.
+    pub fn locator<'a>(&'a self, geo: &'a dyn GeoResolver, snapshot: &'a Snapshot) -> Locator<'a> {
+        Locator { geo, overrides: &self.overrides, snapshot, pop_region: &self.pop_region }
+    }
+
     /// The app a listener leads to.
     pub fn app(&self, listener: Option<&ListenerSpec>, snapshot: &Snapshot) -> Option<AppName> {
         let named = listener.and_then(|listener| listener.app.as_ref());
@@ -90,7 +98,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     pub async fn serve(&self, client: TcpStream, from: SocketAddr, to: SocketAddr) {
         let mut record = Record::start(self, from, to);
         match self.establish(&client, &mut record).await {
-            Ok(Established { backend, target, permit, held, key, flow }) => {
+            Ok(Established { backend, target, permit, held, key, clears, flow }) => {
                 let same_host = target.same_host.then(|| target.id.clone());
                 let since = Instant::now();
                 let report = self.forwarder.forward(Pair { client, backend, same_host }, &flow).await;
@@ -99,7 +107,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
                 record.outcome.forwarders = flow.steps();
                 record.outcome.fallback = report.fallback;
                 record.outcome.termination = report.termination;
-                self.renew(key, record.outcome.backend.as_ref());
+                self.renew(key, record.outcome.backend.as_ref(), clears);
                 // The sockets are closed: only now may others have the place.
                 drop((permit, held));
             }
@@ -120,12 +128,13 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         self.locate(address, record);
         let app = self.arrive(record)?;
         let key = self.rules.affinity.key(&app, address);
+        let clears = self.bindings.clears();
         let (backend, target, permit) = tokio::select! {
             connected = self.connect_best(&app, &key, record) => connected?,
             () = gone(client) => return Err(Refusal::because(Termination::ClientResetConnecting)),
         };
         let flow = Flow::new(record.outcome.id, record.outcome.client, app, target.id.clone());
-        Ok(Established { backend, target, permit, held, key, flow: self.flows.list(flow) })
+        Ok(Established { backend, target, permit, held, key, clears, flow: self.flows.list(flow) })
     }
 
     /// Finds the listener that the client has come to, and the app it leads to.
@@ -140,13 +149,14 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         Ok(app)
     }
 
-    /// Finds the client's country and region. Private clients are this POP's own.
+    /// Finds the client's country, region and position.
     fn locate(&self, address: ClientAddr, record: &mut Record<'_>) {
-        let answer = self.geo.locate(address);
-        self.observer.located(answer.source);
-        record.outcome.country = answer.country;
         let snapshot = self.routing.load();
-        record.outcome.client_region = answer.region(snapshot.regions(), &self.rules.pop_region).cloned();
+        let found = self.rules.locator(&*self.geo, &snapshot).locate(address);
+        self.observer.located(found.source);
+        record.outcome.country = found.country;
+        record.outcome.client_region = found.region;
+        record.position = found.position;
     }
 
     /// Tries candidates, best first and each once, until one answers or the attempts or the time are used up.
@@ -162,6 +172,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         loop {
             let request = Request {
                 client_region: record.outcome.client_region.as_ref(),
+                client_position: record.position,
                 pop_region: &self.rules.pop_region,
                 bound: bound.as_ref(),
             };
@@ -206,8 +217,12 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     }
 
     /// The time to live of a binding counts from the end of the last connection: a client that was connected for
-    /// longer still comes back to its backend. One that was bound elsewhere meanwhile stays there.
-    fn renew(&self, key: BindingKey, backend: Option<&ChosenBackend>) {
+    /// longer still comes back to its backend. One that was bound elsewhere meanwhile stays there, and what an operator
+    /// has ended since stays ended.
+    fn renew(&self, key: BindingKey, backend: Option<&ChosenBackend>, clears: u64) {
+        if self.bindings.clears() != clears {
+            return;
+        }
         if let (None, Some(backend)) = (self.bindings.get(&key), backend) {
             self.bindings.bind(key, &backend.id);
         }
@@ -228,6 +243,8 @@ struct Established {
     permit: Permit,
     held: Held,
     key: BindingKey,
+    /// How often bindings were cleared before this one was made.
+    clears: u64,
     flow: Listed,
 }
 

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bench;
+mod bindings;
 mod check;
 mod client;
 mod config_cmd;
@@ -22,6 +23,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 pub use bench::BenchArgs;
+pub use bindings::BindingsArgs;
 pub use config_cmd::ConfigArgs;
 pub use db_cmd::DbCommandArgs;
 pub use exit::{CliError, Exit};
@@ -33,6 +35,7 @@ pub use reload::ReloadArgs;
 pub use status::StatusArgs;
 
 pub use bench::run as bench;
+pub use bindings::run as bindings;
 pub use check::run as check;
 pub use config_cmd::run as config;
 pub use db_cmd::run as db;
@@ -81,6 +84,9 @@ pub enum Command {
     /// List the flows that run now
     #[command(after_help = exit::HELP)]
     Flows(FlowsArgs),
+    /// List or end the bindings of clients to their backends
+    #[command(after_help = exit::HELP)]
+    Bindings(BindingsArgs),
     /// Show or change the forwarder of the running daemon
     #[command(after_help = exit::HELP)]
     Forwarder(ForwarderArgs),

@@ -1,14 +1,17 @@
 //! `edgeproxy run`: puts the parts together, in the order in which they can fail, and takes them apart again.
 
 mod control;
+mod keep;
 mod kernel_path;
 mod limits;
 mod memory;
 mod workers;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
+use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
 
 use edgeproxy::adapters::inbound::admin::AdminServer;
@@ -32,9 +35,10 @@ use edgeproxy::application::routing::RoutingTable;
 use edgeproxy::application::status::KernelPathOff;
 use edgeproxy::cli::{CliError, Exit, SettingArgs};
 use edgeproxy::config::Settings;
-use edgeproxy::domain::{AcceptProxy, Endpoints, HealthRules, ListenerId, ListenerSpec, Place};
+use edgeproxy::domain::{AcceptProxy, Endpoints, HealthRules, ListenerId, ListenerSpec, Overrides, Place};
 
 use self::control::DaemonControl;
+use self::keep::{Keeper, Keeping};
 use self::workers::Workers;
 
 /// How long connections may take to go after the drain deadline has cut them.
@@ -55,6 +59,8 @@ pub(crate) struct Shared {
     routing: Arc<RoutingTable>,
     geo: Arc<Geo>,
     bindings: Arc<BindingTable>,
+    /// `None`: bindings end with the daemon.
+    keeper: Option<Arc<Keeper>>,
     recorder: Arc<Recorder>,
     connections: Arc<Connections>,
     flows: Arc<Flows>,
@@ -66,6 +72,8 @@ pub(crate) struct Shared {
     listeners: Vec<SocketAddr>,
     /// The same, as places that lead to apps.
     endpoints: Arc<Endpoints>,
+    /// Where the settings say that prefixes are.
+    overrides: Arc<Overrides>,
     worker_count: usize,
     /// Connections held at once, as far as files allow.
     max_connections: usize,
@@ -85,16 +93,21 @@ pub(crate) fn run(args: &SettingArgs) -> Result<u8, CliError> {
 async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     // From here on a signal means an end in good order.
     let signals = Signals::install().map_err(failed)?;
-    let (routing, reload) = load_routing(&settings)?;
+    // The two things that take long go side by side: reading the database, and having the kernel judge the programs.
+    let routing = load_routing_aside(&settings)?;
     let geo = open_geo(&settings)?;
     let admin_tcp = settings.admin_listen.map(edgeproxy::config::LoopbackAddr::socket_addr);
     let admin = AdminServer::bind(&settings.admin_socket, admin_tcp).await.map_err(failed)?;
     let max_connections = limits::connections(&settings);
     let loaded = kernel_path::load(&settings);
     let same_host = Arc::new(kernel_path::open_same_host(&settings).await);
+    // Before privileges go: the thread, which has them as well, has ended then.
+    let (routing, reload) = routing.join().map_err(|_| failed("the thread that reads the routing database died"))??;
     let privileges = give_up_privileges(&settings, &loaded)?;
     let (path, kernel_path_off) = kernel_path::open(&settings, loaded).await;
     let path = Arc::new(path);
+    let bindings = Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity));
+    let keeper = Keeper::open(&settings, &bindings).map_err(failed)?;
     let worker_count = limits::workers(&settings);
     path.set_workers(worker_count);
     let mut sockets = Vec::new();
@@ -109,7 +122,8 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let shared = Arc::new(Shared {
         routing,
         geo,
-        bindings: Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity)),
+        bindings,
+        keeper,
         recorder,
         connections: Arc::default(),
         flows: Arc::default(),
@@ -118,6 +132,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
         kernel_path_off,
         same_host,
         endpoints: Arc::new(endpoints(&listeners, &settings)?),
+        overrides: Arc::new(Overrides::new(settings.geo_override.iter().cloned())),
         listeners,
         worker_count,
         max_connections,
@@ -138,6 +153,8 @@ async fn serve(
     let (commands, inbox) = mpsc::sync_channel(WAITING_COMMANDS);
     spawn_reload(&shared, reload, inbox).map_err(failed)?;
     spawn_binding_sweep(&shared);
+    let keeping = shared.keeper.clone().map(|keeper| Keeping::start(keeper, shared.settings.bindings_save_interval));
+    let keeping = keeping.transpose().map_err(failed)?;
     memory::spawn_trim(&shared);
     spawn_health_ticks(&shared);
     let workers = Workers::start(&shared, sockets).map_err(failed)?;
@@ -170,6 +187,8 @@ async fn serve(
     // The admin socket's file goes with its task.
     let _ = admin.await;
     workers.stop();
+    // After the last connection has renewed its binding.
+    keeping.into_iter().for_each(Keeping::finish);
     tracing::info!(code, "edgeproxy ends");
     Ok(code)
 }
@@ -202,10 +221,18 @@ async fn drain(shared: &Shared, workers: &Workers, signals: &mut Signals, contro
     }
 }
 
+/// The routing table, and what keeps it up to date.
+type Routing = (Arc<RoutingTable>, ReloadLoop<SqliteSource>);
+
+fn load_routing_aside(settings: &Settings) -> Result<JoinHandle<Result<Routing, CliError>>, CliError> {
+    let path = settings.db_path.clone();
+    std::thread::Builder::new().name("edge-first-load".into()).spawn(move || load_routing(&path)).map_err(failed)
+}
+
 /// The first load must succeed: a POP that routes nowhere is of no use, and the reason is known now.
-fn load_routing(settings: &Settings) -> Result<(Arc<RoutingTable>, ReloadLoop<SqliteSource>), CliError> {
+fn load_routing(path: &Path) -> Result<Routing, CliError> {
     let table = Arc::new(RoutingTable::new());
-    let mut reload = ReloadLoop::new(SqliteSource::new(&settings.db_path), Arc::clone(&table));
+    let mut reload = ReloadLoop::new(SqliteSource::new(path), Arc::clone(&table));
     let deadline = Instant::now() + FIRST_LOAD;
     loop {
         match reload.tick(SystemTime::now()) {
@@ -252,8 +279,7 @@ fn endpoints(listeners: &[SocketAddr], settings: &Settings) -> Result<Endpoints,
 }
 
 fn open_geo(settings: &Settings) -> Result<Arc<Geo>, CliError> {
-    let overrides: Vec<_> = settings.geo_override.iter().map(|over| (over.prefix, over.country)).collect();
-    Geo::open(settings.geoip_path.as_deref(), &overrides).map(Arc::new).map_err(failed)
+    Geo::open(settings.geoip_path.as_deref()).map(Arc::new).map_err(failed)
 }
 
 fn spawn_reload(
@@ -268,10 +294,15 @@ fn spawn_reload(
         Ok(false) => {}
         Err(why) => tracing::warn!(%why, "geo database not reloaded; the old one stays"),
     };
-    std::thread::Builder::new()
-        .name("edge-reload".into())
-        .spawn(move || reload.run(interval, &inbox, look_after_geo))
-        .map(drop)
+    let work = move || {
+        limits::yield_to_workers();
+        reload.run(interval, &inbox, look_after_geo);
+    };
+    in_background("edge-reload", work).map(drop)
+}
+
+fn in_background(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work)
 }
 
 /// Bindings that have ended never count; this gives their memory back.

@@ -176,6 +176,7 @@ pub(crate) fn rules(shared: &Shared) -> Rules {
         listeners: Arc::clone(&shared.endpoints),
         app: settings.app.clone(),
         pop_region: settings.region.clone(),
+        overrides: Arc::clone(&shared.overrides),
         affinity: affinity(shared),
         max_connections: shared.max_connections,
         connect_timeout: settings.connect_timeout,

@@ -6,13 +6,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::Proxy;
 use crate::application::ports::Observer;
-use crate::domain::{ByteCounts, ChosenBackend, Outcome, Termination};
+use crate::domain::{ByteCounts, ChosenBackend, Outcome, Position, Termination};
 
 /// The outcome in the making. It is handed over exactly once, also when the task is cancelled.
 pub(super) struct Record<'a> {
     observer: &'a dyn Observer,
     accepted: Instant,
     pub(super) outcome: Outcome,
+    /// Where the client is, as exactly as the geo data knows.
+    pub(super) position: Option<Position>,
 }
 
 impl<'a> Record<'a> {
@@ -39,7 +41,7 @@ impl<'a> Record<'a> {
             termination: Termination::KilledByDrain,
             reject: None,
         };
-        Self { observer, accepted: Instant::now(), outcome }
+        Self { observer, accepted: Instant::now(), outcome, position: None }
     }
 
     pub(super) fn connected(&mut self, backend: ChosenBackend) {

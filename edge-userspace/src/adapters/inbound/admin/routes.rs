@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Control;
+use crate::application::bindings::{BindingsQuery, ClearRequest};
 use crate::application::status::{ForwarderRequest, PopState, ReloadRequest};
 use crate::config::ForwarderChoice;
 
@@ -39,7 +40,9 @@ pub struct ExplainQuery {
 pub(super) fn full(control: Arc<dyn Control>) -> Router {
     reading()
         .route("/api/v1/reload", post(reload))
+        .route("/api/v1/bindings", get(bindings))
         .route("/api/v1/forwarder", post(set_forwarder))
+        .route("/api/v1/bindings/clear", post(clear_bindings))
         .route("/api/v1/drain", post(drain))
         .fallback(not_found)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -52,6 +55,8 @@ pub(super) fn read_only(control: Arc<dyn Control>) -> Router {
     reading()
         .route("/api/v1/reload", post(refused))
         .route("/api/v1/forwarder", post(refused))
+        .route("/api/v1/bindings/clear", post(refused))
+        .route("/api/v1/bindings", get(refused))
         .route("/api/v1/drain", post(refused))
         .fallback(not_found)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -84,6 +89,32 @@ async fn flows(State(control): Shared) -> Response {
     Json(control.flows()).into_response()
 }
 
+async fn bindings(State(control): Shared, query: Result<Query<BindingsQuery>, QueryRejection>) -> Response {
+    let query = match query {
+        Ok(Query(query)) => query,
+        Err(why) => {
+            let form = "ask ?app=NAME&backend=ID&client=PREFIX&limit=N&from=PAGE, each if wanted";
+            return error(StatusCode::BAD_REQUEST, &format!("{form}: {why}"));
+        }
+    };
+    match control.bindings(&query).await {
+        Ok(page) => Json(page).into_response(),
+        Err(why) => error(StatusCode::BAD_REQUEST, &why),
+    }
+}
+
+/// The body is a [`ClearRequest`].
+async fn clear_bindings(State(control): Shared, body: Bytes) -> Response {
+    let request = match serde_json::from_slice::<ClearRequest>(&body) {
+        Ok(request) => request,
+        Err(why) => return error(StatusCode::BAD_REQUEST, &format!("body is not {{\"backend\": ID}}: {why}")),
+    };
+    match control.clear_bindings(&request).await {
+        Ok(answer) => Json(answer).into_response(),
+        Err(why) => error(StatusCode::BAD_REQUEST, &why),
+    }
+}
+
 /// The body is a [`ForwarderRequest`].
 async fn set_forwarder(State(control): Shared, body: Bytes) -> Response {
     let request = serde_json::from_slice::<ForwarderRequest>(&body).map_err(|why| why.to_string());
@@ -106,7 +137,7 @@ async fn explain(State(control): Shared, query: Result<Query<ExplainQuery>, Quer
 }
 
 async fn ready(State(control): Shared) -> Response {
-    let state = control.status().state;
+    let state = control.state();
     let code = if state == PopState::Ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, format!("{state}\n")).into_response()
 }
@@ -134,7 +165,7 @@ async fn refused() -> Response {
 }
 
 async fn not_found() -> Response {
-    let paths = "/api/v1/status, /api/v1/flows, /api/v1/explain, /metrics, /healthz or /readyz";
+    let paths = "/api/v1/status, /api/v1/flows, /api/v1/bindings, /api/v1/explain, /metrics, /healthz or /readyz";
     error(StatusCode::NOT_FOUND, &format!("no such path: try {paths}"))
 }
 
