@@ -55,7 +55,7 @@ fn a_dead_backend_is_ejected_and_costs_nobody_a_connection() {
     assert!((3..=3 + usize::from(lanes)).contains(&retried), "{retried} clients found it out");
     let metrics = daemon.metrics().unwrap();
     assert!(metrics.contains("edgeproxy_ejections_total{why=\"refused\"} 1"), "{metrics}");
-    assert!(daemon.messages().contains("backend ejected"), "{}", daemon.messages());
+    assert!(daemon.messages().contains("backend_ejected"), "{}", daemon.messages());
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn a_backend_that_fails_again_is_ejected_for_longer_and_comes_back_when_it_is_we
         assert_eq!(next(), "b1");
     }
     for secs in ["0.2", "0.4", "0.8"] {
-        let ejected = format!("\"secs\":{secs}");
+        let ejected = format!("ejected for {secs} s");
         assert!(daemon.messages().contains(&ejected), "not {ejected}:\n{}", daemon.messages());
     }
     let _well = start(&world, 2);

@@ -1,5 +1,6 @@
 //! What operators see of the bindings, and which of them they end. The shapes of `/api/v1/bindings`.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -51,6 +52,14 @@ impl BindingFilter {
         };
         let client = self.client.as_ref().map(net).transpose()?;
         Ok(Wanted { app: self.app.clone(), backend: self.backend.clone(), client })
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = |what: &Option<String>| what.clone().unwrap_or_else(|| "any".to_owned());
+        let client = self.client.map(|net| net.to_string());
+        write!(f, "app {}, backend {}, client {}", all(&self.app), all(&self.backend), all(&client))
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod bindings;
 pub mod drain;
+pub mod events;
 pub mod explain;
 pub mod flows;
 pub mod health;

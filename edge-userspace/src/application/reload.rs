@@ -1,15 +1,17 @@
 //! The use case that keeps the routing table up to date: notice a change, read, validate, swap; else keep the last
 //! good table and say why. Runs on a thread of its own, so that reading never holds up a connection.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, SystemTime};
 
+use super::events::{EventKind, Events, Subject};
 use super::ports::{RoutingSource, SourceError};
 use super::routing::{Emptied, ReloadReport, RoutingTable};
 
-/// At most this many refused rows are logged one by one.
-const LOGGED_ROWS: usize = 20;
+/// At most this many refused rows are told one by one.
+const TOLD_ROWS: usize = 20;
 
 /// Why a reload was refused.
 #[derive(Debug, thiserror::Error)]
@@ -52,15 +54,18 @@ impl std::fmt::Debug for ReloadCommand {
 pub struct ReloadLoop<S> {
     source: S,
     table: Arc<RoutingTable>,
+    events: Arc<Events>,
     /// The last read failed: try again even if nothing changed since.
     retry: bool,
     /// Why the last attempt was refused, so that a lasting failure is logged once.
     complaint: Option<String>,
+    /// The rows that were refused last, and why; likewise told once.
+    rejected: HashSet<(String, String)>,
 }
 
 impl<S: RoutingSource> ReloadLoop<S> {
-    pub fn new(source: S, table: Arc<RoutingTable>) -> Self {
-        Self { source, table, retry: true, complaint: None }
+    pub fn new(source: S, table: Arc<RoutingTable>, events: Arc<Events>) -> Self {
+        Self { source, table, events, retry: true, complaint: None, rejected: HashSet::new() }
     }
 
     /// Looks for a change every `interval` until it is told to stop or nobody can tell it any more. `also` runs after
@@ -112,7 +117,10 @@ impl<S: RoutingSource> ReloadLoop<S> {
 
     fn accepted(&mut self, report: &ReloadReport, now: SystemTime) {
         self.table.record(now, Ok(report));
-        self.complaint = None;
+        if self.complaint.take().is_some() {
+            let reason = format!("accepted again: generation {}", report.generation);
+            self.events.emit(EventKind::ReloadMended, Subject::routing(), reason);
+        }
         tracing::info!(
             generation = report.generation,
             backends = report.accepted,
@@ -120,26 +128,33 @@ impl<S: RoutingSource> ReloadLoop<S> {
             rejected = report.rejected.len(),
             "routing table loaded"
         );
-        for (row, why) in report.rejected.iter().take(LOGGED_ROWS) {
-            tracing::warn!(
-                row,
-                why,
-                "row of the routing database refused; its last good version stays if there is one"
-            );
+        self.tell_rejected(report);
+    }
+
+    /// Rows that were refused before for the same reason are no news.
+    fn tell_rejected(&mut self, report: &ReloadReport) {
+        let known = std::mem::take(&mut self.rejected);
+        let news: Vec<_> = report.rejected.iter().filter(|row| !known.contains(*row)).collect();
+        for (row, why) in news.iter().take(TOLD_ROWS) {
+            let reason = format!("refused, its last good version stays if there is one: {why}");
+            self.events.emit(EventKind::RowRejected, Subject::row(row), reason);
         }
-        if report.rejected.len() > LOGGED_ROWS {
-            tracing::warn!(more = report.rejected.len() - LOGGED_ROWS, "further rows refused; see `edgeproxy status`");
+        if let Some(more) = news.len().checked_sub(TOLD_ROWS).filter(|more| *more > 0) {
+            let reason = format!("{more} further rows refused; `edgeproxy status` lists them");
+            self.events.emit(EventKind::RowRejected, Subject::routing(), reason);
         }
+        self.rejected = report.rejected.iter().cloned().collect();
     }
 
     fn refused(&mut self, error: &dyn std::error::Error, now: SystemTime) {
         let why = error.to_string();
         self.table.record(now, Err(why.clone()));
         if self.complaint.as_ref() != Some(&why) {
-            match self.table.status().loaded_at {
-                Some(_) => tracing::warn!(why, "routing table not reloaded; the last good one stays"),
-                None => tracing::warn!(why, "routing table not loaded"),
-            }
+            let reason = match self.table.status().loaded_at {
+                Some(_) => format!("not reloaded, the last good table stays: {why}"),
+                None => format!("not loaded: {why}"),
+            };
+            self.events.emit(EventKind::ReloadRefused, Subject::routing(), reason);
             self.complaint = Some(why);
         }
     }

@@ -33,6 +33,8 @@ pub struct Status {
     #[serde(default)]
     pub binding_file: Option<BindingFileStatus>,
     pub geo: GeoStatus,
+    /// Events since the start, by kind; kinds that have not occurred are left out.
+    pub events: BTreeMap<String, u64>,
 }
 
 /// Where the daemon is in its life.
@@ -369,6 +371,7 @@ pub(crate) mod sample {
                 build_date: Some("2026-01-01".to_owned()),
                 licence: Some("PDDL".to_owned()),
             },
+            events: BTreeMap::from([("ready".to_owned(), 1)]),
         }
     }
 }

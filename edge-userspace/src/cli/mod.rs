@@ -7,6 +7,7 @@ mod client;
 mod config_cmd;
 pub mod db;
 mod db_cmd;
+mod events;
 mod exit;
 mod explain;
 mod flags;
@@ -26,6 +27,7 @@ pub use bench::BenchArgs;
 pub use bindings::BindingsArgs;
 pub use config_cmd::ConfigArgs;
 pub use db_cmd::DbCommandArgs;
+pub use events::EventsArgs;
 pub use exit::{CliError, Exit};
 pub use explain::ExplainArgs;
 pub use flags::{AdminArgs, SettingArgs};
@@ -39,6 +41,7 @@ pub use bindings::run as bindings;
 pub use check::run as check;
 pub use config_cmd::run as config;
 pub use db_cmd::run as db;
+pub use events::run as events;
 pub use explain::run as explain;
 pub use flows::run as flows;
 pub use forwarder::run as forwarder;
@@ -87,6 +90,9 @@ pub enum Command {
     /// List or end the bindings of clients to their backends
     #[command(after_help = exit::HELP)]
     Bindings(BindingsArgs),
+    /// What has happened to the running daemon: health of backends, reloads, drains
+    #[command(after_help = exit::HELP)]
+    Events(EventsArgs),
     /// Show or change the forwarder of the running daemon
     #[command(after_help = exit::HELP)]
     Forwarder(ForwarderArgs),

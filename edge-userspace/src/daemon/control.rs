@@ -1,5 +1,6 @@
 //! What the admin API sees of the daemon, and what it may do to it.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime};
@@ -10,6 +11,7 @@ use edgeproxy::adapters::outbound::privileges;
 use edgeproxy::application::bindings::{
     BindingFilter, BindingPage, BindingStatus, BindingsQuery, ClearAnswer, ClearRequest, Wanted,
 };
+use edgeproxy::application::events::{EventKind, EventsAnswer, EventsQuery, Subject};
 use edgeproxy::application::explain::{Explanation, Oracle};
 use edgeproxy::application::flows::FlowStatus;
 use edgeproxy::application::ports::Bindings as _;
@@ -124,6 +126,7 @@ impl Control for DaemonControl {
             bindings: shared.bindings.len() as u64,
             binding_file: shared.keeper.as_ref().map(|keeper| keeper.status()),
             geo: GeoStatus::from(shared.geo.info()),
+            events: shared.events.totals(),
         }
     }
 
@@ -171,10 +174,10 @@ impl Control for DaemonControl {
         let wanted = request.filter.parse().map_err(|why| why.to_string());
         let meant = request.all || request.filter != BindingFilter::default();
         let wanted = wanted.and_then(|wanted| if meant { Ok(wanted) } else { Err(NO_FILTER.to_owned()) });
-        let table = Arc::clone(&self.shared.bindings);
+        let (table, events) = (Arc::clone(&self.shared.bindings), Arc::clone(&self.shared.events));
         walk(wanted, move |wanted| {
             let cleared = table.clear(&wanted) as u64;
-            tracing::info!(cleared, ?wanted, "bindings cleared");
+            events.emit(EventKind::BindingsCleared, Subject::bindings(), format!("{cleared} bindings: {wanted}"));
             ClearAnswer { cleared }
         })
     }
@@ -183,11 +186,18 @@ impl Control for DaemonControl {
         self.shared.flows.all().iter().map(|flow| FlowStatus::from(&**flow)).collect()
     }
 
+    fn events(&self, query: EventsQuery) -> Pin<Box<dyn Future<Output = EventsAnswer> + Send + '_>> {
+        Box::pin(self.shared.events.answer(query))
+    }
+
     fn set_forwarder(&self, forwarder: ForwarderChoice) -> Result<ForwarderStatus, String> {
         self.shared.path.set_policy(kernel_path::policy(forwarder)).map_err(|why| why.to_string())?;
         // Userspace only is meant for these, too.
         self.shared.same_host.gate_all(!self.shared.path.policy().wants_kernel());
-        Ok(self.forwarder())
+        let status = self.forwarder();
+        let reason = format!("an operator chose {}; new connections get {}", status.configured, status.active);
+        self.shared.events.emit(EventKind::ForwarderSet, Subject::forwarder(), reason);
+        Ok(status)
     }
 
     fn drain(&self) {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use edgeproxy::adapters::outbound::bindings::{BindingFile, BindingFileError, BindingTable};
 use edgeproxy::application::bindings::{BindingFileStatus, SaveRecord};
+use edgeproxy::application::events::{EventKind, Events, Subject};
 use edgeproxy::config::Settings;
 
 use super::{in_background, limits};
@@ -43,12 +44,12 @@ impl Keeper {
         self.record.status(SystemTime::now())
     }
 
-    fn save(&self) {
+    fn save(&self, events: &Events) {
         let started = Instant::now();
         let result = self.file.save(&self.table, SystemTime::now());
         let result = result.map(|saved| (saved.bindings, saved.bytes)).map_err(|why| why.to_string());
         if let Some(why) = self.record.note(result, SystemTime::now(), started.elapsed()) {
-            tracing::warn!(why, "bindings not saved; tried again");
+            events.emit(EventKind::BindingsUnsaved, Subject::bindings(), why);
         }
     }
 }
@@ -60,14 +61,14 @@ pub(crate) struct Keeping {
 }
 
 impl Keeping {
-    pub(crate) fn start(keeper: Arc<Keeper>, interval: Duration) -> std::io::Result<Self> {
+    pub(crate) fn start(keeper: Arc<Keeper>, events: Arc<Events>, interval: Duration) -> std::io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
         let work = move || {
             limits::yield_to_workers();
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(interval) {
-                keeper.save();
+                keeper.save(&events);
             }
-            keeper.save();
+            keeper.save(&events);
         };
         Ok(Self { stop, thread: in_background("edge-bindings", work)? })
     }

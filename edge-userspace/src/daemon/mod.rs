@@ -27,6 +27,7 @@ use edgeproxy::adapters::outbound::observer::Recorder;
 use edgeproxy::adapters::outbound::privileges::{self, CapabilitySet};
 use edgeproxy::adapters::outbound::sqlite::SqliteSource;
 use edgeproxy::application::drain::Connections;
+use edgeproxy::application::events::{EventKind, Events, Subject};
 use edgeproxy::application::flows::Flows;
 use edgeproxy::application::health::Watch;
 use edgeproxy::application::ports::SourceError;
@@ -65,6 +66,7 @@ pub(crate) struct Shared {
     connections: Arc<Connections>,
     flows: Arc<Flows>,
     health: Arc<Watch>,
+    events: Arc<Events>,
     path: Arc<KernelPath>,
     /// Why there was no kernel path at the start.
     kernel_path_off: Option<KernelPathOff>,
@@ -93,8 +95,9 @@ pub(crate) fn run(args: &SettingArgs) -> Result<u8, CliError> {
 async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     // From here on a signal means an end in good order.
     let signals = Signals::install().map_err(failed)?;
+    let events = Arc::new(Events::default());
     // The two things that take long go side by side: reading the database, and having the kernel judge the programs.
-    let routing = load_routing_aside(&settings)?;
+    let routing = load_routing_aside(&settings, &events)?;
     let geo = open_geo(&settings)?;
     let admin_tcp = settings.admin_listen.map(edgeproxy::config::LoopbackAddr::socket_addr);
     let admin = AdminServer::bind(&settings.admin_socket, admin_tcp).await.map_err(failed)?;
@@ -117,7 +120,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let listeners: Vec<_> = sockets.iter().filter_map(|of_addr| of_addr.first()?.local_addr().ok()).collect();
     let metrics = Metrics::new(vec![("log", logging.messages.lost()), ("access", logging.access.lost())]);
     let access_log = settings.access_log.then(|| AccessLog::new(logging.access.clone()));
-    let recorder = Arc::new(Recorder { metrics: Arc::new(metrics), access_log });
+    let recorder = Arc::new(Recorder { metrics: Arc::new(metrics), access_log, events: Arc::clone(&events) });
     let health = Watch::new(health_rules(&settings), Arc::clone(&routing), Arc::clone(&recorder) as _);
     let shared = Arc::new(Shared {
         routing,
@@ -128,6 +131,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
         connections: Arc::default(),
         flows: Arc::default(),
         health: Arc::new(health),
+        events,
         path,
         kernel_path_off,
         same_host,
@@ -153,7 +157,10 @@ async fn serve(
     let (commands, inbox) = mpsc::sync_channel(WAITING_COMMANDS);
     spawn_reload(&shared, reload, inbox).map_err(failed)?;
     spawn_binding_sweep(&shared);
-    let keeping = shared.keeper.clone().map(|keeper| Keeping::start(keeper, shared.settings.bindings_save_interval));
+    let keeping = shared
+        .keeper
+        .clone()
+        .map(|keeper| Keeping::start(keeper, Arc::clone(&shared.events), shared.settings.bindings_save_interval));
     let keeping = keeping.transpose().map_err(failed)?;
     memory::spawn_trim(&shared);
     spawn_health_ticks(&shared);
@@ -171,6 +178,7 @@ async fn serve(
         region = %shared.settings.region,
         "edgeproxy is ready"
     );
+    shared.events.emit(EventKind::Ready, Subject::pop(), "takes connections");
     let code = loop {
         tokio::select! {
             signal = signals.next() => match signal {
@@ -198,14 +206,16 @@ async fn drain(shared: &Shared, workers: &Workers, signals: &mut Signals, contro
     let limit = shared.settings.drain_timeout;
     shared.connections.start_draining();
     workers.stop_accepting();
-    tracing::info!(connections = shared.connections.active(), ?limit, "draining");
+    let reason = format!("no new connections; {} go on for {limit:?} at most", shared.connections.active());
+    shared.events.emit(EventKind::Draining, Subject::pop(), reason);
     let none_left = tokio::time::timeout(limit, workers.idle(&shared.connections));
     tokio::pin!(none_left);
     loop {
         tokio::select! {
             ended = &mut none_left => {
                 if ended.is_err() {
-                    tracing::warn!(connections = shared.connections.active(), "drain deadline: cutting what is left");
+                    let reason = format!("the deadline has passed: {} connections are cut", shared.connections.active());
+                    shared.events.emit(EventKind::DrainCut, Subject::pop(), reason);
                     workers.cut();
                     let _ = tokio::time::timeout(LAST_WORDS, workers.idle(&shared.connections)).await;
                 }
@@ -224,15 +234,19 @@ async fn drain(shared: &Shared, workers: &Workers, signals: &mut Signals, contro
 /// The routing table, and what keeps it up to date.
 type Routing = (Arc<RoutingTable>, ReloadLoop<SqliteSource>);
 
-fn load_routing_aside(settings: &Settings) -> Result<JoinHandle<Result<Routing, CliError>>, CliError> {
-    let path = settings.db_path.clone();
-    std::thread::Builder::new().name("edge-first-load".into()).spawn(move || load_routing(&path)).map_err(failed)
+fn load_routing_aside(
+    settings: &Settings,
+    events: &Arc<Events>,
+) -> Result<JoinHandle<Result<Routing, CliError>>, CliError> {
+    let (path, events) = (settings.db_path.clone(), Arc::clone(events));
+    let load = move || load_routing(&path, events);
+    std::thread::Builder::new().name("edge-first-load".into()).spawn(load).map_err(failed)
 }
 
 /// The first load must succeed: a POP that routes nowhere is of no use, and the reason is known now.
-fn load_routing(path: &Path) -> Result<Routing, CliError> {
+fn load_routing(path: &Path, events: Arc<Events>) -> Result<Routing, CliError> {
     let table = Arc::new(RoutingTable::new());
-    let mut reload = ReloadLoop::new(SqliteSource::new(path), Arc::clone(&table));
+    let mut reload = ReloadLoop::new(SqliteSource::new(path), Arc::clone(&table), events);
     let deadline = Instant::now() + FIRST_LOAD;
     loop {
         match reload.tick(SystemTime::now()) {
@@ -289,10 +303,14 @@ fn spawn_reload(
 ) -> std::io::Result<()> {
     let interval = shared.settings.db_reload;
     let geo = Arc::clone(&shared.geo);
+    let events = Arc::clone(&shared.events);
     let look_after_geo = move || match geo.maybe_reload() {
-        Ok(true) => tracing::info!("geo database reloaded"),
+        Ok(true) => events.emit(EventKind::GeoReloaded, Subject::geo(), geo.info().database_type),
         Ok(false) => {}
-        Err(why) => tracing::warn!(%why, "geo database not reloaded; the old one stays"),
+        Err(why) => {
+            let reason = format!("geo database not reloaded; the old one stays: {why}");
+            events.emit(EventKind::GeoRefused, Subject::geo(), reason);
+        }
     };
     let work = move || {
         limits::yield_to_workers();
@@ -329,14 +347,20 @@ fn health_rules(settings: &Settings) -> HealthRules {
     }
 }
 
-/// Ends ejections in time and lets shares grow.
-fn spawn_health_ticks(shared: &Shared) {
-    let health = Arc::clone(&shared.health);
+/// Ends ejections in time and lets shares grow; tells when the kernel path was condemned.
+fn spawn_health_ticks(shared: &Arc<Shared>) {
+    let shared = Arc::clone(shared);
+    let mut mismatches = 0;
     let mut ticks = tokio::time::interval(HEALTH_TICK);
     tokio::spawn(async move {
         loop {
             ticks.tick().await;
-            health.tick(Instant::now());
+            shared.health.tick(Instant::now());
+            if std::mem::replace(&mut mismatches, shared.path.mismatches()) != shared.path.mismatches()
+                && let Some(why) = shared.path.why_not()
+            {
+                shared.events.emit(EventKind::KernelPathCondemned, Subject::forwarder(), why.to_string());
+            }
         }
     });
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::access_log::AccessLog;
 use super::metrics::Metrics;
+use crate::application::events::{EventKind, Events, Subject};
 use crate::application::ports::{GeoSource, Observer};
 use crate::domain::{Backend, Outcome, Transition};
 
@@ -13,6 +14,7 @@ use crate::domain::{Backend, Outcome, Transition};
 pub struct Recorder {
     pub metrics: Arc<Metrics>,
     pub access_log: Option<AccessLog>,
+    pub events: Arc<Events>,
 }
 
 impl Observer for Recorder {
@@ -32,16 +34,16 @@ impl Observer for Recorder {
     }
 
     fn health_changed(&self, backend: &Backend, transition: Transition) {
-        let (backend, app) = (backend.id.as_str(), backend.app.as_str());
-        match transition {
+        let (kind, reason) = match transition {
             Transition::Ejected { why, lasts } => {
                 self.metrics.ejected(why);
-                let secs = lasts.as_secs_f64();
-                tracing::warn!(backend, app, why = why.as_str(), secs, "backend ejected: it failed its clients");
+                let reason = format!("ejected for {} s: it failed its clients ({})", lasts.as_secs_f64(), why.as_str());
+                (EventKind::BackendEjected, reason)
             }
-            Transition::Back => tracing::info!(backend, app, "backend is back and gets a growing share of clients"),
-            Transition::Recovered => tracing::info!(backend, app, "backend has its whole share of clients again"),
-        }
+            Transition::Back => (EventKind::BackendBack, "gets a growing share of clients".to_owned()),
+            Transition::Recovered => (EventKind::BackendRecovered, "has its whole share of clients again".to_owned()),
+        };
+        self.events.emit(kind, Subject::backend(backend), reason);
     }
 
     fn accept_failed(&self, listener: SocketAddr, kind: &'static str) {

@@ -30,7 +30,7 @@ fn rows(ids: &[&str]) -> Result<RawRouting, &'static str> {
 
 fn script(reads: Vec<Result<RawRouting, &'static str>>) -> (ReloadLoop<Script>, Arc<RoutingTable>) {
     let table = Arc::new(RoutingTable::new());
-    (ReloadLoop::new(Script { reads: reads.into() }, Arc::clone(&table)), table)
+    (ReloadLoop::new(Script { reads: reads.into() }, Arc::clone(&table), Arc::default()), table)
 }
 
 fn at(seconds: u64) -> SystemTime {

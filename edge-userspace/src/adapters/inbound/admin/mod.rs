@@ -15,6 +15,7 @@ pub use server::AdminServer;
 pub use socket::AdminError;
 
 use crate::application::bindings::{BindingPage, BindingsQuery, ClearAnswer, ClearRequest};
+use crate::application::events::{EventsAnswer, EventsQuery};
 use crate::application::explain::Explanation;
 use crate::application::flows::FlowStatus;
 use crate::application::status::{ForwarderStatus, PopState, ReloadAnswer, Status};
@@ -42,6 +43,8 @@ pub trait Control: Send + Sync {
     fn clear_bindings(&self, request: &ClearRequest) -> Answer<'_, ClearAnswer>;
     /// The flows that run now.
     fn flows(&self) -> Vec<FlowStatus>;
+    /// What has happened; may wait for it.
+    fn events(&self, query: EventsQuery) -> Pin<Box<dyn Future<Output = EventsAnswer> + Send + '_>>;
     /// Changes the forwarder of new connections and of those that run. The error says why it stays.
     fn set_forwarder(&self, forwarder: ForwarderChoice) -> Result<ForwarderStatus, String>;
     /// Begins to drain, as SIGTERM does; returns at once.

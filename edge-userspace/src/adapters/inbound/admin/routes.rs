@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::Control;
 use crate::application::bindings::{BindingsQuery, ClearRequest};
+use crate::application::events::EventsQuery;
 use crate::application::status::{ForwarderRequest, PopState, ReloadRequest};
 use crate::config::ForwarderChoice;
 
@@ -40,7 +41,6 @@ pub struct ExplainQuery {
 pub(super) fn full(control: Arc<dyn Control>) -> Router {
     reading()
         .route("/api/v1/reload", post(reload))
-        .route("/api/v1/bindings", get(bindings))
         .route("/api/v1/forwarder", post(set_forwarder))
         .route("/api/v1/bindings/clear", post(clear_bindings))
         .route("/api/v1/drain", post(drain))
@@ -56,7 +56,6 @@ pub(super) fn read_only(control: Arc<dyn Control>) -> Router {
         .route("/api/v1/reload", post(refused))
         .route("/api/v1/forwarder", post(refused))
         .route("/api/v1/bindings/clear", post(refused))
-        .route("/api/v1/bindings", get(refused))
         .route("/api/v1/drain", post(refused))
         .fallback(not_found)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -69,7 +68,9 @@ fn reading() -> Router<Arc<dyn Control>> {
         .route("/metrics", get(metrics))
         .route("/api/v1/status", get(status))
         .route("/api/v1/flows", get(flows))
+        .route("/api/v1/bindings", get(bindings))
         .route("/api/v1/explain", get(explain))
+        .route("/api/v1/events", get(events))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
 }
@@ -112,6 +113,13 @@ async fn clear_bindings(State(control): Shared, body: Bytes) -> Response {
     match control.clear_bindings(&request).await {
         Ok(answer) => Json(answer).into_response(),
         Err(why) => error(StatusCode::BAD_REQUEST, &why),
+    }
+}
+
+async fn events(State(control): Shared, query: Result<Query<EventsQuery>, QueryRejection>) -> Response {
+    match query {
+        Ok(Query(query)) => Json(control.events(query).await).into_response(),
+        Err(why) => error(StatusCode::BAD_REQUEST, &format!("ask ?after=NUMBER[&wait_ms=MILLISECONDS]: {why}")),
     }
 }
 
@@ -165,7 +173,8 @@ async fn refused() -> Response {
 }
 
 async fn not_found() -> Response {
-    let paths = "/api/v1/status, /api/v1/flows, /api/v1/bindings, /api/v1/explain, /metrics, /healthz or /readyz";
+    let paths = "/api/v1/status, /api/v1/flows, /api/v1/bindings, /api/v1/explain, /api/v1/events, /metrics, /healthz or \
+                 /readyz";
     error(StatusCode::NOT_FOUND, &format!("no such path: try {paths}"))
 }
 

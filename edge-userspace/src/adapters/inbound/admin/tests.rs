@@ -56,6 +56,11 @@ impl Control for Fake {
         vec![serde_json::from_value(flow).unwrap()]
     }
 
+    fn events(&self, query: EventsQuery) -> Pin<Box<dyn Future<Output = EventsAnswer> + Send + '_>> {
+        let answer = EventsAnswer { last: query.after, ..EventsAnswer::default() };
+        Box::pin(std::future::ready(answer))
+    }
+
     fn set_forwarder(&self, forwarder: ForwarderChoice) -> Result<ForwarderStatus, String> {
         match forwarder {
             ForwarderChoice::Sockmap => Err("there is no kernel path to use".to_owned()),
@@ -156,7 +161,10 @@ async fn the_socket_serves_reads_and_changes() {
     assert!(ask("GET", "/api/v1/status", "").await.contains("\"generation\":7"));
     assert!(ask("GET", "/api/v1/explain?client=2001:db8::1", "").await.contains("\"client\":\"2001:db8::1\""));
     assert!(ask("GET", "/api/v1/explain?client=192.0.2.1&port=1", "").await.starts_with("HTTP/1.1 404"));
+    assert!(ask("GET", "/api/v1/events?after=7&wait_ms=5", "").await.contains("\"last\":7"));
     for wrong in [
+        "/api/v1/events?after=x",
+        "/api/v1/events?befor=7",
         "/api/v1/explain",
         "/api/v1/explain?client=here",
         "/api/v1/explain?client=192.0.2.1&apps=web",

@@ -54,5 +54,6 @@ pub(super) const BACKEND_KERNEL_CONNECTIONS: Name =
     ("backend_kernel_connections", "Connections of a backend, as the kernel counts them");
 pub(super) const BACKEND_HARD_LIMIT: Name = ("backend_hard_limit", "Hard limit of a backend; 0 = unlimited");
 pub(super) const BACKEND_AVAILABLE: Name = ("backend_available", "1 if a backend is healthy and in state ready");
+pub(super) const EVENTS: Name = ("events", "Events, by kind");
 pub(super) const READY: Name = ("ready", "1 while the POP takes new connections");
 pub(super) const BUILD: Name = ("build", "The version that runs");

@@ -63,6 +63,7 @@ fn every_number_is_in_the_text() {
         "edgeproxy_log_records_lost_total{log=\"access\"} 4",
         "edgeproxy_backend_connections{backend=\"sa-\\\"1\\\"\",app=\"web\",region=\"sa\"} 3",
         "edgeproxy_backend_kernel_connections{backend=\"sa-\\\"1\\\"\",app=\"web\",region=\"sa\"} 3",
+        "edgeproxy_events_total{kind=\"ready\"} 1",
         "edgeproxy_ready 1",
         "edgeproxy_build_info{version=\"0.1.0\"} 1",
         "# EOF",

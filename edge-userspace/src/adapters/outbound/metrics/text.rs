@@ -79,6 +79,8 @@ impl Scrape {
         out.family(names::RELOADS, MetricType::Counter, reloads)?;
         out.gauge(names::GENERATION, status.routing.generation)?;
         out.gauge(names::REJECTED_ROWS, status.routing.rejected_rows.len() as u64)?;
+        let events = status.events.iter().map(|(kind, count)| ([("kind", kind.as_str())], *count));
+        out.family(names::EVENTS, MetricType::Counter, events)?;
         out.gauge(names::READY, u64::from(status.state == PopState::Ready))
     }
 
