@@ -110,7 +110,7 @@ impl Tree {
             Side::Data(at) => nodes + 16 + at,
         };
         let record = |side: &Side| u32::try_from(value(side)).unwrap_or(u32::MAX).to_be_bytes();
-        let tree: Vec<u8> = self.0.iter().flatten().flat_map(|side| record(side)).collect();
+        let tree: Vec<u8> = self.0.iter().flatten().flat_map(record).collect();
         let metadata = map(&[
             ("binary_format_major_version", number(5, 2)),
             ("binary_format_minor_version", number(5, 0)),
