@@ -1,7 +1,10 @@
 //! The life of a connection, from accept to outcome. Read this first.
 //!
-//! admission → where is the client → plan → reserve, connect, next candidate → bind → forward → outcome, once.
+//! admission → endpoint → who is the client → where is it → app → plan → reserve, connect, next candidate → bind → forward → outcome, once.
 
+mod announce;
+mod look;
+mod proxied;
 mod record;
 mod refusal;
 
@@ -14,6 +17,8 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use self::announce::announce;
+use self::proxied::identify;
 use self::record::Record;
 use self::refusal::Refusal;
 use super::drain::{Connections, Held};
@@ -23,9 +28,9 @@ use super::locate::Locator;
 use super::ports::{Bindings, Connector, Forwarder, GeoResolver, Observer, Pair};
 use super::routing::RoutingTable;
 use crate::domain::{
-    AffinityPrefix, AppName, Attempt, Backend, BindingKey, ChosenBackend, ClientAddr, ConnectFailure, Endpoint,
-    Endpoints, ListenerSpec, NoBackend, Overrides, Permit, Pick, RandomSource, Region, RejectReason, Request, Snapshot,
-    Termination, Tried, pick,
+    Affinity, AffinityPrefix, AppName, Attempt, Backend, BindingKey, ChosenBackend, ClientAddr, ConnectFailure,
+    Endpoint, Endpoints, Instance, ListenerSpec, NoBackend, Overrides, Permit, Pick, RandomSource, Region,
+    RejectReason, Request, Skip, Snapshot, Termination, Tried, pick,
 };
 
 /// What serving a connection takes. One for each worker; the parts are shared.
@@ -37,6 +42,8 @@ pub struct Proxy<C, F> {
     pub connections: Arc<Connections>,
     pub flows: Arc<Flows>,
     pub health: Arc<Watch>,
+    /// This life of the daemon, for those who see connections of several.
+    pub instance: Instance,
     /// The last connection id given out.
     pub ids: Arc<AtomicU64>,
     pub random: fn() -> u64,
@@ -58,6 +65,10 @@ pub struct Rules {
     pub affinity: AffinityPrefix,
     /// Connections held at once; 0 is no limit.
     pub max_connections: usize,
+    /// Until a PROXY header must be whole.
+    pub proxy_header_timeout: Duration,
+    /// Until the first byte of one that is optional.
+    pub proxy_optional_wait: Duration,
     /// Of one connect.
     pub connect_timeout: Duration,
     /// Different backends tried for one connection.
@@ -98,10 +109,10 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     pub async fn serve(&self, client: TcpStream, from: SocketAddr, to: SocketAddr) {
         let mut record = Record::start(self, from, to);
         match self.establish(&client, &mut record).await {
-            Ok(Established { backend, target, permit, held, key, clears, flow }) => {
+            Ok(Established { backend, target, permit, held, key, clears, flow, header }) => {
                 let same_host = target.same_host.then(|| target.id.clone());
                 let since = Instant::now();
-                let report = self.forwarder.forward(Pair { client, backend, same_host }, &flow).await;
+                let report = self.forwarder.forward(Pair { client, backend, same_host, header }, &flow).await;
                 self.health.ended(&target, report.termination, report.bytes.down, since.elapsed(), Instant::now());
                 record.outcome.bytes = report.bytes;
                 record.outcome.forwarders = flow.steps();
@@ -114,6 +125,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             Err(refusal) => {
                 record.outcome.termination = refusal.termination;
                 record.outcome.reject = refusal.reject;
+                record.outcome.reject_detail = refusal.detail;
                 // A reset, not an end of stream: the client must not take this for an empty answer.
                 let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
             }
@@ -124,9 +136,11 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     async fn establish(&self, client: &TcpStream, record: &mut Record<'_>) -> Result<Established, Refusal> {
         let held =
             self.connections.hold(self.rules.max_connections).ok_or(Refusal::rule(RejectReason::MaxConnections))?;
+        let endpoint = self.arrive(record)?;
+        let header = identify(client, &endpoint, &self.rules, record).await?;
         let address = ClientAddr::new(record.outcome.client.ip());
         self.locate(address, record);
-        let app = self.arrive(record)?;
+        let app = self.choose_app(&endpoint, record)?;
         let key = self.rules.affinity.key(&app, address);
         let clears = self.bindings.clears();
         let (backend, target, permit) = tokio::select! {
@@ -134,16 +148,20 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             () = gone(client) => return Err(Refusal::because(Termination::ClientResetConnecting)),
         };
         let flow = Flow::new(record.outcome.id, record.outcome.client, app, target.id.clone());
-        Ok(Established { backend, target, permit, held, key, clears, flow: self.flows.list(flow) })
+        Ok(Established { backend, target, permit, held, key, clears, flow: self.flows.list(flow), header })
+    }
+
+    /// Finds the place where the connection has arrived.
+    fn arrive(&self, record: &Record<'_>) -> Result<Arc<Endpoint>, Refusal> {
+        let endpoint = self.rules.endpoint(&self.routing.load(), record.outcome.to);
+        endpoint.ok_or(Refusal::rule(RejectReason::NoListener))
     }
 
     /// Finds the listener that the client has come to, and the app it leads to.
-    fn arrive(&self, record: &mut Record<'_>) -> Result<AppName, Refusal> {
-        let snapshot = self.routing.load();
-        let endpoint = self.rules.endpoint(&snapshot, record.outcome.to);
-        let listener = endpoint.as_ref().and_then(|endpoint| endpoint.listener(None));
-        let listener = listener.ok_or(Refusal::rule(RejectReason::NoListener))?;
+    fn choose_app(&self, endpoint: &Endpoint, record: &mut Record<'_>) -> Result<AppName, Refusal> {
+        let listener = endpoint.listener(None).ok_or(Refusal::rule(RejectReason::NoListener))?;
         record.outcome.listener = Some(listener.id.clone());
+        let snapshot = self.routing.load();
         let app = self.rules.app(Some(listener), &snapshot).ok_or(Refusal::rule(RejectReason::NoApp))?;
         record.outcome.app = Some(app.clone());
         Ok(app)
@@ -166,7 +184,8 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         key: &BindingKey,
         record: &mut Record<'_>,
     ) -> Result<(TcpStream, Arc<Backend>, Permit), Refusal> {
-        let bound = self.bindings.get(key);
+        let affinity = self.affinity(app);
+        let bound = if affinity == Affinity::None { None } else { self.bindings.get(key) };
         let deadline = Instant::now() + self.rules.connect_budget;
         let mut tried = Tried::new();
         loop {
@@ -190,10 +209,13 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             if backend.same_host {
                 self.forwarder.expect_same_host(backend.addr.socket_addr());
             }
-            match self.connector.connect(backend.addr, backend.load.slot(), limit).await {
+            match self.reach(&backend, limit, record).await {
                 Ok(stream) => {
                     self.health.connected(&backend, Instant::now());
-                    self.bindings.bind(key.clone(), &backend.id);
+                    // A binding that yields for a crowd stays: the crowd may be smaller the next time.
+                    if affinity != Affinity::None && binding_yielded != Some(Skip::AtSoftLimit) {
+                        self.bindings.bind(key.clone(), &backend.id);
+                    }
                     record.connected(ChosenBackend {
                         id: backend.id.clone(),
                         addr: backend.addr,
@@ -216,16 +238,33 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         }
     }
 
+    /// Connects, and tells the backend who the client is, where it wants to know.
+    async fn reach(
+        &self,
+        backend: &Backend,
+        limit: Duration,
+        record: &mut Record<'_>,
+    ) -> Result<TcpStream, ConnectFailure> {
+        let mut stream = self.connector.connect(backend.addr, backend.load.slot(), limit).await?;
+        announce(&mut stream, backend.send_proxy, limit, record).await?;
+        Ok(stream)
+    }
+
     /// The time to live of a binding counts from the end of the last connection: a client that was connected for
     /// longer still comes back to its backend. One that was bound elsewhere meanwhile stays there, and what an operator
     /// has ended since stays ended.
     fn renew(&self, key: BindingKey, backend: Option<&ChosenBackend>, clears: u64) {
-        if self.bindings.clears() != clears {
+        if self.affinity(&key.app) == Affinity::None || self.bindings.clears() != clears {
             return;
         }
         if let (None, Some(backend)) = (self.bindings.get(&key), backend) {
             self.bindings.bind(key, &backend.id);
         }
+    }
+
+    /// What the app wants of bindings now.
+    fn affinity(&self, app: &AppName) -> Affinity {
+        self.routing.load().app(app).map_or_else(Affinity::default, |index| index.spec().affinity)
     }
 
     /// Chooses and reserves by the snapshot of this moment.
@@ -246,6 +285,8 @@ struct Established {
     /// How often bindings were cleared before this one was made.
     clears: u64,
     flow: Listed,
+    /// Bytes of the PROXY header that were read from the client.
+    header: u64,
 }
 
 /// Returns when the client has reset the connection. A client that has only closed its sending side may wait for an

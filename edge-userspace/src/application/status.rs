@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bindings::BindingFileStatus;
 use super::routing::{ReloadReport, RoutingTable};
-use crate::domain::Backend;
+use crate::domain::{Backend, ProxyVersion};
 
 /// Everything an operator wants to know first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -99,7 +99,7 @@ pub struct RejectedRow {
     pub why: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BackendStatus {
     pub id: String,
     pub app: String,
@@ -108,6 +108,12 @@ pub struct BackendStatus {
     /// `ready`, `drain` or `maint`.
     pub state: String,
     pub healthy: bool,
+    /// An operator told this daemon to give it no new connections (`edgeproxy backends drain`).
+    #[serde(default)]
+    pub draining: bool,
+    /// Seconds until what is left of its connections is cut; `None`: never.
+    #[serde(default)]
+    pub cut_in_secs: Option<f64>,
     /// As its connections see it: `up`, `ejected` or `slow_start`, and why it is ejected.
     pub health: String,
     pub health_why: Option<String>,
@@ -115,6 +121,8 @@ pub struct BackendStatus {
     pub soft_limit: u32,
     /// 0 = unlimited.
     pub hard_limit: u32,
+    /// The PROXY header it gets: `off`, `v1` or `v2`.
+    pub send_proxy: String,
     /// As the balancer counts them.
     pub connections: u32,
     /// As the kernel counts them, read back from the BPF map; `None` without one.
@@ -259,11 +267,14 @@ impl BackendStatus {
             addr: backend.addr.socket_addr().to_string(),
             state: backend.state.to_string(),
             healthy: backend.healthy,
+            draining: backend.load.is_draining(),
+            cut_in_secs: None,
             health: phase.as_str().to_owned(),
             health_why: phase.why().map(str::to_owned),
             weight: backend.weight.0,
             soft_limit: backend.limits.soft(),
             hard_limit: backend.limits.hard(),
+            send_proxy: ProxyVersion::shown(backend.send_proxy).to_owned(),
             connections: backend.load.active(),
             kernel_connections: kernel,
         }
@@ -323,11 +334,14 @@ pub(crate) mod sample {
                 addr: "10.0.0.1:80".to_owned(),
                 state: "ready".to_owned(),
                 healthy: true,
+                draining: false,
+                cut_in_secs: None,
                 health: "ejected".to_owned(),
                 health_why: Some("timed_out".to_owned()),
                 weight: 2,
                 soft_limit: 10,
                 hard_limit: 0,
+                send_proxy: "v2".to_owned(),
                 connections: 3,
                 kernel_connections: Some(3),
             }],

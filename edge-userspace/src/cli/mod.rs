@@ -1,5 +1,7 @@
 //! The command line.
 
+mod backend_drain;
+mod backends;
 mod bench;
 mod bindings;
 mod check;
@@ -23,6 +25,7 @@ use std::ffi::OsString;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+pub use backends::BackendsArgs;
 pub use bench::BenchArgs;
 pub use bindings::BindingsArgs;
 pub use config_cmd::ConfigArgs;
@@ -36,6 +39,7 @@ pub use forwarder::ForwarderArgs;
 pub use reload::ReloadArgs;
 pub use status::StatusArgs;
 
+pub use backends::run as backends;
 pub use bench::run as bench;
 pub use bindings::run as bindings;
 pub use check::run as check;
@@ -93,6 +97,8 @@ pub enum Command {
     /// What has happened to the running daemon: health of backends, reloads, drains
     #[command(after_help = exit::HELP)]
     Events(EventsArgs),
+    /// Stop giving a backend new connections at this POP, and end those it has
+    Backends(BackendsArgs),
     /// Show or change the forwarder of the running daemon
     #[command(after_help = exit::HELP)]
     Forwarder(ForwarderArgs),

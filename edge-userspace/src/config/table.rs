@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::kinds::{CgroupPath, ForwarderChoice, LogFormat, LogLevel, LoopbackAddr};
 use super::value::{Rule, Value};
-use crate::domain::{AppName, GeoOverride, Region};
+use crate::domain::{AcceptProxy, AppName, GeoOverride, Region};
 
 /// One row of the table.
 #[derive(Debug, Clone, Copy)]
@@ -88,6 +90,14 @@ settings! {
     listen_addr: Vec<SocketAddr>, "listen_addr" = "0.0.0.0:8080", Rule::TEXT;
     /// The app that the listeners lead to; not set: the only app in the database.
     app: Option<AppName>, "app" = "", Rule::TEXT;
+    /// Whether connections to `listen_addr` begin with a PROXY header, which names the client (docs/proxy-protocol.md).
+    accept_proxy: AcceptProxy, "accept_proxy" = "off", Rule::TEXT;
+    /// Prefixes whose PROXY headers are believed; needed unless `accept_proxy` is `off`.
+    proxy_from: Vec<IpNet>, "proxy_from" = "", Rule::TEXT;
+    /// Until when a PROXY header must be whole, on all listeners that take one.
+    proxy_header_timeout: Duration, "proxy_header_timeout_ms" = "5000", Rule::millis(1, 600_000);
+    /// With `optional`: how long a connection from `proxy_from` is waited for to begin before it counts as one without a header, for protocols in which the server speaks first.
+    proxy_optional_wait: Duration, "proxy_optional_wait_ms" = "500", Rule::millis(1, 600_000);
     /// The routing database (SQLite).
     db_path: PathBuf, "db_path" = "routing.db", Rule::TEXT;
     /// The region of this POP.

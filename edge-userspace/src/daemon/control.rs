@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use edgeproxy::adapters::inbound::admin::{Answer, Control, ExplainQuery};
 use edgeproxy::adapters::outbound::bindings::BindingTable;
 use edgeproxy::adapters::outbound::privileges;
+use edgeproxy::application::backend_drain::{DrainAnswer, DrainRequest};
 use edgeproxy::application::bindings::{
     BindingFilter, BindingPage, BindingStatus, BindingsQuery, ClearAnswer, ClearRequest, Wanted,
 };
@@ -21,7 +22,7 @@ use edgeproxy::application::status::{
     SameHostStatus, Status,
 };
 use edgeproxy::config::ForwarderChoice;
-use edgeproxy::domain::{AppName, ClientAddr};
+use edgeproxy::domain::{AppName, Backend, BackendId, ClientAddr};
 use tokio::sync::{Notify, oneshot};
 
 use super::{Shared, kernel_path, workers};
@@ -64,7 +65,12 @@ impl DaemonControl {
         let counts = self.shared.path.programs().and_then(|kernel| kernel.counts());
         let counted = |slot| counts.map(|counts| u32::try_from(counts.connections(slot)).unwrap_or(u32::MAX));
         let snapshot = self.shared.routing.snapshot();
-        snapshot.backends().map(|backend| BackendStatus::of(backend, counted(backend.load.slot()))).collect()
+        let now = Instant::now();
+        let status = |backend: &Arc<Backend>| BackendStatus {
+            cut_in_secs: self.shared.backend_drains.state(&backend.id, now).flatten(),
+            ..BackendStatus::of(backend, counted(backend.load.slot()))
+        };
+        snapshot.backends().map(status).collect()
     }
 
     /// Why there is no kernel path, where there should be one.
@@ -198,6 +204,18 @@ impl Control for DaemonControl {
         let reason = format!("an operator chose {}; new connections get {}", status.configured, status.active);
         self.shared.events.emit(EventKind::ForwarderSet, Subject::forwarder(), reason);
         Ok(status)
+    }
+
+    fn drain_backend(&self, request: &DrainRequest) -> Result<DrainAnswer, String> {
+        let id = BackendId::parse(&request.backend).map_err(|why| why.to_string())?;
+        let deadline = request.deadline_secs.map(Duration::try_from_secs_f64).transpose();
+        let deadline = deadline.map_err(|why| format!("deadline_secs is no time: {why}"))?;
+        self.shared.backend_drains.drain(&id, deadline, Instant::now()).map_err(|why| why.to_string())
+    }
+
+    fn ready_backend(&self, request: &DrainRequest) -> Result<DrainAnswer, String> {
+        let id = BackendId::parse(&request.backend).map_err(|why| why.to_string())?;
+        self.shared.backend_drains.ready(&id).map_err(|why| why.to_string())
     }
 
     fn drain(&self) {

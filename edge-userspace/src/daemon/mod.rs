@@ -26,7 +26,8 @@ use edgeproxy::adapters::outbound::metrics::Metrics;
 use edgeproxy::adapters::outbound::observer::Recorder;
 use edgeproxy::adapters::outbound::privileges::{self, CapabilitySet};
 use edgeproxy::adapters::outbound::sqlite::SqliteSource;
-use edgeproxy::application::drain::Connections;
+use edgeproxy::application::backend_drain::BackendDrains;
+use edgeproxy::application::drain::{Connections, Cut};
 use edgeproxy::application::events::{EventKind, Events, Subject};
 use edgeproxy::application::flows::Flows;
 use edgeproxy::application::health::Watch;
@@ -36,7 +37,7 @@ use edgeproxy::application::routing::RoutingTable;
 use edgeproxy::application::status::KernelPathOff;
 use edgeproxy::cli::{CliError, Exit, SettingArgs};
 use edgeproxy::config::Settings;
-use edgeproxy::domain::{AcceptProxy, Endpoints, HealthRules, ListenerId, ListenerSpec, Overrides, Place};
+use edgeproxy::domain::{Endpoints, HealthRules, Instance, ListenerId, ListenerSpec, Overrides, Place};
 
 use self::control::DaemonControl;
 use self::keep::{Keeper, Keeping};
@@ -57,6 +58,8 @@ const WAITING_COMMANDS: usize = 16;
 /// What the parts of the daemon share.
 pub(crate) struct Shared {
     settings: Settings,
+    /// This life of the daemon.
+    instance: Instance,
     routing: Arc<RoutingTable>,
     geo: Arc<Geo>,
     bindings: Arc<BindingTable>,
@@ -65,6 +68,9 @@ pub(crate) struct Shared {
     recorder: Arc<Recorder>,
     connections: Arc<Connections>,
     flows: Arc<Flows>,
+    /// One for each worker: ends its connections.
+    cuts: Vec<Arc<Cut>>,
+    backend_drains: BackendDrains,
     health: Arc<Watch>,
     events: Arc<Events>,
     path: Arc<KernelPath>,
@@ -122,14 +128,20 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let access_log = settings.access_log.then(|| AccessLog::new(logging.access.clone()));
     let recorder = Arc::new(Recorder { metrics: Arc::new(metrics), access_log, events: Arc::clone(&events) });
     let health = Watch::new(health_rules(&settings), Arc::clone(&routing), Arc::clone(&recorder) as _);
+    let flows = Arc::new(Flows::default());
+    let cuts: Vec<_> = (0..worker_count).map(|_| Arc::new(Cut::default())).collect();
+    let (table, listed, told) = (Arc::clone(&routing), Arc::clone(&flows), Arc::clone(&events));
     let shared = Arc::new(Shared {
+        backend_drains: BackendDrains::new(table, listed, told, cuts.clone()),
+        instance: Instance::new(fastrand::u64(..)),
         routing,
         geo,
         bindings,
         keeper,
         recorder,
         connections: Arc::default(),
-        flows: Arc::default(),
+        flows,
+        cuts,
         health: Arc::new(health),
         events,
         path,
@@ -171,6 +183,7 @@ async fn serve(
     verify_privileges(shared.privileges);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
+        instance = %shared.instance,
         listeners = ?shared.listeners,
         admin_socket = %shared.settings.admin_socket.display(),
         admin_listen = ?admin_addr,
@@ -283,8 +296,8 @@ fn endpoints(listeners: &[SocketAddr], settings: &Settings) -> Result<Endpoints,
             app: settings.app.clone(),
             place: Place::of(*addr),
             server_names: Vec::new(),
-            accept_proxy: AcceptProxy::Off,
-            proxy_from: Vec::new(),
+            accept_proxy: settings.accept_proxy,
+            proxy_from: settings.proxy_from.clone(),
             max_connections: 0,
         };
         endpoints.add(spec).map_err(failed)?;
@@ -356,6 +369,7 @@ fn spawn_health_ticks(shared: &Arc<Shared>) {
         loop {
             ticks.tick().await;
             shared.health.tick(Instant::now());
+            shared.backend_drains.tick(Instant::now());
             if std::mem::replace(&mut mismatches, shared.path.mismatches()) != shared.path.mismatches()
                 && let Some(why) = shared.path.why_not()
             {

@@ -47,13 +47,11 @@ impl Workers {
         let accepting = Arc::new(Accepting::default());
         accepting.listeners.store(sockets.iter().map(Vec::len).sum(), Ordering::Release);
         let ids = Arc::new(AtomicU64::new(0));
-        let mut workers = Self { threads: Vec::new(), phase, cuts: Vec::new(), accepting };
+        let mut workers = Self { threads: Vec::new(), phase, cuts: shared.cuts.clone(), accepting };
         let mut per_address: Vec<_> = sockets.into_iter().map(Vec::into_iter).collect();
-        for index in 0..shared.worker_count {
+        for (index, cut) in shared.cuts.iter().enumerate() {
             let own = per_address.iter_mut().filter_map(Iterator::next).collect();
-            let cut = Arc::new(Cut::default());
-            workers.cuts.push(Arc::clone(&cut));
-            let proxy = Arc::new(proxy(shared, &cut, &ids));
+            let proxy = Arc::new(proxy(shared, cut, &ids));
             workers.spawn(index, shared, proxy, own)?;
         }
         Ok(workers)
@@ -156,6 +154,7 @@ fn proxy(shared: &Shared, cut: &Arc<Cut>, ids: &Arc<AtomicU64>) -> Proxy<TcpConn
         connections: Arc::clone(&shared.connections),
         flows: Arc::clone(&shared.flows),
         health: Arc::clone(&shared.health),
+        instance: shared.instance,
         ids: Arc::clone(ids),
         random: || fastrand::u64(..),
         connector: TcpConnector::new(tcp_options(shared), counts),
@@ -179,6 +178,8 @@ pub(crate) fn rules(shared: &Shared) -> Rules {
         overrides: Arc::clone(&shared.overrides),
         affinity: affinity(shared),
         max_connections: shared.max_connections,
+        proxy_header_timeout: settings.proxy_header_timeout,
+        proxy_optional_wait: settings.proxy_optional_wait,
         connect_timeout: settings.connect_timeout,
         connect_attempts: usize::try_from(settings.connect_attempts).unwrap_or(usize::MAX),
         connect_budget: settings.connect_budget,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{AppName, BackendAddr, BackendId, BackendLoad, CountryCode, Region};
+use super::{AppName, BackendAddr, BackendId, BackendLoad, CountryCode, ProxyVersion, Region};
 
 /// Soft limit of a row that names none, and the yardstick for the load of a backend whose soft limit is 0.
 pub const DEFAULT_SOFT_LIMIT: u32 = 100;
@@ -125,6 +125,8 @@ pub enum Skip {
     /// Weight 0: serves the clients it has, takes no new ones.
     WeightZero,
     AtHardLimit,
+    /// Of a binding that yields there, while another backend is below its soft limit.
+    AtSoftLimit,
     /// It failed other connections lately; asked only when no other is left.
     Ejected,
     /// This connection has tried it already.
@@ -132,13 +134,14 @@ pub enum Skip {
 }
 
 impl Skip {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Gone,
         Self::Drain,
         Self::Maint,
         Self::Unhealthy,
         Self::WeightZero,
         Self::AtHardLimit,
+        Self::AtSoftLimit,
         Self::Ejected,
         Self::Tried,
     ];
@@ -151,6 +154,7 @@ impl Skip {
             Self::Unhealthy => "unhealthy",
             Self::WeightZero => "weight_zero",
             Self::AtHardLimit => "at_hard_limit",
+            Self::AtSoftLimit => "at_soft_limit",
             Self::Ejected => "ejected",
             Self::Tried => "tried",
         }
@@ -177,6 +181,8 @@ pub struct BackendSpec {
     pub limits: Limits,
     /// The operator says that it runs on this host and may be handed bytes without TCP (`docs/same-host.md`).
     pub same_host: bool,
+    /// The PROXY header that begins each of its connections.
+    pub send_proxy: Option<ProxyVersion>,
 }
 
 /// A backend in service: its description and the load it carries. Reads like its description.

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use super::{
-    AppName, BackendAddr, BackendId, CountryCode, Fallback, ListenerId, NoBackend, PickReason, Region, Skip, Step,
+    AppName, BackendAddr, BackendId, ConnectionId, CountryCode, Fallback, Instance, ListenerId, NoBackend, PickReason,
+    ProxyHeader, ProxyVersion, Region, Skip, Step,
 };
 
 /// Everything that is said about a finished connection. Built once, by `application::serve`.
@@ -12,7 +13,14 @@ use super::{
 pub struct Outcome {
     /// Unique within one life of the daemon, increasing in the order of accept.
     pub id: u64,
+    /// The daemon that the connection came to.
+    pub instance: Instance,
+    /// Where the connection came from.
+    pub peer: SocketAddr,
+    /// The client: `peer`, unless a PROXY header names another.
     pub client: SocketAddr,
+    /// The PROXY header that the connection began with.
+    pub proxied: Option<ProxyHeader>,
     /// The address that the client connected to.
     pub to: SocketAddr,
     pub listener: Option<ListenerId>,
@@ -21,6 +29,8 @@ pub struct Outcome {
     pub client_region: Option<Region>,
     /// The backend that was connected; `None` when none was.
     pub backend: Option<ChosenBackend>,
+    /// The PROXY header that the backend got.
+    pub announced: Option<ProxyVersion>,
     /// The candidates that did not answer, in the order in which they were tried.
     pub failed: Vec<Attempt>,
     /// The forwarders that carried the connection, one after the other; empty when it never got so far.
@@ -36,6 +46,15 @@ pub struct Outcome {
     pub termination: Termination,
     /// Set when the proxy itself turned the client away.
     pub reject: Option<RejectReason>,
+    /// What exactly was wrong, where the reason leaves that open.
+    pub reject_detail: Option<String>,
+}
+
+impl Outcome {
+    /// The connection's id outside this daemon.
+    pub fn connection_id(&self) -> ConnectionId {
+        ConnectionId { instance: self.instance, number: self.id }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -117,6 +136,8 @@ impl ConnectFailure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Termination {
     Normal,
+    ClientGone,
+    ClientSilent,
     ClientResetConnecting,
     ClientReset,
     ClientIdle,
@@ -132,8 +153,10 @@ pub enum Termination {
 }
 
 impl Termination {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Normal,
+        Self::ClientGone,
+        Self::ClientSilent,
         Self::ClientResetConnecting,
         Self::ClientReset,
         Self::ClientIdle,
@@ -151,6 +174,8 @@ impl Termination {
     pub const fn letters(self) -> &'static str {
         match self {
             Self::Normal => "--",
+            Self::ClientGone => "CR",
+            Self::ClientSilent => "cR",
             Self::ClientResetConnecting => "CC",
             Self::ClientReset => "CD",
             Self::ClientIdle => "cD",
@@ -169,6 +194,8 @@ impl Termination {
     pub const fn words(self) -> &'static str {
         match self {
             Self::Normal => "both sides closed",
+            Self::ClientGone => "client gone before a backend was sought",
+            Self::ClientSilent => "time limit reached while waiting for the client's first bytes",
             Self::ClientResetConnecting => "client gone while connecting to a backend",
             Self::ClientReset => "client reset the connection",
             Self::ClientIdle => "time limit reached while waiting for the client",
@@ -196,12 +223,21 @@ pub enum RejectReason {
     NoBackend(NoBackend),
     /// The daemon holds as many connections as it may.
     MaxConnections,
+    /// A PROXY header is required, and this address may not send one.
+    ProxyUntrusted,
+    /// A PROXY header is required, and the connection began with something else.
+    ProxyMissing,
+    /// What began like a PROXY header is none that is taken.
+    ProxyMalformed,
+    /// The PROXY header was not whole in time.
+    ProxyTimeout,
 }
 
 impl RejectReason {
     pub fn all() -> impl Iterator<Item = Self> {
         let rules = [Self::NoListener, Self::NoApp, Self::MaxConnections];
-        rules.into_iter().chain(NoBackend::ALL.into_iter().map(Self::NoBackend))
+        let header = [Self::ProxyUntrusted, Self::ProxyMissing, Self::ProxyMalformed, Self::ProxyTimeout];
+        rules.into_iter().chain(header).chain(NoBackend::ALL.into_iter().map(Self::NoBackend))
     }
 
     pub const fn as_str(self) -> &'static str {
@@ -210,6 +246,10 @@ impl RejectReason {
             Self::NoApp => "no_app",
             Self::NoBackend(why) => why.as_str(),
             Self::MaxConnections => "max_connections",
+            Self::ProxyUntrusted => "proxy_untrusted",
+            Self::ProxyMissing => "proxy_missing",
+            Self::ProxyMalformed => "proxy_malformed",
+            Self::ProxyTimeout => "proxy_timeout",
         }
     }
 }

@@ -9,7 +9,9 @@ mod region;
 mod table;
 mod value;
 
-use super::{AddrError, AppError, CountryError, LimitError, ListenerError, NameError, OverrideError, StateError};
+use super::{
+    AddrError, AppError, CountryError, LimitError, ListenerError, NameError, OverrideError, SendProxyError, StateError,
+};
 
 pub use app::RawApp;
 pub use backend::RawBackend;
@@ -49,6 +51,13 @@ pub enum RowError {
     Limits(#[from] LimitError),
     #[error(transparent)]
     State(#[from] StateError),
+    #[error(transparent)]
+    SendProxy(#[from] SendProxyError),
+    #[error(
+        "same_host and send_proxy exclude each other: bytes that are handed over without TCP leave no place for a header; \
+         set same_host to 0 or send_proxy to off"
+    )]
+    HeaderWithoutTcp,
     #[error(transparent)]
     App(#[from] AppError),
     #[error(transparent)]

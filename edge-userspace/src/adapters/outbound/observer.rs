@@ -64,6 +64,18 @@ pub(crate) mod sample {
     pub(crate) fn outcome() -> Outcome {
         Outcome {
             id: 7,
+            instance: Instance::new(0xab),
+            peer: "192.0.2.33:999".parse().unwrap(),
+            proxied: Some(ProxyHeader {
+                version: ProxyVersion::V2,
+                addresses: Some(proxy::ProxiedAddresses {
+                    client: "203.0.113.9:4444".parse().unwrap(),
+                    to: "198.51.100.1:443".parse().unwrap(),
+                }),
+                unique_id: Some("lb-5".to_owned()),
+                server_name: Some("www.example.com".to_owned()),
+            }),
+            announced: Some(ProxyVersion::V1),
             client: "203.0.113.9:4444".parse().unwrap(),
             to: "192.0.2.80:8080".parse().unwrap(),
             listener: Some(ListenerId::parse("0.0.0.0:8080").unwrap()),
@@ -93,6 +105,7 @@ pub(crate) mod sample {
             duration: Duration::from_millis(2500),
             termination: Termination::ClientReset,
             reject: None,
+            reject_detail: None,
         }
     }
 
@@ -100,6 +113,8 @@ pub(crate) mod sample {
     pub(crate) fn rejected() -> Outcome {
         Outcome {
             client: "[::ffff:203.0.113.9]:4444".parse().unwrap(),
+            proxied: None,
+            announced: None,
             backend: None,
             failed: Vec::new(),
             forwarders: Vec::new(),

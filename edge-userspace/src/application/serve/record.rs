@@ -18,18 +18,22 @@ pub(super) struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    pub(super) fn start<C, F>(proxy: &'a Proxy<C, F>, client: SocketAddr, to: SocketAddr) -> Self {
+    pub(super) fn start<C, F>(proxy: &'a Proxy<C, F>, peer: SocketAddr, to: SocketAddr) -> Self {
         let observer = &*proxy.observer;
         observer.accepted();
         let outcome = Outcome {
             id: proxy.ids.fetch_add(1, Ordering::Relaxed) + 1,
-            client,
+            instance: proxy.instance,
+            peer,
+            client: peer,
+            proxied: None,
             to,
             listener: None,
             app: None,
             country: None,
             client_region: None,
             backend: None,
+            announced: None,
             failed: Vec::new(),
             forwarders: Vec::new(),
             fallback: None,
@@ -40,6 +44,7 @@ impl<'a> Record<'a> {
             // What stays if the task is cancelled.
             termination: Termination::KilledByDrain,
             reject: None,
+            reject_detail: None,
         };
         Self { observer, accepted: Instant::now(), outcome, position: None }
     }

@@ -15,8 +15,8 @@ use counters::{Labelled, Times};
 use crate::application::ports::GeoSource;
 use crate::application::status::{ConnectionStatus, Status};
 use crate::domain::{
-    ByteCounts, Complaint, ConnectFailure, Fallback, ForwarderKind, Outcome, PickReason, RejectReason, Skip,
-    Termination, Why,
+    ByteCounts, Complaint, ConnectFailure, Fallback, ForwarderKind, Outcome, PickReason, ProxyVersion, RejectReason,
+    Skip, Termination, Why,
 };
 
 /// Upper bounds in seconds: a LAN connect takes 0.1 ms, one around the world 0.3 s, a lost SYN 1 s, 3 s, 7 s.
@@ -39,6 +39,8 @@ pub struct Metrics {
     retries: AtomicU64,
     picks: Labelled,
     yielded: Labelled,
+    proxy_in: Labelled,
+    proxy_out: Labelled,
     ejections: Labelled,
     geo: Labelled,
     flows: Labelled,
@@ -76,6 +78,8 @@ impl Metrics {
             retries: AtomicU64::new(0),
             picks: Labelled::new(PickReason::ALL.into_iter().map(PickReason::as_str)),
             yielded: Labelled::new(Skip::ALL.into_iter().map(Skip::as_str)),
+            proxy_in: Labelled::new(ProxyVersion::ALL.into_iter().map(ProxyVersion::as_str)),
+            proxy_out: Labelled::new(ProxyVersion::ALL.into_iter().map(ProxyVersion::as_str)),
             ejections: Labelled::new(Complaint::ALL.into_iter().map(Complaint::as_str)),
             geo: Labelled::new(GeoSource::ALL.into_iter().map(GeoSource::as_str)),
             flows: Labelled::new(ForwarderKind::ALL.into_iter().map(ForwarderKind::as_str)),
@@ -115,6 +119,12 @@ impl Metrics {
         }
         if let Some(connect) = outcome.connect {
             self.connect.observe(connect);
+        }
+        if let Some(header) = &outcome.proxied {
+            self.proxy_in.add(header.version.as_str(), 1);
+        }
+        if let Some(version) = outcome.announced {
+            self.proxy_out.add(version.as_str(), 1);
         }
         self.count_backend(outcome);
         self.count_forwarders(outcome);

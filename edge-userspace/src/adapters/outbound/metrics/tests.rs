@@ -49,6 +49,8 @@ fn every_number_is_in_the_text() {
         "edgeproxy_connect_retries_total 1",
         "edgeproxy_picks_total{reason=\"client_region\"} 1",
         "edgeproxy_bindings_yielded_total{reason=\"at_hard_limit\"} 1",
+        "edgeproxy_proxy_headers_received_total{version=\"v2\"} 1",
+        "edgeproxy_proxy_headers_sent_total{version=\"v1\"} 1",
         "edgeproxy_bindings 9",
         "edgeproxy_ejections_total{why=\"timed_out\"} 1",
         "edgeproxy_backend_ejected{backend=\"sa-\\\"1\\\"\",app=\"web\",region=\"sa\"} 1",

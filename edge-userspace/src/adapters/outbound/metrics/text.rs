@@ -64,6 +64,8 @@ impl Scrape {
         out.counters(names::CONNECT_FAILURES, "failure", &m.connect_failures)?;
         out.counter(names::RETRIES, m.retries.load(Ordering::Relaxed))?;
         out.counters(names::YIELDED, "reason", &m.yielded)?;
+        out.counters(names::PROXY_IN, "version", &m.proxy_in)?;
+        out.counters(names::PROXY_OUT, "version", &m.proxy_out)?;
         out.counters(names::EJECTIONS, "why", &m.ejections)?;
         out.gauge(names::BINDINGS, status.bindings)?;
         if let Some(file) = &status.binding_file {
