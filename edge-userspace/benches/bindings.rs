@@ -38,7 +38,6 @@ fn main() {
         over.store(true, Ordering::SeqCst);
         (saved.unwrap(), took, during.join().unwrap(), alone)
     });
-    let peak = resident();
     let restored = BindingTable::new(TTL, BINDINGS as usize);
     let started = Instant::now();
     assert_eq!(file.load(&restored, SystemTime::now()).unwrap(), BINDINGS as usize);
@@ -48,7 +47,6 @@ fn main() {
     println!("| memory | {:.0} MiB |", mib(full - before));
     println!("| file | {:.1} MiB |", mib(saved.bytes));
     println!("| saving | {:.0} ms |", took.as_secs_f64() * 1e3);
-    println!("| further memory after saving | {:.1} MiB |", mib(peak.saturating_sub(full)));
     println!("| restoring | {:.0} ms |", load.as_secs_f64() * 1e3);
     println!("| a look-up and a binding, alone (median, 999 of 1,000, longest) | {} |", show(alone));
     println!("| the same while saving | {} |", show(during));
