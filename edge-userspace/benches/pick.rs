@@ -85,8 +85,13 @@ fn main() {
 fn new_client(world: &World) -> impl FnMut() {
     let mut rng = fastrand::Rng::with_seed(7);
     let (index, regions) = (world.index(), world.snapshot.regions());
-    let request =
-        Request { client_region: Some(&world.region), client_position: None, pop_region: &world.region, bound: None };
+    let request = Request {
+        client_region: Some(&world.region),
+        client_position: None,
+        pop_region: &world.region,
+        client: None,
+        bound: None,
+    };
     move || drop(black_box(pick(index, regions, &request, &Tried::new(), &mut rng)))
 }
 
@@ -108,6 +113,7 @@ fn bound_client(world: &World, clients: u32) -> impl FnMut() {
             client_region: Some(&world.region),
             client_position: None,
             pop_region: &world.region,
+            client: None,
             bound: bound.as_ref(),
         };
         drop(black_box(pick(index, regions, &request, &Tried::new(), &mut rng)));

@@ -26,8 +26,8 @@ fn a_storm_of_reloads_loses_no_connection() {
     let Some(bench) = Bench::new("auto", NETWORK, test, &[("ejection_failures", "0"), ("app", "web")]) else { return };
     let world = &bench.world;
     // Of another app, so that its row can be bad.
-    let _other = world.backend(9, Manner::Echo, |row| row);
-    world.database.execute("UPDATE backends SET app = 'other' WHERE id = 'b9'");
+    let other = "INSERT INTO backends (id, app, region, wg_ip, port) VALUES ('b9', 'other', 'sa', '10.66.0.9', 7000)";
+    world.database.execute(other);
     let over = AtomicBool::new(false);
     let (connections, reloads) = (AtomicU64::new(0), AtomicU64::new(0));
     let storm = || {
@@ -80,14 +80,14 @@ fn changes(turn: u64) -> String {
     let mut sql = String::from("BEGIN;");
     let weight = turn % 5 + 1;
     let _ = write!(sql, "UPDATE backends SET weight = {weight}, soft_limit = {} WHERE id = 'v4-1';", 50 + turn % 50);
-    let state = if turn % 2 == 0 { "drain" } else { "ready" };
+    let state = if turn.is_multiple_of(2) { "drain" } else { "ready" };
     let _ = write!(sql, "UPDATE backends SET state = '{state}' WHERE id = 'v4-2';");
-    let _ = write!(sql, "UPDATE backends SET deleted = {} WHERE id = 'v6-2';", u8::from(turn % 3 == 0));
-    let _ = write!(sql, "UPDATE backends SET healthy = {} WHERE id = 'v6-1';", u8::from(turn % 7 != 0));
+    let _ = write!(sql, "UPDATE backends SET deleted = {} WHERE id = 'v6-2';", u8::from(turn.is_multiple_of(3)));
+    let _ = write!(sql, "UPDATE backends SET healthy = {} WHERE id = 'v6-1';", u8::from(!turn.is_multiple_of(7)));
     let _ = write!(sql, "INSERT OR REPLACE INTO regions (name, latitude, longitude) VALUES ('sa', {}, 0);", turn % 90);
     let _ =
         write!(sql, "INSERT OR REPLACE INTO geo_overrides (prefix, region) VALUES ('9.{}.0.0/16', 'sa');", turn % 256);
-    let bad = if turn % 4 == 0 { "'Brazil'" } else { "'BR'" };
+    let bad = if turn.is_multiple_of(4) { "'Brazil'" } else { "'BR'" };
     let _ = write!(sql, "PRAGMA ignore_check_constraints = ON; UPDATE backends SET country = {bad} WHERE id = 'b9';");
     sql += "COMMIT;";
     sql

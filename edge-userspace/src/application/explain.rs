@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::ports::{Bindings, GeoResolver};
 use super::routing::RoutingTable;
 use super::serve::Rules;
+use super::status::QueueStatus;
 use crate::domain::{
-    Affinity, AppName, ClientAddr, NoBackend, Plan, PlanEntry, Position, RandomSource, RejectReason, Request, Tried,
-    explain,
+    AppName, ClientAddr, NoBackend, Plan, PlanEntry, Position, RandomSource, RejectReason, Request, Tried, explain,
 };
 
 /// Everything an answer is made of.
@@ -34,6 +34,9 @@ pub struct Explanation {
     pub pop_region: String,
     /// `None` where the listeners lead to no app.
     pub app: Option<String>,
+    /// How the app's backends are chosen: `least_load`, `maglev`, `nearest_rtt`.
+    #[serde(default)]
+    pub selection: Option<String>,
     /// Generation of the routing snapshot that was asked.
     pub generation: u64,
     /// The backend the client is bound to, and why the binding yields if it does.
@@ -44,6 +47,10 @@ pub struct Explanation {
     pub why: Option<String>,
     /// The reject reason, if there is no winner.
     pub refused: Option<String>,
+    /// The rule of the table `acl` that keeps the client away; rules of single listeners are left out.
+    pub denied_by: Option<String>,
+    /// The app's queue, if it has one. While clients wait in it, the next connection waits, too.
+    pub queue: Option<QueueStatus>,
     /// Who would be tried one after the other while connects fail; the winner is the first.
     pub order: Vec<Step>,
     /// Every backend of the app, best first; those that are out come last.
@@ -107,16 +114,23 @@ impl Oracle<'_> {
             return explanation;
         };
         explanation.app = Some(app.to_string());
+        if let Some(rule) = snapshot.access().denies(client, None, &app) {
+            explanation.denied_by = Some(rule.to_string());
+            explanation.refused = Some(RejectReason::Denied.as_str().to_owned());
+            return explanation;
+        }
         let Some(index) = snapshot.app(&app) else {
             explanation.refused = Some(NoBackend::NoSuchApp.as_str().to_owned());
             return explanation;
         };
-        let binds = index.spec().affinity != Affinity::None;
-        let bound = binds.then(|| self.bindings.peek(&self.rules.affinity.key(&app, client))).flatten();
+        explanation.queue = QueueStatus::of(index);
+        let key = self.rules.affinity.key(&app, client);
+        let bound = index.spec().affinity.binds().then(|| self.bindings.peek(&key)).flatten();
         let request = Request {
             client_region,
             client_position: found.position,
             pop_region: &self.rules.pop_region,
+            client: Some(&key.client),
             bound: bound.as_ref(),
         };
         let attempts = self.rules.connect_attempts;
@@ -127,6 +141,7 @@ impl Oracle<'_> {
 
 impl Explanation {
     fn take_over(&mut self, plan: Plan) {
+        self.selection = Some(plan.selection.to_string());
         self.bound = plan.bound.map(|id| id.to_string());
         self.binding_yielded = plan.binding_yielded.map(|skip| skip.to_string());
         self.winner = plan.winner.map(|id| id.to_string());

@@ -9,7 +9,7 @@ use arc_swap::{ArcSwap, Guard};
 use edge_common::MAX_BACKENDS;
 
 use self::intake::{Intake, Memory};
-use crate::domain::{RawRouting, Snapshot, World};
+use crate::domain::{Lobby, RawRouting, Snapshot, World};
 
 /// Holds the snapshot that routes. Readers never wait; a new snapshot takes the place of the old one at once.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub struct RoutingTable {
     current: ArcSwap<Snapshot>,
     status: ArcSwap<ReloadStatus>,
     writer: Mutex<Writer>,
+    /// Who waits for a place on a backend, whatever the snapshot.
+    lobby: Arc<Lobby>,
 }
 
 /// What outlives snapshots. Used by one reload at a time.
@@ -84,6 +86,7 @@ impl RoutingTable {
             current: ArcSwap::from_pointee(Snapshot::empty()),
             status: ArcSwap::default(),
             writer: Mutex::new(writer),
+            lobby: Arc::default(),
         }
     }
 
@@ -95,6 +98,10 @@ impl RoutingTable {
     /// The current snapshot, to keep.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.current.load_full()
+    }
+
+    pub fn lobby(&self) -> &Arc<Lobby> {
+        &self.lobby
     }
 
     pub fn status(&self) -> Arc<ReloadStatus> {
@@ -117,6 +124,8 @@ impl RoutingTable {
             apps: intake.apps(&raw.apps),
             endpoints: intake.endpoints(&raw.listeners),
             overrides: intake.overrides(&raw.geo_overrides),
+            access: intake.access(&raw.acl),
+            lobby: Arc::clone(&self.lobby),
         };
         let mut report = intake.accept();
         let snapshot = Snapshot::following(&last, backends, world);
@@ -126,6 +135,9 @@ impl RoutingTable {
         self.current.store(Arc::new(snapshot));
         writer.retired.push(last);
         writer.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
+        // Limits may be higher now, or backends more.
+        self.lobby.reconsider();
+        self.lobby.tidy();
         Ok(report)
     }
 

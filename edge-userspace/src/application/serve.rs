@@ -1,12 +1,14 @@
 //! The life of a connection, from accept to outcome. Read this first.
 //!
-//! admission → endpoint → who is the client → where is it → app → plan → reserve, connect, next candidate → bind → forward → outcome, once.
+//! admission → endpoint → who is the client → may it → listener → app → where is it → plan → reserve (or wait for a
+//! place), connect, next candidate → bind → forward → outcome, once.
 
 mod announce;
 mod look;
 mod proxied;
 mod record;
 mod refusal;
+mod waiting;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,16 +23,18 @@ use self::announce::announce;
 use self::proxied::identify;
 use self::record::Record;
 use self::refusal::Refusal;
+use super::admission::{Admission, ListenerHeld, SourceHeld};
 use super::drain::{Connections, Held};
 use super::flows::{Flow, Flows, Listed};
 use super::health::Watch;
 use super::locate::Locator;
 use super::ports::{Bindings, Connector, Forwarder, GeoResolver, Observer, Pair};
+use super::queue::NoPlace;
 use super::routing::RoutingTable;
 use crate::domain::{
-    Affinity, AffinityPrefix, AppName, Attempt, Backend, BindingKey, ChosenBackend, ClientAddr, ConnectFailure,
-    Endpoint, Endpoints, Instance, ListenerSpec, NoBackend, Overrides, Permit, Pick, RandomSource, Region,
-    RejectReason, Request, Skip, Snapshot, Termination, Tried, pick,
+    AffinityPrefix, AppName, Attempt, Backend, BindingKey, ChosenBackend, ClientAddr, ConnectFailure, Endpoint,
+    Endpoints, Instance, ListenerSpec, Overrides, Permit, Pick, RandomSource, Region, RejectReason, Request, Skip,
+    Snapshot, Tried,
 };
 
 /// What serving a connection takes. One for each worker; the parts are shared.
@@ -40,6 +44,7 @@ pub struct Proxy<C, F> {
     pub bindings: Arc<dyn Bindings>,
     pub observer: Arc<dyn Observer>,
     pub connections: Arc<Connections>,
+    pub admission: Arc<Admission>,
     pub flows: Arc<Flows>,
     pub health: Arc<Watch>,
     /// This life of the daemon, for those who see connections of several.
@@ -109,7 +114,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     pub async fn serve(&self, client: TcpStream, from: SocketAddr, to: SocketAddr) {
         let mut record = Record::start(self, from, to);
         match self.establish(&client, &mut record).await {
-            Ok(Established { backend, target, permit, held, key, clears, flow, header }) => {
+            Ok(Established { backend, target, permit, held, admitted, key, clears, flow, header }) => {
                 let same_host = target.same_host.then(|| target.id.clone());
                 let since = Instant::now();
                 let report = self.forwarder.forward(Pair { client, backend, same_host, header }, &flow).await;
@@ -120,7 +125,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
                 record.outcome.termination = report.termination;
                 self.renew(key, record.outcome.backend.as_ref(), clears);
                 // The sockets are closed: only now may others have the place.
-                drop((permit, held));
+                drop((permit, admitted, held));
             }
             Err(refusal) => {
                 record.outcome.termination = refusal.termination;
@@ -139,16 +144,20 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         let endpoint = self.arrive(record)?;
         let header = identify(client, &endpoint, &self.rules, record).await?;
         let address = ClientAddr::new(record.outcome.client.ip());
+        let source = self.admission.source(address, Instant::now()).map_err(Refusal::rule)?;
+        let listener = self.listener(&endpoint, record)?;
+        let app = self.app(&listener, record)?;
+        self.may_enter(address, &listener, &app, record)?;
+        let admitted = (source, self.admission.listener(&listener).map_err(Refusal::rule)?);
         self.locate(address, record);
-        let app = self.choose_app(&endpoint, record)?;
         let key = self.rules.affinity.key(&app, address);
         let clears = self.bindings.clears();
         let (backend, target, permit) = tokio::select! {
             connected = self.connect_best(&app, &key, record) => connected?,
-            () = gone(client) => return Err(Refusal::because(Termination::ClientResetConnecting)),
+            () = gone(client) => return Err(Refusal::client_gone(record.waits())),
         };
         let flow = Flow::new(record.outcome.id, record.outcome.client, app, target.id.clone());
-        Ok(Established { backend, target, permit, held, key, clears, flow: self.flows.list(flow), header })
+        Ok(Established { backend, target, permit, held, admitted, key, clears, flow: self.flows.list(flow), header })
     }
 
     /// Finds the place where the connection has arrived.
@@ -157,14 +166,31 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         endpoint.ok_or(Refusal::rule(RejectReason::NoListener))
     }
 
-    /// Finds the listener that the client has come to, and the app it leads to.
-    fn choose_app(&self, endpoint: &Endpoint, record: &mut Record<'_>) -> Result<AppName, Refusal> {
+    /// Finds the listener of the place that the client has come to.
+    fn listener(&self, endpoint: &Endpoint, record: &mut Record<'_>) -> Result<Arc<ListenerSpec>, Refusal> {
         let listener = endpoint.listener(None).ok_or(Refusal::rule(RejectReason::NoListener))?;
         record.outcome.listener = Some(listener.id.clone());
+        Ok(Arc::clone(listener))
+    }
+
+    /// Finds the app that the listener leads to.
+    fn app(&self, listener: &ListenerSpec, record: &mut Record<'_>) -> Result<AppName, Refusal> {
         let snapshot = self.routing.load();
         let app = self.rules.app(Some(listener), &snapshot).ok_or(Refusal::rule(RejectReason::NoApp))?;
         record.outcome.app = Some(app.clone());
         Ok(app)
+    }
+
+    /// Asks the rules about who may connect.
+    fn may_enter(
+        &self,
+        address: ClientAddr,
+        listener: &ListenerSpec,
+        app: &AppName,
+        record: &mut Record<'_>,
+    ) -> Result<(), Refusal> {
+        record.outcome.denied_by = self.routing.load().access().denies(address, Some(&listener.id), app).cloned();
+        if record.outcome.denied_by.is_some() { Err(Refusal::rule(RejectReason::Denied)) } else { Ok(()) }
     }
 
     /// Finds the client's country, region and position.
@@ -184,24 +210,31 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         key: &BindingKey,
         record: &mut Record<'_>,
     ) -> Result<(TcpStream, Arc<Backend>, Permit), Refusal> {
-        let affinity = self.affinity(app);
-        let bound = if affinity == Affinity::None { None } else { self.bindings.get(key) };
-        let deadline = Instant::now() + self.rules.connect_budget;
+        let binds = self.binds(app);
+        let bound = binds.then(|| self.bindings.get(key)).flatten();
+        let mut deadline = Instant::now() + self.rules.connect_budget;
         let mut tried = Tried::new();
+        let client_region = record.outcome.client_region.clone();
         loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !tried.is_empty() && (tried.len() >= self.rules.connect_attempts || left.is_zero()) {
+                return Err(Refusal::after(&record.outcome.failed));
+            }
             let request = Request {
-                client_region: record.outcome.client_region.as_ref(),
+                client_region: client_region.as_ref(),
                 client_position: record.position,
                 pop_region: &self.rules.pop_region,
+                client: Some(&key.client),
                 bound: bound.as_ref(),
             };
-            let picked = self.pick(app, &request, &tried);
-            let left = deadline.saturating_duration_since(Instant::now());
-            let spent = tried.len() >= self.rules.connect_attempts || left.is_zero();
+            let asked = Instant::now();
+            let picked = self.place(app, request, &tried, record).await;
+            // To wait for a place is not to connect.
+            deadline += asked.elapsed();
             let Pick { backend, reason, permit, binding_yielded } = match picked {
-                Ok(picked) if !spent => picked,
-                Err(why) if tried.is_empty() => return Err(Refusal::no_backend(why)),
-                _ => return Err(Refusal::after(&record.outcome.failed)),
+                Ok(picked) => picked,
+                Err(NoPlace::NoBackend(_)) if !tried.is_empty() => return Err(Refusal::after(&record.outcome.failed)),
+                Err(why) => return Err(Refusal::no_place(why)),
             };
             tried.push(&backend);
             let started = Instant::now();
@@ -213,7 +246,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
                 Ok(stream) => {
                     self.health.connected(&backend, Instant::now());
                     // A binding that yields for a crowd stays: the crowd may be smaller the next time.
-                    if affinity != Affinity::None && binding_yielded != Some(Skip::AtSoftLimit) {
+                    if binds && binding_yielded != Some(Skip::AtSoftLimit) {
                         self.bindings.bind(key.clone(), &backend.id);
                     }
                     record.connected(ChosenBackend {
@@ -254,7 +287,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     /// longer still comes back to its backend. One that was bound elsewhere meanwhile stays there, and what an operator
     /// has ended since stays ended.
     fn renew(&self, key: BindingKey, backend: Option<&ChosenBackend>, clears: u64) {
-        if self.affinity(&key.app) == Affinity::None || self.bindings.clears() != clears {
+        if !self.binds(&key.app) || self.bindings.clears() != clears {
             return;
         }
         if let (None, Some(backend)) = (self.bindings.get(&key), backend) {
@@ -262,16 +295,9 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         }
     }
 
-    /// What the app wants of bindings now.
-    fn affinity(&self, app: &AppName) -> Affinity {
-        self.routing.load().app(app).map_or_else(Affinity::default, |index| index.spec().affinity)
-    }
-
-    /// Chooses and reserves by the snapshot of this moment.
-    fn pick(&self, app: &AppName, request: &Request<'_>, tried: &Tried) -> Result<Pick, NoBackend> {
-        let snapshot = self.routing.load();
-        let index = snapshot.app(app).ok_or(NoBackend::NoSuchApp)?;
-        pick(index, snapshot.regions(), request, tried, &mut Random(self.random))
+    /// Whether clients of the app are bound to their backends.
+    fn binds(&self, app: &AppName) -> bool {
+        self.routing.load().app(app).is_none_or(|index| index.spec().affinity.binds())
     }
 }
 
@@ -281,6 +307,8 @@ struct Established {
     target: Arc<Backend>,
     permit: Permit,
     held: Held,
+    /// Places among those of the client's source and of the listener.
+    admitted: (Option<SourceHeld>, ListenerHeld),
     key: BindingKey,
     /// How often bindings were cleared before this one was made.
     clears: u64,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bindings::BindingFileStatus;
 use super::routing::{ReloadReport, RoutingTable};
-use crate::domain::{Backend, ProxyVersion};
+use crate::domain::{AppIndex, Backend, ProxyVersion};
 
 /// Everything an operator wants to know first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,6 +27,7 @@ pub struct Status {
     pub backends: Vec<BackendStatus>,
     pub forwarder: ForwarderStatus,
     pub connections: ConnectionStatus,
+    pub limits: LimitsStatus,
     /// Clients that are bound to a backend, those included whose time has ended and that are not yet swept out.
     pub bindings: u64,
     /// Where bindings are kept across restarts; `None` if they aren't.
@@ -208,6 +209,49 @@ pub struct ConnectionStatus {
     pub rejected: BTreeMap<String, u64>,
 }
 
+/// What is counted for limits. The numbers are those of live connections.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsStatus {
+    /// Also those whose row is gone, while they have connections.
+    pub listeners: Vec<ListenerLoad>,
+    /// Apps with a queue, or with clients that wait.
+    pub queues: Vec<QueueStatus>,
+    /// Sources with connections; 0 where sources have no limits.
+    pub sources_connected: u64,
+    /// Sources without connections that are remembered for their rate, and how many may be.
+    pub sources_remembered: u64,
+    pub sources_capacity: u64,
+    /// Pauses of listeners because more than `max_connection_rate` came.
+    pub accept_pauses: u64,
+    /// Refusals that were left out of the access log.
+    pub refusals_not_logged: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerLoad {
+    pub listener: String,
+    pub connections: u32,
+    /// 0 = no limit of its own.
+    pub max_connections: u32,
+}
+
+/// Clients that wait for a place on a backend of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueStatus {
+    pub app: String,
+    pub waiting: u64,
+    /// How many may.
+    pub length: u32,
+}
+
+impl QueueStatus {
+    /// `None` for apps without a queue.
+    pub fn of(app: &AppIndex) -> Option<Self> {
+        let (waiting, length) = (app.queue().len() as u64, app.spec().queue.length);
+        (waiting > 0 || length > 0).then(|| Self { app: app.name().to_string(), waiting, length })
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GeoStatus {
     /// The file, or `embedded`.
@@ -367,6 +411,15 @@ pub(crate) mod sample {
                 accepted: 10,
                 closed: 7,
                 rejected: BTreeMap::from([("no_app".to_owned(), 2)]),
+            },
+            limits: LimitsStatus {
+                listeners: vec![ListenerLoad { listener: "web".to_owned(), connections: 3, max_connections: 100 }],
+                queues: vec![QueueStatus { app: "web".to_owned(), waiting: 4, length: 50 }],
+                sources_connected: 2,
+                sources_remembered: 6,
+                sources_capacity: 1000,
+                accept_pauses: 5,
+                refusals_not_logged: 8,
             },
             bindings: 9,
             binding_file: Some(BindingFileStatus {

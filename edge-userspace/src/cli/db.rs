@@ -17,8 +17,8 @@ use serde_json::json;
 
 use crate::adapters::outbound::sqlite::{add_missing_columns, backend_rows};
 use crate::domain::{
-    BackendSpec, BackendState, ProxyVersion, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion, RawRow as _,
-    RawValue, Regions,
+    BackendSpec, BackendState, ProxyVersion, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion,
+    RawRow as _, RawValue, Regions,
 };
 
 use self::tables::TableCommand;
@@ -90,6 +90,11 @@ pub enum DbCommand {
         #[command(subcommand)]
         command: TableCommand,
     },
+    /// Edit who may connect
+    Acl {
+        #[command(subcommand)]
+        command: TableCommand,
+    },
     /// Edit where prefixes are: their country or region
     Geo {
         #[command(subcommand)]
@@ -153,6 +158,7 @@ fn execute(command: DbCommand, path: &Path, out: &mut dyn Write) -> Result<()> {
         DbCommand::Listener { command } => tables::execute::<RawListener>(command, path, out),
         DbCommand::App { command } => tables::execute::<RawApp>(command, path, out),
         DbCommand::Region { command } => tables::execute::<RawRegion>(command, path, out),
+        DbCommand::Acl { command } => tables::execute::<RawAcl>(command, path, out),
         DbCommand::Geo { command } => tables::execute::<RawGeoOverride>(command, path, out),
         DbCommand::Export => transfer::export(path, out),
         DbCommand::Import(args) => transfer::import(path, &args, out),

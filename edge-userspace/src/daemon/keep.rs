@@ -56,13 +56,13 @@ impl Keeper {
 
 /// The running thread.
 pub(crate) struct Keeping {
-    stop: mpsc::Sender<()>,
+    stop: mpsc::SyncSender<()>,
     thread: JoinHandle<()>,
 }
 
 impl Keeping {
     pub(crate) fn start(keeper: Arc<Keeper>, events: Arc<Events>, interval: Duration) -> std::io::Result<Self> {
-        let (stop, stopped) = mpsc::channel();
+        let (stop, stopped) = mpsc::sync_channel(1);
         let work = move || {
             limits::yield_to_workers();
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(interval) {

@@ -25,7 +25,9 @@ use edgeproxy::adapters::outbound::logging::Logging;
 use edgeproxy::adapters::outbound::metrics::Metrics;
 use edgeproxy::adapters::outbound::observer::Recorder;
 use edgeproxy::adapters::outbound::privileges::{self, CapabilitySet};
+use edgeproxy::adapters::outbound::refusal_log::RefusalLog;
 use edgeproxy::adapters::outbound::sqlite::SqliteSource;
+use edgeproxy::application::admission::Admission;
 use edgeproxy::application::backend_drain::BackendDrains;
 use edgeproxy::application::drain::{Connections, Cut};
 use edgeproxy::application::events::{EventKind, Events, Subject};
@@ -67,6 +69,7 @@ pub(crate) struct Shared {
     keeper: Option<Arc<Keeper>>,
     recorder: Arc<Recorder>,
     connections: Arc<Connections>,
+    admission: Arc<Admission>,
     flows: Arc<Flows>,
     /// One for each worker: ends its connections.
     cuts: Vec<Arc<Cut>>,
@@ -126,7 +129,12 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let listeners: Vec<_> = sockets.iter().filter_map(|of_addr| of_addr.first()?.local_addr().ok()).collect();
     let metrics = Metrics::new(vec![("log", logging.messages.lost()), ("access", logging.access.lost())]);
     let access_log = settings.access_log.then(|| AccessLog::new(logging.access.clone()));
-    let recorder = Arc::new(Recorder { metrics: Arc::new(metrics), access_log, events: Arc::clone(&events) });
+    let recorder = Arc::new(Recorder {
+        metrics: Arc::new(metrics),
+        access_log,
+        events: Arc::clone(&events),
+        refusals: RefusalLog::new(settings.refusal_log_rate),
+    });
     let health = Watch::new(health_rules(&settings), Arc::clone(&routing), Arc::clone(&recorder) as _);
     let flows = Arc::new(Flows::default());
     let cuts: Vec<_> = (0..worker_count).map(|_| Arc::new(Cut::default())).collect();
@@ -140,6 +148,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
         keeper,
         recorder,
         connections: Arc::default(),
+        admission: Arc::new(limits::admission(&settings)),
         flows,
         cuts,
         health: Arc::new(health),
@@ -176,6 +185,7 @@ async fn serve(
     let keeping = keeping.transpose().map_err(failed)?;
     memory::spawn_trim(&shared);
     spawn_health_ticks(&shared);
+    limits::spawn_upkeep(&shared);
     let workers = Workers::start(&shared, sockets).map_err(failed)?;
     let control = Arc::new(DaemonControl::new(Arc::clone(&shared), commands.clone()));
     let admin_addr = admin.tcp_addr();
@@ -227,6 +237,7 @@ async fn drain(shared: &Shared, workers: &Workers, signals: &mut Signals, contro
         tokio::select! {
             ended = &mut none_left => {
                 if ended.is_err() {
+                    shared.routing.lobby().close();
                     let reason = format!("the deadline has passed: {} connections are cut", shared.connections.active());
                     shared.events.emit(EventKind::DrainCut, Subject::pop(), reason);
                     workers.cut();

@@ -152,6 +152,7 @@ fn proxy(shared: &Shared, cut: &Arc<Cut>, ids: &Arc<AtomicU64>) -> Proxy<TcpConn
         bindings: Arc::clone(&shared.bindings) as _,
         observer: Arc::clone(&shared.recorder) as _,
         connections: Arc::clone(&shared.connections),
+        admission: Arc::clone(&shared.admission),
         flows: Arc::clone(&shared.flows),
         health: Arc::clone(&shared.health),
         instance: shared.instance,

@@ -36,6 +36,19 @@ impl ClientPrefix {
         // The length fits the family: nobody can make another one.
         IpNet::new(self.ip, self.bits).unwrap_or_else(|_| self.ip.into())
     }
+
+    /// Address (IPv4 as IPv4-mapped IPv6) and length, in network order.
+    pub(super) fn octets(&self) -> [u8; 17] {
+        let address = match self.ip {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        let mut octets = [0; 17];
+        let (prefix, length) = octets.split_at_mut(16);
+        prefix.copy_from_slice(&address.octets());
+        length.fill(self.bits);
+        octets
+    }
 }
 
 impl fmt::Display for ClientPrefix {
@@ -87,6 +100,11 @@ impl AffinityPrefix {
 
     pub fn key(&self, app: &AppName, client: ClientAddr) -> BindingKey {
         BindingKey { app: app.clone(), client: self.cut(client.ip()) }
+    }
+
+    /// The prefix that stands for a client.
+    pub fn prefix(&self, client: ClientAddr) -> ClientPrefix {
+        self.cut(client.ip())
     }
 
     fn cut(&self, ip: IpAddr) -> ClientPrefix {

@@ -4,9 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use super::maglev::{Entrant, Maglev};
 use super::random::spread;
 use super::room::{Room, Seat};
-use super::{AppName, AppSpec, Backend, BackendId, BackendLoad, Endpoints, Limits, Overrides, Region, Regions};
+use super::{
+    AccessList, AppName, AppQueue, AppSpec, Backend, BackendId, BackendLoad, Endpoints, Limits, Lobby, Overrides,
+    Region, Regions, Selection,
+};
 
 /// One immutable, validated, indexed view of the routing database.
 #[derive(Debug)]
@@ -25,6 +29,10 @@ pub struct World {
     pub endpoints: Endpoints,
     /// Where the operator says that prefixes are.
     pub overrides: Overrides,
+    /// Who may connect.
+    pub access: AccessList,
+    /// Who waits for a place; the same for all snapshots of a routing table.
+    pub lobby: Arc<Lobby>,
 }
 
 impl From<Regions> for World {
@@ -58,8 +66,7 @@ impl Snapshot {
         let index = |(name, backends): (AppName, Vec<_>)| {
             let spec = world.apps.get(&name).cloned().unwrap_or_else(|| AppSpec::new(name.clone()));
             let known = last.and_then(|last| last.apps.get(&name)).filter(|app| app.is_of(&spec, &backends));
-            let app =
-                known.cloned().unwrap_or_else(|| Arc::new(AppIndex::new(spec, backends, &world.regions, generation)));
+            let app = known.cloned().unwrap_or_else(|| Arc::new(AppIndex::new(spec, backends, &world, generation)));
             (name, app)
         };
         let apps = by_app.into_iter().map(index).collect();
@@ -117,6 +124,11 @@ impl Snapshot {
         &self.world.overrides
     }
 
+    /// Who may connect.
+    pub fn access(&self) -> &AccessList {
+        &self.world.access
+    }
+
     /// Where the routing database expects clients.
     pub fn endpoints(&self) -> &Endpoints {
         &self.world.endpoints
@@ -127,6 +139,7 @@ impl Snapshot {
 #[derive(Debug)]
 pub struct AppIndex {
     spec: AppSpec,
+    queue: Arc<AppQueue>,
     backends: Vec<Arc<Backend>>,
     /// The operator chooses the ids: nobody can choose them to collide.
     by_id: HashMap<BackendId, usize, foldhash::fast::RandomState>,
@@ -139,7 +152,8 @@ pub struct AppIndex {
 }
 
 impl AppIndex {
-    fn new(spec: AppSpec, backends: Vec<Arc<Backend>>, regions: &Regions, generation: u64) -> Self {
+    fn new(spec: AppSpec, backends: Vec<Arc<Backend>>, world: &World, generation: u64) -> Self {
+        let (regions, queue) = (&world.regions, world.lobby.queue(&spec.name));
         let by_id = backends.iter().enumerate().map(|(at, backend)| (backend.id.clone(), at)).collect();
         let mut by_region: BTreeMap<&Region, Vec<usize>> = BTreeMap::new();
         for (at, backend) in backends.iter().enumerate().filter(|(_, backend)| backend.closed_to_new().is_none()) {
@@ -157,10 +171,19 @@ impl AppIndex {
         let everywhere: Vec<usize> = by_region.values().flatten().copied().collect();
         let unplaced = (!unplaced.is_empty()).then(|| group(None, &unplaced));
         let everywhere = (!everywhere.is_empty()).then(|| group(None, &everywhere));
-        let groups = by_region.iter().map(|(region, members)| group(Some(region), members)).collect();
+        let mut groups: Vec<Group> = by_region.iter().map(|(region, members)| group(Some(region), members)).collect();
+        let (mut unplaced, mut everywhere) = (unplaced, everywhere);
+        if spec.selection == Selection::Maglev {
+            unplaced.iter_mut().for_each(|group| group.hash(&backends, |backend| !is_placed(&backend.region)));
+            everywhere.iter_mut().for_each(|group| group.hash(&backends, |_| true));
+            for group in &mut groups {
+                let region = group.region.clone();
+                group.hash(&backends, |backend| region.as_ref() == Some(&backend.region));
+            }
+        }
         // Those without a seat, too: they lose the ones they had.
-        backends.iter().zip(seats).for_each(|(backend, seats)| backend.load.seat(seats));
-        Self { spec, backends, by_id, groups, unplaced, everywhere }
+        backends.iter().zip(seats).for_each(|(backend, seats)| backend.load.seat(seats, &queue));
+        Self { spec, queue, backends, by_id, groups, unplaced, everywhere }
     }
 
     /// Whether an index of these would be the same. Backends that haven't changed are the same ones in memory.
@@ -176,6 +199,16 @@ impl AppIndex {
     /// How the app is to be served.
     pub fn spec(&self) -> &AppSpec {
         &self.spec
+    }
+
+    /// Who waits for a place on a backend of the app.
+    pub fn queue(&self) -> &Arc<AppQueue> {
+        &self.queue
+    }
+
+    /// Whether a backend that takes new clients is below its hard limit.
+    pub fn has_room(&self) -> bool {
+        self.everywhere.as_ref().is_some_and(|group| group.room.has_any())
     }
 
     /// All backends of the app, whatever their state.
@@ -215,6 +248,8 @@ pub(super) struct Group {
     pub(super) members: Vec<Member>,
     /// Which members can be chosen now.
     pub(super) room: Arc<Room>,
+    /// Where clients belong, in apps that hash them.
+    pub(super) maglev: Option<Maglev>,
     /// State of the low-discrepancy sequence that spreads first choices over the members.
     pub(super) sequence: AtomicU64,
 }
@@ -239,8 +274,26 @@ impl Group {
             place: region.and_then(|region| regions.index_of(region)).filter(|at| regions.has_position(*at)),
             members: chosen,
             room,
+            maglev: None,
             sequence: AtomicU64::new(seed),
         }
+    }
+}
+
+impl Group {
+    /// Builds the table for those of the app's backends that belong to the group, be they in service or not. Weight 0
+    /// has no share.
+    fn hash(&mut self, backends: &[Arc<Backend>], belongs: impl Fn(&Backend) -> bool) {
+        let places: HashMap<&BackendId, usize> =
+            self.members.iter().enumerate().map(|(at, member)| (&member.backend.id, at)).collect();
+        let entrant = |backend: &'_ Arc<Backend>| {
+            (backend.weight.0 > 0 && belongs(backend)).then(|| places.get(&backend.id).copied())
+        };
+        let entrants = backends.iter().filter_map(|backend| {
+            let member = entrant(backend)?;
+            Some(Entrant { id: backend.id.as_str(), weight: backend.weight.0, member })
+        });
+        self.maglev = Some(Maglev::new(entrants.collect()));
     }
 }
 

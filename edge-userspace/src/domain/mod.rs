@@ -3,6 +3,7 @@
 //! Everything here is plain data and arithmetic. Time, randomness and the routing rows come in from outside, so the
 //! same code routes, explains and is tested.
 
+mod acl;
 mod addr;
 mod affinity;
 mod app;
@@ -17,12 +18,15 @@ mod index;
 mod listener;
 mod load;
 mod locality;
+mod maglev;
 mod name;
 mod outcome;
 mod overrides;
 mod plan;
 pub mod proxy;
+mod queue;
 mod random;
+mod rate;
 mod regions;
 mod room;
 pub mod row;
@@ -31,6 +35,7 @@ mod select;
 pub(crate) mod testing;
 mod tried;
 
+pub use acl::{Access, AccessError, AccessList, AccessRule};
 pub use addr::{AddrError, BackendAddr, ClientAddr};
 pub use affinity::{AffinityPrefix, BindingKey, ClientPrefix, PrefixError};
 pub use app::{Affinity, AppError, AppSpec, QueueRules, Selection};
@@ -46,13 +51,17 @@ pub use index::{AppIndex, Snapshot, World};
 pub use listener::{AcceptProxy, ListenerError, ListenerSpec, Place, PortRange, ServerName, Specificity};
 pub use load::{BackendLoad, Permit, Slot, SlotPool};
 pub use locality::Locality;
-pub use name::{AppName, BackendId, ListenerId, NameError, Region};
+pub use name::{AppName, BackendId, ListenerId, NameError, Region, RuleId};
 pub use outcome::*;
 pub use overrides::{GeoOverride, GeoPlace, OverrideError, Overrides};
 pub use plan::{Plan, PlanEntry, explain};
 pub use proxy::{ProxyHeader, ProxyVersion, SendProxyError};
+pub use queue::{AppQueue, Called, Calls, Lobby, NoTurn, Ticket};
 pub use random::RandomSource;
+pub use rate::{Pace, Rate};
 pub use regions::{Origin, Position, RegionSpec, Regions};
-pub use row::{RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion, RawRouting, RawRow, RawValue, RowError};
+pub use row::{
+    RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion, RawRouting, RawRow, RawValue, RowError,
+};
 pub use select::{NoBackend, Pick, PickReason, Request, pick};
 pub use tried::Tried;

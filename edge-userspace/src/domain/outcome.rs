@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{
     AppName, BackendAddr, BackendId, ConnectionId, CountryCode, Fallback, Instance, ListenerId, NoBackend, PickReason,
-    ProxyHeader, ProxyVersion, Region, Skip, Step,
+    ProxyHeader, ProxyVersion, Region, RuleId, Skip, Step,
 };
 
 /// Everything that is said about a finished connection. Built once, by `application::serve`.
@@ -39,6 +39,8 @@ pub struct Outcome {
     pub fallback: Option<Fallback>,
     pub bytes: ByteCounts,
     pub started: SystemTime,
+    /// Time spent waiting for a place on a backend; `None` where there was no need.
+    pub queued: Option<Duration>,
     /// From accept to an established upstream connection.
     pub connect: Option<Duration>,
     /// From accept to the end.
@@ -48,6 +50,8 @@ pub struct Outcome {
     pub reject: Option<RejectReason>,
     /// What exactly was wrong, where the reason leaves that open.
     pub reject_detail: Option<String>,
+    /// The rule that denied it.
+    pub denied_by: Option<RuleId>,
 }
 
 impl Outcome {
@@ -132,12 +136,14 @@ impl ConnectFailure {
 ///
 /// First letter: `-` nobody (a normal end), `C` the client, `S` the backend, `P` the proxy by its rules,
 /// `R` the proxy for want of a resource, `K` an operator, `I` an internal error, `c`/`s` a time limit while
-/// waiting for the client or the backend. Second: `R` before a backend was sought, `C` connecting, `D` forwarding.
+/// waiting for the client or the backend. Second: `R` before a backend was sought, `Q` waiting for a place on one, `C`
+/// connecting, `D` forwarding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Termination {
     Normal,
     ClientGone,
     ClientSilent,
+    ClientResetQueued,
     ClientResetConnecting,
     ClientReset,
     ClientIdle,
@@ -146,6 +152,8 @@ pub enum Termination {
     BackendReset,
     BackendIdle,
     RejectedByRule,
+    QueueFull,
+    QueueTimedOut,
     NoBackendAvailable,
     OutOfResources,
     KilledByDrain,
@@ -153,10 +161,11 @@ pub enum Termination {
 }
 
 impl Termination {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::Normal,
         Self::ClientGone,
         Self::ClientSilent,
+        Self::ClientResetQueued,
         Self::ClientResetConnecting,
         Self::ClientReset,
         Self::ClientIdle,
@@ -165,6 +174,8 @@ impl Termination {
         Self::BackendReset,
         Self::BackendIdle,
         Self::RejectedByRule,
+        Self::QueueFull,
+        Self::QueueTimedOut,
         Self::NoBackendAvailable,
         Self::OutOfResources,
         Self::KilledByDrain,
@@ -176,6 +187,7 @@ impl Termination {
             Self::Normal => "--",
             Self::ClientGone => "CR",
             Self::ClientSilent => "cR",
+            Self::ClientResetQueued => "CQ",
             Self::ClientResetConnecting => "CC",
             Self::ClientReset => "CD",
             Self::ClientIdle => "cD",
@@ -184,6 +196,8 @@ impl Termination {
             Self::BackendReset => "SD",
             Self::BackendIdle => "sD",
             Self::RejectedByRule => "PR",
+            Self::QueueFull => "PQ",
+            Self::QueueTimedOut => "sQ",
             Self::NoBackendAvailable => "PC",
             Self::OutOfResources => "RR",
             Self::KilledByDrain => "KD",
@@ -196,6 +210,7 @@ impl Termination {
             Self::Normal => "both sides closed",
             Self::ClientGone => "client gone before a backend was sought",
             Self::ClientSilent => "time limit reached while waiting for the client's first bytes",
+            Self::ClientResetQueued => "client gone while waiting for a place on a backend",
             Self::ClientResetConnecting => "client gone while connecting to a backend",
             Self::ClientReset => "client reset the connection",
             Self::ClientIdle => "time limit reached while waiting for the client",
@@ -204,6 +219,8 @@ impl Termination {
             Self::BackendReset => "backend reset the connection",
             Self::BackendIdle => "time limit reached while waiting for the backend",
             Self::RejectedByRule => "turned away by a rule or limit",
+            Self::QueueFull => "all backends full, and as many clients waiting as may",
+            Self::QueueTimedOut => "time limit reached while waiting for a place on a backend",
             Self::NoBackendAvailable => "no eligible backend",
             Self::OutOfResources => "this host is out of a resource",
             Self::KilledByDrain => "cut at the end of a drain",
@@ -231,13 +248,27 @@ pub enum RejectReason {
     ProxyMalformed,
     /// The PROXY header was not whole in time.
     ProxyTimeout,
+    /// The listener does.
+    ListenerConnections,
+    /// A rule keeps the client away.
+    Denied,
+    /// The client's source prefix has as many connections as it may.
+    SourceConnections,
+    /// It comes more often than it may.
+    SourceRate,
+    /// All backends are full, and as many clients wait for a place as may.
+    QueueFull,
+    /// No place on a backend became free in time.
+    QueueTimedOut,
 }
 
 impl RejectReason {
     pub fn all() -> impl Iterator<Item = Self> {
-        let rules = [Self::NoListener, Self::NoApp, Self::MaxConnections];
+        let rules = [Self::NoListener, Self::NoApp, Self::MaxConnections, Self::ListenerConnections];
         let header = [Self::ProxyUntrusted, Self::ProxyMissing, Self::ProxyMalformed, Self::ProxyTimeout];
-        rules.into_iter().chain(header).chain(NoBackend::ALL.into_iter().map(Self::NoBackend))
+        let rules = rules.into_iter().chain(header).chain([Self::Denied, Self::SourceConnections, Self::SourceRate]);
+        let rules = rules.chain([Self::QueueFull, Self::QueueTimedOut]);
+        rules.chain(NoBackend::ALL.into_iter().map(Self::NoBackend))
     }
 
     pub const fn as_str(self) -> &'static str {
@@ -250,6 +281,12 @@ impl RejectReason {
             Self::ProxyMissing => "proxy_missing",
             Self::ProxyMalformed => "proxy_malformed",
             Self::ProxyTimeout => "proxy_timeout",
+            Self::ListenerConnections => "listener_connections",
+            Self::Denied => "denied",
+            Self::SourceConnections => "source_connections",
+            Self::SourceRate => "source_rate",
+            Self::QueueFull => "queue_full",
+            Self::QueueTimedOut => "queue_timed_out",
         }
     }
 }

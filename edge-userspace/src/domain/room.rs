@@ -75,6 +75,11 @@ impl Room {
         self.set(standing).draw(number, &self.weights, admit)
     }
 
+    /// Whether any member can be drawn.
+    pub(super) fn has_any(&self) -> bool {
+        [&self.below_soft, &self.over_soft, &self.ejected].into_iter().any(WeightedSet::has_any)
+    }
+
     /// Writes where a member stands, until that is where it stands.
     pub(super) fn refresh(&self, at: usize, standing: impl Fn() -> Option<Standing>) {
         loop {
@@ -137,6 +142,10 @@ impl WeightedSet {
                 sum.fetch_sub(weight, Ordering::Relaxed);
             }
         }
+    }
+
+    fn has_any(&self) -> bool {
+        self.bits.iter().any(|bits| bits.load(Ordering::SeqCst) != 0)
     }
 
     fn draw(&self, number: u64, weights: &[u32], admit: &dyn Fn(usize, u64) -> u64) -> Option<usize> {

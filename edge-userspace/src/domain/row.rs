@@ -1,6 +1,7 @@
 //! From database rows to backends: parse, don't validate. A row that can't become a backend is named and refused
 //! alone. The loader and the `db` commands use this same code.
 
+mod acl;
 mod app;
 mod backend;
 mod geo_override;
@@ -10,9 +11,11 @@ mod table;
 mod value;
 
 use super::{
-    AddrError, AppError, CountryError, LimitError, ListenerError, NameError, OverrideError, SendProxyError, StateError,
+    AccessError, AddrError, AppError, CountryError, LimitError, ListenerError, NameError, OverrideError,
+    SendProxyError, StateError,
 };
 
+pub use acl::RawAcl;
 pub use app::RawApp;
 pub use backend::RawBackend;
 pub use geo_override::RawGeoOverride;
@@ -30,6 +33,7 @@ pub struct RawRouting {
     pub apps: Vec<RawApp>,
     pub listeners: Vec<RawListener>,
     pub geo_overrides: Vec<RawGeoOverride>,
+    pub acl: Vec<RawAcl>,
 }
 
 /// Why a row is refused.
@@ -58,6 +62,8 @@ pub enum RowError {
          set same_host to 0 or send_proxy to off"
     )]
     HeaderWithoutTcp,
+    #[error(transparent)]
+    Access(#[from] AccessError),
     #[error(transparent)]
     App(#[from] AppError),
     #[error(transparent)]

@@ -90,7 +90,13 @@ impl World {
     pub(crate) fn route(&mut self, client: Option<&str>, pop: &str) -> Result<Pick, NoBackend> {
         let (client, pop) = (client.map(region), region(pop));
         self.pick(
-            &Request { client_region: client.as_ref(), client_position: None, pop_region: &pop, bound: None },
+            &Request {
+                client_region: client.as_ref(),
+                client_position: None,
+                pop_region: &pop,
+                client: None,
+                bound: None,
+            },
             &Tried::new(),
         )
     }
@@ -98,7 +104,13 @@ impl World {
     pub(crate) fn bound(&mut self, backend: &str) -> Result<Pick, NoBackend> {
         let (pop, bound) = (region("sa"), id(backend));
         self.pick(
-            &Request { client_region: None, client_position: None, pop_region: &pop, bound: Some(&bound) },
+            &Request {
+                client_region: None,
+                client_position: None,
+                pop_region: &pop,
+                client: None,
+                bound: Some(&bound),
+            },
             &Tried::new(),
         )
     }

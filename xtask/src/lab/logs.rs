@@ -41,11 +41,14 @@ pub struct Record {
     /// The part of `bytes_up` that the kernel forwarded.
     pub kernel_up: u64,
     pub kernel_down: u64,
+    /// Waiting for a place on a backend.
+    pub queue_ms: Option<f64>,
     pub duration_ms: f64,
     /// Two letters: who ended it, and in which phase.
     pub termination: String,
     pub reject: Option<String>,
     pub reject_detail: Option<String>,
+    pub denied_by: Option<String>,
 }
 
 /// A forwarder took over a connection.

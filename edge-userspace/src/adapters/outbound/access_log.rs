@@ -71,12 +71,15 @@ struct Record<'a> {
     bytes_down: u64,
     kernel_up: u64,
     kernel_down: u64,
+    /// Waiting for a place on a backend.
+    queue_ms: Option<f64>,
     connect_ms: Option<f64>,
     duration_ms: f64,
     termination: &'static str,
     termination_words: &'static str,
     reject: Option<&'static str>,
     reject_detail: Option<&'a str>,
+    denied_by: Option<&'a str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -140,12 +143,14 @@ impl<'a> Record<'a> {
             bytes_down: outcome.bytes.down,
             kernel_up: outcome.bytes.kernel_up,
             kernel_down: outcome.bytes.kernel_down,
+            queue_ms: outcome.queued.map(millis),
             connect_ms: outcome.connect.map(millis),
             duration_ms: millis(outcome.duration),
             termination: outcome.termination.letters(),
             termination_words: outcome.termination.words(),
             reject: outcome.reject.map(|reject| reject.as_str()),
             reject_detail: outcome.reject_detail.as_deref(),
+            denied_by: outcome.denied_by.as_ref().map(|rule| rule.as_str()),
         }
     }
 }
@@ -183,9 +188,9 @@ mod tests {
                 { "forwarder": "sockmap", "why": "lively", "at_ms": 21.5 },
             ],
             "bytes_up": 100, "bytes_down": 2000, "kernel_up": 40, "kernel_down": 1500,
-            "connect_ms": 1.5, "duration_ms": 2500.0,
+            "queue_ms": 0.5, "connect_ms": 1.5, "duration_ms": 2500.0,
             "termination": "CD", "termination_words": "client reset the connection", "reject": null,
-            "reject_detail": null,
+            "reject_detail": null, "denied_by": null,
         });
         assert_eq!(line, expected);
     }
@@ -197,7 +202,7 @@ mod tests {
         assert_eq!(line["reject"], "all_full");
         assert_eq!(line["attempts"], 0);
         assert!(line["backend"].is_null() && line["connect_ms"].is_null());
-        assert_eq!(line.as_object().unwrap().len(), 37);
+        assert_eq!(line.as_object().unwrap().len(), 39);
     }
 
     #[test]

@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::access_log::AccessLog;
 use super::metrics::Metrics;
+use super::refusal_log::RefusalLog;
 use crate::application::events::{EventKind, Events, Subject};
 use crate::application::ports::{GeoSource, Observer};
 use crate::domain::{Backend, Outcome, Transition};
@@ -14,6 +16,7 @@ use crate::domain::{Backend, Outcome, Transition};
 pub struct Recorder {
     pub metrics: Arc<Metrics>,
     pub access_log: Option<AccessLog>,
+    pub refusals: RefusalLog,
     pub events: Arc<Events>,
 }
 
@@ -28,7 +31,7 @@ impl Observer for Recorder {
 
     fn closed(&self, outcome: &Outcome) {
         self.metrics.closed(outcome);
-        if let Some(log) = &self.access_log {
+        if let Some(log) = self.access_log.as_ref().filter(|_| self.refusals.wants(outcome, Instant::now())) {
             log.record(outcome);
         }
     }
@@ -101,11 +104,13 @@ pub(crate) mod sample {
             fallback: Some(Fallback::Entangled),
             bytes: ByteCounts { up: 100, down: 2000, kernel_up: 40, kernel_down: 1500 },
             started: UNIX_EPOCH + Duration::from_millis(1500),
+            queued: Some(Duration::from_micros(500)),
             connect: Some(Duration::from_micros(1500)),
             duration: Duration::from_millis(2500),
             termination: Termination::ClientReset,
             reject: None,
             reject_detail: None,
+            denied_by: None,
         }
     }
 
@@ -120,6 +125,7 @@ pub(crate) mod sample {
             forwarders: Vec::new(),
             fallback: None,
             bytes: ByteCounts::default(),
+            queued: None,
             connect: None,
             termination: Termination::NoBackendAvailable,
             reject: Some(RejectReason::NoBackend(NoBackend::AllFull)),

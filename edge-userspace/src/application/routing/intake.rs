@@ -6,9 +6,9 @@ use std::sync::{Arc, Weak};
 
 use super::ReloadReport;
 use crate::domain::{
-    AppName, AppSpec, Backend, BackendId, BackendLoad, BackendSpec, Endpoints, GeoOverride, ListenerId, ListenerSpec,
-    Overrides, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion, RawRow, RawValue, Region, RegionSpec,
-    Regions, RowError, SlotPool,
+    AccessList, AccessRule, AppName, AppSpec, Backend, BackendId, BackendLoad, BackendSpec, Endpoints, GeoOverride,
+    ListenerId, ListenerSpec, Overrides, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion, RawRow,
+    RawValue, Region, RegionSpec, Regions, RowError, RuleId, SlotPool,
 };
 
 /// What was accepted last, and what it became.
@@ -25,6 +25,7 @@ pub(super) struct Memory {
     apps: HashMap<AppName, AppSpec>,
     listeners: HashMap<ListenerId, ListenerSpec>,
     overrides: HashMap<ipnet::IpNet, GeoOverride>,
+    rules: HashMap<RuleId, AccessRule>,
 }
 
 /// A backend across loads.
@@ -52,6 +53,7 @@ impl Memory {
             apps: HashMap::new(),
             listeners: HashMap::new(),
             overrides: HashMap::new(),
+            rules: HashMap::new(),
         }
     }
 }
@@ -239,6 +241,35 @@ impl<'a> Intake<'a> {
         }
         self.memory.listeners = accepted;
         endpoints
+    }
+
+    /// As [`Self::endpoints`].
+    pub(super) fn access(&mut self, rows: &[RawAcl]) -> AccessList {
+        let mut list = AccessList::default();
+        let mut accepted: HashMap<RuleId, AccessRule> = HashMap::with_capacity(rows.len());
+        for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_deleted()) {
+            let id = row.id();
+            let result = match &id {
+                Ok(id) if accepted.contains_key(id) => Err(RowError::Duplicate),
+                _ => row.parse().and_then(|rule| {
+                    list.add(rule.clone())?;
+                    Ok(rule)
+                }),
+            };
+            match result {
+                Ok(rule) => _ = accepted.insert(rule.id.clone(), rule),
+                Err(error) => {
+                    self.reject("rule", id.as_ref().ok().map(RuleId::as_str), at, &error);
+                    let known = id.ok().filter(|_| error != RowError::Duplicate);
+                    let last = known.and_then(|id| self.memory.rules.get(&id)).cloned();
+                    if let Some(last) = last.filter(|last| list.add(last.clone()).is_ok()) {
+                        accepted.insert(last.id.clone(), last);
+                    }
+                }
+            }
+        }
+        self.memory.rules = accepted;
+        list
     }
 
     fn reject(&mut self, kind: &str, name: Option<&str>, at: usize, error: &RowError) {

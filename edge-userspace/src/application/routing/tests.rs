@@ -197,7 +197,8 @@ fn limits_hold_across_indexes_that_are_taken_over() {
     let mut pick = |rows: RawRouting| {
         table.apply(&rows, false).unwrap();
         let (snapshot, sa) = (table.snapshot(), Region::parse("sa").unwrap());
-        let request = Request { client_region: None, client_position: None, pop_region: &sa, bound: None };
+        let request =
+            Request { client_region: None, client_position: None, pop_region: &sa, client: None, bound: None };
         crate::domain::pick(
             snapshot.app(&app_name("web")).unwrap(),
             snapshot.regions(),

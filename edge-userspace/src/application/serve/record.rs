@@ -12,6 +12,8 @@ use crate::domain::{ByteCounts, ChosenBackend, Outcome, Position, Termination};
 pub(super) struct Record<'a> {
     observer: &'a dyn Observer,
     accepted: Instant,
+    /// When it began to wait for a place on a backend, while it does.
+    waits_since: Option<Instant>,
     pub(super) outcome: Outcome,
     /// Where the client is, as exactly as the geo data knows.
     pub(super) position: Option<Position>,
@@ -39,14 +41,32 @@ impl<'a> Record<'a> {
             fallback: None,
             bytes: ByteCounts::default(),
             started: SystemTime::now(),
+            queued: None,
             connect: None,
             duration: Duration::ZERO,
             // What stays if the task is cancelled.
             termination: Termination::KilledByDrain,
             reject: None,
             reject_detail: None,
+            denied_by: None,
         };
-        Self { observer, accepted: Instant::now(), outcome, position: None }
+        Self { observer, accepted: Instant::now(), waits_since: None, outcome, position: None }
+    }
+
+    pub(super) fn waits_since(&mut self, now: Instant) {
+        self.waits_since = Some(now);
+    }
+
+    /// Whether it waits for a place on a backend.
+    pub(super) fn waits(&self) -> bool {
+        self.waits_since.is_some()
+    }
+
+    /// Adds up: after a failed connect it may have to wait again.
+    pub(super) fn waits_no_more(&mut self) {
+        if let Some(since) = self.waits_since.take() {
+            *self.outcome.queued.get_or_insert_default() += since.elapsed();
+        }
     }
 
     pub(super) fn connected(&mut self, backend: ChosenBackend) {
@@ -57,6 +77,7 @@ impl<'a> Record<'a> {
 
 impl Drop for Record<'_> {
     fn drop(&mut self) {
+        self.waits_no_more();
         self.outcome.duration = self.accepted.elapsed();
         self.observer.closed(&self.outcome);
     }

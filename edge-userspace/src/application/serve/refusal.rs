@@ -15,6 +15,11 @@ impl Refusal {
         Self { termination, reject: None, detail: None }
     }
 
+    /// The client went while it waited for a place on a backend, or for an answer of one.
+    pub(super) fn client_gone(waited: bool) -> Self {
+        Self::because(if waited { Termination::ClientResetQueued } else { Termination::ClientResetConnecting })
+    }
+
     pub(super) fn rule(reason: RejectReason) -> Self {
         Self { reject: Some(reason), ..Self::because(Termination::RejectedByRule) }
     }

@@ -12,7 +12,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, params_from_iter};
 use super::{SCHEMA, open};
 use crate::adapters::outbound::sqlite::{add_missing_columns, columns, read_routing, table_rows};
 use crate::application::routing::RoutingTable;
-use crate::domain::{CountryCode, RawApp, RawGeoOverride, RawListener, RawRegion, RawRow, RawValue, Regions};
+use crate::domain::{CountryCode, RawAcl, RawApp, RawGeoOverride, RawListener, RawRegion, RawRow, RawValue, Regions};
 
 #[derive(Debug, Subcommand)]
 pub enum TableCommand {
@@ -41,6 +41,8 @@ pub enum TableCommand {
 pub(super) trait Editable: RawRow {
     /// What one row is called.
     const WHAT: &'static str;
+    /// The command that edits it.
+    const COMMAND: &'static str;
 
     /// Countries that the row names: whoever types a code that ISO has not assigned meant another.
     fn countries(&self) -> Vec<CountryCode> {
@@ -50,22 +52,31 @@ pub(super) trait Editable: RawRow {
 
 impl Editable for RawListener {
     const WHAT: &'static str = "listener";
+    const COMMAND: &'static str = "listener";
 }
 
 impl Editable for RawApp {
     const WHAT: &'static str = "app";
+    const COMMAND: &'static str = "app";
 }
 
 impl Editable for RawRegion {
     const WHAT: &'static str = "region";
+    const COMMAND: &'static str = "region";
 
     fn countries(&self) -> Vec<CountryCode> {
         self.parse().map(|spec| spec.countries).unwrap_or_default()
     }
 }
 
+impl Editable for RawAcl {
+    const WHAT: &'static str = "rule";
+    const COMMAND: &'static str = "acl";
+}
+
 impl Editable for RawGeoOverride {
     const WHAT: &'static str = "geo override";
+    const COMMAND: &'static str = "geo";
 
     fn countries(&self) -> Vec<CountryCode> {
         self.parse().ok().and_then(|over| over.place.country).into_iter().collect()
@@ -168,11 +179,7 @@ fn rm<R: Editable>(path: &Path, key: &str, out: &mut dyn Write) -> Result<()> {
         let (table, id) = (R::TABLE, key_column::<R>());
         let remove = format!("UPDATE {table} SET deleted = 1 WHERE {id} = ?1 AND coalesce(deleted, 0) = 0");
         if transaction.execute(&remove, [key])? == 0 {
-            bail!(
-                "there is no {} {key}: see `edgeproxy db {} list`",
-                R::WHAT,
-                R::WHAT.split(' ').next().unwrap_or_default()
-            );
+            bail!("there is no {} {key}: see `edgeproxy db {} list`", R::WHAT, R::COMMAND);
         }
         Ok(())
     })?;
@@ -265,6 +272,7 @@ fn complete(transaction: &Transaction<'_>) -> Result<()> {
     add_columns::<RawListener>(transaction)?;
     add_columns::<RawApp>(transaction)?;
     add_columns::<RawRegion>(transaction)?;
+    add_columns::<RawAcl>(transaction)?;
     add_columns::<RawGeoOverride>(transaction)
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::open;
 use super::tables::{change, key_column, key_of, new_refusals, object};
 use crate::adapters::outbound::sqlite::table_rows;
-use crate::domain::{RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion, RawRow, RawValue};
+use crate::domain::{RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion, RawRow, RawValue};
 
 /// Of the document.
 const VERSION: u64 = 1;
@@ -37,6 +37,7 @@ pub(super) fn export(path: &Path, out: &mut dyn Write) -> Result<()> {
     read::<RawRegion>(&transaction, &mut tables)?;
     read::<RawApp>(&transaction, &mut tables)?;
     read::<RawListener>(&transaction, &mut tables)?;
+    read::<RawAcl>(&transaction, &mut tables)?;
     read::<RawGeoOverride>(&transaction, &mut tables)?;
     serde_json::to_writer_pretty(&mut *out, &json!({ "version": VERSION, "tables": tables }))?;
     writeln!(out)?;
@@ -82,7 +83,8 @@ pub(super) fn import(path: &Path, args: &ImportArgs, out: &mut dyn Write) -> Res
 }
 
 fn fill(connection: &Connection, tables: &Map<String, Value>, replace: bool) -> Result<usize> {
-    let known = [RawBackend::TABLE, RawRegion::TABLE, RawApp::TABLE, RawListener::TABLE, RawGeoOverride::TABLE];
+    let known =
+        [RawBackend::TABLE, RawRegion::TABLE, RawApp::TABLE, RawListener::TABLE, RawAcl::TABLE, RawGeoOverride::TABLE];
     if let Some(unknown) = tables.keys().find(|table| !known.contains(&table.as_str())) {
         bail!("the document has a table {unknown} that this version doesn't know");
     }
@@ -90,6 +92,7 @@ fn fill(connection: &Connection, tables: &Map<String, Value>, replace: bool) -> 
         + write::<RawRegion>(connection, tables, replace)?
         + write::<RawApp>(connection, tables, replace)?
         + write::<RawListener>(connection, tables, replace)?
+        + write::<RawAcl>(connection, tables, replace)?
         + write::<RawGeoOverride>(connection, tables, replace)?)
 }
 

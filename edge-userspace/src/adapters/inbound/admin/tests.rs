@@ -125,9 +125,12 @@ pub(crate) fn sample_explanation() -> Explanation {
         generation: 7,
         bound: Some("sa-2".to_owned()),
         binding_yielded: Some("drain".to_owned()),
+        selection: Some("least_load".to_owned()),
         winner: Some("sa-1".to_owned()),
         why: Some("client_region".to_owned()),
         refused: None,
+        denied_by: None,
+        queue: None,
         order: vec![step("sa-1", "client_region"), step("us-1", "nearest_region")],
         candidates: vec![candidate("sa-1", "sa", 0), candidate("us-1", "us", 2), out],
     }

@@ -31,6 +31,7 @@ pub struct Metrics {
     closed: Labelled,
     rejected: Labelled,
     connect: Times,
+    queue: Times,
     duration: Times,
     bytes: Bytes,
     /// The counts of bytes that were last shown, in the order of [`Bytes`].
@@ -71,6 +72,7 @@ impl Metrics {
             closed: Labelled::new(Termination::ALL.into_iter().map(Termination::letters)),
             rejected: Labelled::new(RejectReason::all().map(RejectReason::as_str)),
             connect: Times::new(&CONNECT_BOUNDS),
+            queue: Times::new(&CONNECT_BOUNDS),
             duration: Times::new(&DURATION_BOUNDS),
             bytes: Bytes::default(),
             shown: Default::default(),
@@ -116,6 +118,9 @@ impl Metrics {
         self.duration.observe(outcome.duration);
         if let Some(reject) = outcome.reject {
             self.rejected.add(reject.as_str(), 1);
+        }
+        if let Some(queued) = outcome.queued {
+            self.queue.observe(queued);
         }
         if let Some(connect) = outcome.connect {
             self.connect.observe(connect);

@@ -37,6 +37,7 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let out = &mut Out(&mut encoder);
         self.connections(out)?;
+        self.limits(out)?;
         self.decisions(out)?;
         self.forwarding(out)?;
         self.backends(out)?;
@@ -56,6 +57,24 @@ impl Scrape {
         out.times(names::DURATION_SECONDS, &m.duration)?;
         let lost = m.lost.iter().map(|(log, count)| ([("log", *log)], count.load(Ordering::Relaxed)));
         out.family(names::LOST_RECORDS, MetricType::Counter, lost)
+    }
+
+    fn limits(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let limits = &self.status.limits;
+        out.times(names::QUEUE_SECONDS, &self.metrics.queue)?;
+        let queues = || limits.queues.iter().map(|queue| ([("app", queue.app.as_str())], queue));
+        out.family(names::QUEUE_WAITING, MetricType::Gauge, queues().map(|(app, queue)| (app, queue.waiting)))?;
+        out.family(names::QUEUE_LENGTH, MetricType::Gauge, queues().map(|(app, queue)| (app, queue.length.into())))?;
+        let listeners = || limits.listeners.iter().map(|load| ([("listener", load.listener.as_str())], load));
+        let active = listeners().map(|(listener, load)| (listener, load.connections.into()));
+        out.family(names::LISTENER_CONNECTIONS, MetricType::Gauge, active)?;
+        let most = listeners().map(|(listener, load)| (listener, load.max_connections.into()));
+        out.family(names::LISTENER_MAX_CONNECTIONS, MetricType::Gauge, most)?;
+        let sources = [("connected", limits.sources_connected), ("remembered", limits.sources_remembered)];
+        let sources = sources.into_iter().map(|(state, count)| ([("state", state)], count));
+        out.family(names::SOURCES, MetricType::Gauge, sources)?;
+        out.counter(names::ACCEPT_PAUSES, limits.accept_pauses)?;
+        out.counter(names::REFUSALS_NOT_LOGGED, limits.refusals_not_logged)
     }
 
     fn decisions(&self, out: &mut Out<'_, '_>) -> fmt::Result {

@@ -38,6 +38,7 @@ pub fn read_routing(connection: &Connection) -> Result<RawRouting, DatabaseError
         apps: optional_rows(connection)?,
         listeners: optional_rows(connection)?,
         geo_overrides: optional_rows(connection)?,
+        acl: optional_rows(connection)?,
     })
 }
 
