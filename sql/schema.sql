@@ -96,6 +96,17 @@ CREATE TABLE listeners (
     deleted   INTEGER DEFAULT 0 CHECK (deleted IN (0, 1))
 );
 
+-- Optional: where prefixes are, whatever the geo database says. The longest prefix counts.
+CREATE TABLE geo_overrides (
+    -- An address, or a prefix such as '203.0.113.0/24'.
+    prefix    TEXT NOT NULL PRIMARY KEY CHECK (prefix <> ''),
+    -- ISO 3166-1 alpha-2; its region routes, unless `region` names one.
+    country   TEXT CHECK (length(country) = 2),
+    region    TEXT,
+    deleted   INTEGER DEFAULT 0 CHECK (deleted IN (0, 1)),
+    CHECK (country IS NOT NULL OR region IS NOT NULL)
+);
+
 -- Optional: who may connect. The rule with the longest prefix that holds the client decides; of rules with the same
 -- prefix a listener's before an app's before one for all. Without a rule a client may connect.
 CREATE TABLE acl (

@@ -89,6 +89,14 @@ kinds! {
     ListenerFailed = "listener_failed", Warn;
     /// A listener was removed; connections that it has accepted go on.
     ListenerClosed = "listener_closed", Info;
+    /// A new geo database is in use.
+    GeoReloaded = "geo_reloaded", Info;
+    /// A geo database can't be used; the last good one stays.
+    GeoRefused = "geo_refused", Warn;
+    /// An operator has ended bindings.
+    BindingsCleared = "bindings_cleared", Info;
+    /// Bindings could not be saved; it is tried again.
+    BindingsUnsaved = "bindings_unsaved", Warn;
     /// An operator changed the forwarder.
     ForwarderSet = "forwarder_set", Info;
     /// The kernel path was switched off because byte counts disagreed.
@@ -139,6 +147,14 @@ impl Subject {
     /// A listener, by where it listens.
     pub fn listener(spot: &Spot) -> Self {
         Self::new("listener", spot.to_string())
+    }
+
+    pub fn geo() -> Self {
+        Self::new("geo", "")
+    }
+
+    pub fn bindings() -> Self {
+        Self::new("bindings", "")
     }
 
     pub fn forwarder() -> Self {

@@ -9,7 +9,9 @@ use super::ports::{Bindings, GeoResolver};
 use super::routing::RoutingTable;
 use super::serve::Rules;
 use super::status::QueueStatus;
-use crate::domain::{ClientAddr, NoBackend, Plan, PlanEntry, RandomSource, RejectReason, Request, Tried, explain};
+use crate::domain::{
+    ClientAddr, NoBackend, Plan, PlanEntry, Position, RandomSource, RejectReason, Request, Tried, explain,
+};
 
 use self::target::Asked;
 pub use self::target::{Target, TargetError};
@@ -28,9 +30,12 @@ pub struct Oracle<'a> {
 pub struct Explanation {
     pub client: String,
     pub country: Option<String>,
-    /// Where the country came from: `override`, `database`, `private`, `unknown`.
+    /// Where this came from: `override`, `database`, `private`, `reserved`, `unknown`.
     pub geo_source: String,
     pub client_region: Option<String>,
+    /// Latitude and longitude in degrees, where the geo data has them: from there distances are measured.
+    #[serde(default)]
+    pub client_position: Option<(f64, f64)>,
     pub pop_region: String,
     /// Where it would arrive and the listener that leads to the app; `None` where the question names the app itself.
     pub place: Option<String>,
@@ -85,7 +90,7 @@ pub struct Candidate {
     pub connections: u32,
     /// 0 the client's region, 1 this POP's, 2 elsewhere.
     pub region_score: u8,
-    /// From the client's region (or this POP's), where both have a position.
+    /// From the client (or its region, or this POP's), where both have a position.
     pub distance_km: Option<f64>,
     /// Connections ÷ soft limit.
     pub load_factor: f64,
@@ -106,13 +111,14 @@ impl Oracle<'_> {
         rng: &mut dyn RandomSource,
     ) -> Result<Explanation, TargetError> {
         let snapshot = self.routing.snapshot();
-        let answer = self.geo.locate(client);
-        let client_region = answer.region(snapshot.regions(), &self.rules.pop_region);
+        let found = self.rules.locator(self.geo, &snapshot).locate(client);
+        let client_region = found.region.as_ref();
         let mut explanation = Explanation {
             client: client.to_string(),
-            country: answer.country.map(|country| country.as_str().to_owned()),
-            geo_source: answer.source.as_str().to_owned(),
+            country: found.country.map(|country| country.as_str().to_owned()),
+            geo_source: found.source.as_str().to_owned(),
             client_region: client_region.map(ToString::to_string),
+            client_position: found.position.map(Position::degrees),
             pop_region: self.rules.pop_region.to_string(),
             generation: snapshot.generation(),
             ..Explanation::default()
@@ -140,6 +146,7 @@ impl Oracle<'_> {
         let bound = index.spec().affinity.binds().then(|| self.bindings.peek(&key)).flatten();
         let request = Request {
             client_region,
+            client_position: found.position,
             pop_region: &self.rules.pop_region,
             client: Some(&key.client),
             bound: bound.as_ref(),

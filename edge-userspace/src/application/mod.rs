@@ -3,12 +3,14 @@
 pub mod admission;
 pub mod arrival;
 pub mod backend_drain;
+pub mod bindings;
 pub mod drain;
 pub mod events;
 pub mod explain;
 pub mod flows;
 pub mod health;
 pub mod listening;
+pub mod locate;
 pub mod ports;
 pub mod queue;
 pub mod reload;

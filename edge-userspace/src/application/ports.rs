@@ -1,7 +1,7 @@
 //! What the use cases need from the world. Adapters implement these; `main` chooses which.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -10,22 +10,24 @@ use tokio::net::TcpStream;
 use super::flows::Flow;
 use crate::domain::row::RawRouting;
 use crate::domain::{
-    Backend, BackendAddr, BackendId, BindingKey, ByteCounts, ClientAddr, ConnectFailure, CountryCode, Fallback,
-    Greeting, Outcome, Region, Regions, Termination, Transition,
+    Backend, BackendAddr, BackendId, BindingKey, ByteCounts, ConnectFailure, CountryCode, Fallback, Greeting, Outcome,
+    Position, Termination, Transition,
 };
 
-/// Tells where a client is.
+/// Knows where addresses are.
 pub trait GeoResolver: Send + Sync {
-    fn locate(&self, client: ClientAddr) -> GeoAnswer;
+    /// Asked for public addresses only.
+    fn locate(&self, ip: IpAddr) -> GeoAnswer;
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct GeoAnswer {
     pub country: Option<CountryCode>,
-    pub source: GeoSource,
+    /// Of the client's city, where the data knows it.
+    pub position: Option<Position>,
 }
 
-/// Where a country came from. A bounded set: it labels a metric.
+/// Where a client's place came from. A bounded set: it labels a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GeoSource {
     /// The operator mapped the prefix.
@@ -33,27 +35,20 @@ pub enum GeoSource {
     Database,
     /// Private, loopback and link-local addresses count as this POP's own.
     Private,
+    /// Ranges for documents, tests and the like: nobody on the Internet has them.
+    Reserved,
     Unknown,
 }
 
-impl GeoAnswer {
-    /// The region of the client. Private clients are this POP's own.
-    pub fn region<'a>(&self, regions: &'a Regions, pop_region: &'a Region) -> Option<&'a Region> {
-        match self.source {
-            GeoSource::Private => Some(pop_region),
-            _ => self.country.and_then(|country| regions.region_of(country)),
-        }
-    }
-}
-
 impl GeoSource {
-    pub const ALL: [Self; 4] = [Self::Override, Self::Database, Self::Private, Self::Unknown];
+    pub const ALL: [Self; 5] = [Self::Override, Self::Database, Self::Private, Self::Reserved, Self::Unknown];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Override => "override",
             Self::Database => "database",
             Self::Private => "private",
+            Self::Reserved => "reserved",
             Self::Unknown => "unknown",
         }
     }
@@ -72,6 +67,8 @@ pub trait Bindings: Send + Sync {
     /// The live binding of `key`, its time to live left as it is.
     fn peek(&self, key: &BindingKey) -> Option<BackendId>;
     fn bind(&self, key: BindingKey, backend: &BackendId);
+    /// How often an operator has ended bindings. A connection from before must not bring its own back.
+    fn clears(&self) -> u64;
     fn len(&self) -> usize;
     fn is_empty(&self) -> bool {
         self.len() == 0

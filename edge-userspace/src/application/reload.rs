@@ -75,6 +75,7 @@ impl<S: RoutingSource> ReloadLoop<S> {
             match commands.recv_timeout(interval) {
                 Err(RecvTimeoutError::Timeout) => {
                     self.tick(SystemTime::now());
+                    self.table.clear_away();
                     also();
                 }
                 Ok(ReloadCommand::Reload { allow_empty, done }) => {

@@ -28,12 +28,14 @@ use super::arrival::Arrival;
 use super::drain::{Connections, Held};
 use super::flows::{Flow, Flows, Listed};
 use super::health::Watch;
+use super::locate::Locator;
 use super::ports::{Bindings, Connector, Forwarder, GeoResolver, Greeter, Observer, Pair};
 use super::queue::NoPlace;
 use super::routing::RoutingTable;
 use crate::domain::{
     AffinityPrefix, AppName, Attempt, Backend, BindingKey, ChosenBackend, ClientAddr, ConnectFailure, Endpoints,
-    Instance, ListenerSpec, Permit, Pick, RandomSource, Region, RejectReason, Request, Skip, Tried,
+    Instance, ListenerSpec, Overrides, Permit, Pick, RandomSource, Region, RejectReason, Request, Skip, Snapshot,
+    Tried,
 };
 
 /// What serving a connection takes. One for each worker; the parts are shared.
@@ -65,6 +67,8 @@ pub struct Rules {
     /// The app of listeners that name none; `None`: the only app of the database.
     pub app: Option<AppName>,
     pub pop_region: Region,
+    /// The operator's word on where prefixes are; more of it comes with each snapshot.
+    pub overrides: Arc<Overrides>,
     pub affinity: AffinityPrefix,
     /// Connections held at once; 0 is no limit.
     pub max_connections: usize,
@@ -80,6 +84,13 @@ pub struct Rules {
     pub connect_budget: Duration,
 }
 
+impl Rules {
+    /// Finds clients.
+    pub fn locator<'a>(&'a self, geo: &'a dyn GeoResolver, snapshot: &'a Snapshot) -> Locator<'a> {
+        Locator { geo, overrides: &self.overrides, snapshot, pop_region: &self.pop_region }
+    }
+}
+
 impl<C, F> std::fmt::Debug for Proxy<C, F> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Proxy").field("rules", &self.rules).finish_non_exhaustive()
@@ -91,7 +102,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     pub async fn serve(&self, client: TcpStream, arrival: Arrival) {
         let mut record = Record::start(self, arrival.from, arrival.to);
         match self.establish(&client, &arrival, &mut record).await {
-            Ok(Established { backend, target, permit, held, admitted, key, flow, header }) => {
+            Ok(Established { backend, target, permit, held, admitted, key, clears, flow, header }) => {
                 let same_host = target.same_host.then(|| target.id.clone());
                 let since = Instant::now();
                 let report = self.forwarder.forward(Pair { client, backend, same_host, header }, &flow).await;
@@ -100,7 +111,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
                 record.outcome.forwarders = flow.steps();
                 record.outcome.fallback = report.fallback;
                 record.outcome.termination = report.termination;
-                self.renew(key, record.outcome.backend.as_ref());
+                self.renew(key, record.outcome.backend.as_ref(), clears);
                 // The sockets are closed: only now may others have the place.
                 drop((permit, admitted, held));
             }
@@ -133,12 +144,13 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         let admitted = (source, self.admission.listener(&listener).map_err(Refusal::rule)?);
         self.locate(address, record);
         let key = self.rules.affinity.key(&app, address);
+        let clears = self.bindings.clears();
         let (backend, target, permit) = tokio::select! {
             connected = self.connect_best(&app, &key, record) => connected?,
             () = gone(client) => return Err(Refusal::client_gone(record.waits())),
         };
         let flow = Flow::new(record.outcome.id, record.outcome.client, app, target.id.clone());
-        Ok(Established { backend, target, permit, held, admitted, key, flow: self.flows.list(flow), header })
+        Ok(Established { backend, target, permit, held, admitted, key, clears, flow: self.flows.list(flow), header })
     }
 
     /// Asks the rules about who may connect.
@@ -153,13 +165,14 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         if record.outcome.denied_by.is_some() { Err(Refusal::rule(RejectReason::Denied)) } else { Ok(()) }
     }
 
-    /// Finds the client's country and region. Private clients are this POP's own.
+    /// Finds the client's country, region and position.
     fn locate(&self, address: ClientAddr, record: &mut Record<'_>) {
-        let answer = self.geo.locate(address);
-        self.observer.located(answer.source);
-        record.outcome.country = answer.country;
         let snapshot = self.routing.load();
-        record.outcome.client_region = answer.region(snapshot.regions(), &self.rules.pop_region).cloned();
+        let found = self.rules.locator(&*self.geo, &snapshot).locate(address);
+        self.observer.located(found.source);
+        record.outcome.country = found.country;
+        record.outcome.client_region = found.region;
+        record.position = found.position;
     }
 
     /// Tries candidates, best first and each once, until one answers or the attempts or the time are used up.
@@ -181,6 +194,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             }
             let request = Request {
                 client_region: client_region.as_ref(),
+                client_position: record.position,
                 pop_region: &self.rules.pop_region,
                 client: Some(&key.client),
                 bound: bound.as_ref(),
@@ -242,9 +256,10 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     }
 
     /// The time to live of a binding counts from the end of the last connection: a client that was connected for
-    /// longer still comes back to its backend. One that was bound elsewhere meanwhile stays there.
-    fn renew(&self, key: BindingKey, backend: Option<&ChosenBackend>) {
-        if !self.binds(&key.app) {
+    /// longer still comes back to its backend. One that was bound elsewhere meanwhile stays there, and what an operator
+    /// has ended since stays ended.
+    fn renew(&self, key: BindingKey, backend: Option<&ChosenBackend>, clears: u64) {
+        if !self.binds(&key.app) || self.bindings.clears() != clears {
             return;
         }
         if let (None, Some(backend)) = (self.bindings.get(&key), backend) {
@@ -267,6 +282,8 @@ struct Established {
     /// Places among those of the client's source and of the listener.
     admitted: (Option<SourceHeld>, ListenerHeld),
     key: BindingKey,
+    /// How often bindings were cleared before this one was made.
+    clears: u64,
     flow: Listed,
     /// Bytes of the PROXY header that were read from the client.
     header: u64,

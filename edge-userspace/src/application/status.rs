@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use super::bindings::BindingFileStatus;
 pub use super::listening::{ListenerStatus, SteeringStatus};
 use super::routing::{ReloadReport, RoutingTable};
 use crate::domain::{AppIndex, Backend, ProxyVersion};
@@ -32,6 +33,9 @@ pub struct Status {
     pub limits: LimitsStatus,
     /// Clients that are bound to a backend, those included whose time has ended and that are not yet swept out.
     pub bindings: u64,
+    /// Where bindings are kept across restarts; `None` if they aren't.
+    #[serde(default)]
+    pub binding_file: Option<BindingFileStatus>,
     pub geo: GeoStatus,
     /// Events since the start, by kind; kinds that have not occurred are left out.
     pub events: BTreeMap<String, u64>,
@@ -439,6 +443,17 @@ pub(crate) mod sample {
                 refusals_not_logged: 8,
             },
             bindings: 9,
+            binding_file: Some(BindingFileStatus {
+                path: "/var/lib/edgeproxy/bindings".to_owned(),
+                restored: 5,
+                saves_ok: 4,
+                saves_failed: 1,
+                age_secs: Some(2.0),
+                took_secs: 0.5,
+                bindings: 8,
+                bytes: 300,
+                error: Some("the disk is full".to_owned()),
+            }),
             geo: GeoStatus {
                 source: "embedded".to_owned(),
                 build_date: Some("2026-01-01".to_owned()),

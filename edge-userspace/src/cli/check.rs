@@ -135,7 +135,7 @@ impl Findings {
     }
 
     fn geo(&mut self, settings: &Settings) {
-        match Geo::open(settings.geoip_path.as_deref(), &[]) {
+        match Geo::open(settings.geoip_path.as_deref()) {
             Ok(geo) => _ = writeln!(self.good, "geo data       ok: {}", GeoStatus::from(geo.info())),
             Err(error) => self.bad.push(error.to_string()),
         }

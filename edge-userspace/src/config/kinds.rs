@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 
 use super::value::{Rule, Value};
-use crate::domain::{AcceptProxy, CountryCode, ListenerError, Spot};
+use crate::domain::{AcceptProxy, GeoOverride, GeoPlace, ListenerError, OverrideError, Spot};
 
 /// Types that make up a list.
 trait Item: Sized + fmt::Display {
@@ -130,33 +130,19 @@ impl Value for AcceptProxy {
     }
 }
 
-/// The operator's word on where a prefix is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GeoOverride {
-    pub prefix: IpNet,
-    pub country: CountryCode,
-}
-
-impl fmt::Display for GeoOverride {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.prefix, self.country.as_str())
-    }
-}
-
 impl Item for GeoOverride {
-    const KIND: &'static str = "list of PREFIX=COUNTRY";
+    const KIND: &'static str = "list of PREFIX=COUNTRY or PREFIX=region:NAME";
     const MAY_BE_EMPTY: bool = true;
 
     fn parse(text: &str) -> Result<Self, String> {
-        let form = || format!("must be PREFIX=COUNTRY, e.g. 203.0.113.0/24=BR, not {text:?}");
-        let (prefix, country) = text.split_once('=').ok_or_else(form)?;
-        let (prefix, country) = (prefix.trim(), country.trim());
-        let net = prefix.parse::<IpNet>().or_else(|_| prefix.parse::<IpAddr>().map(IpNet::from)).map_err(|_| form())?;
-        if net.trunc() != net {
-            return Err(format!("has bits set beyond the prefix in {prefix}: write {}", net.trunc()));
-        }
-        let country = CountryCode::parse(country).map_err(|why| format!("names no country in {text:?}: {why}"))?;
-        Ok(Self { prefix: net, country })
+        let form = || format!("must be PREFIX=COUNTRY, e.g. 203.0.113.0/24=BR, or PREFIX=region:NAME, not {text:?}");
+        let (prefix, place) = text.split_once('=').ok_or_else(form)?;
+        let prefix = Self::parse_prefix(prefix.trim()).map_err(|why| match why {
+            OverrideError::Bits(prefix, net) => format!("has bits set beyond the prefix in {prefix}: write {net}"),
+            _ => form(),
+        })?;
+        let place = GeoPlace::parse(place.trim()).map_err(|why| format!("names no place in {text:?}: {why}"))?;
+        Ok(Self { prefix, place })
     }
 
     fn key(&self) -> String {

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::kinds::{CgroupPath, ForwarderChoice, GeoOverride, ListenSpots, LogFormat, LogLevel, LoopbackAddr};
+use super::kinds::{CgroupPath, ForwarderChoice, ListenSpots, LogFormat, LogLevel, LoopbackAddr};
 use super::value::{Rule, Value};
-use crate::domain::{AcceptProxy, AppName, Region};
+use crate::domain::{AcceptProxy, AppName, GeoOverride, Region};
 
 /// One row of the table.
 #[derive(Debug, Clone, Copy)]
@@ -105,7 +105,7 @@ settings! {
     db_reload: Duration, "db_reload_secs" = "5", Rule::seconds(0.05, 3600.0);
     /// A country or city database (mmdb); not set: the embedded one.
     geoip_path: Option<PathBuf>, "geoip_path" = "", Rule::TEXT;
-    /// Countries of prefixes, before any database, e.g. `127.0.1.0/24=BR`.
+    /// Where prefixes are, before any database: a country or a region, e.g. `127.0.1.0/24=BR,10.0.0.0/8=region:eu`.
     geo_override: Vec<GeoOverride>, "geo_override" = "", Rule::TEXT;
     /// How long a client keeps its backend after its last connection.
     binding_ttl: Duration, "binding_ttl_secs" = "600", Rule::seconds(0.1, 31_536_000.0);
@@ -113,6 +113,10 @@ settings! {
     binding_capacity: usize, "binding_capacity" = "1000000", Rule::count(1, 100_000_000);
     /// How often bindings that have ended are swept out (they never count as live).
     binding_gc_interval: Duration, "binding_gc_interval_secs" = "60", Rule::seconds(0.1, 86_400.0);
+    /// A file in which bindings outlive the daemon, in a directory that it may write; not set: they end with it.
+    bindings_path: Option<PathBuf>, "bindings_path" = "", Rule::TEXT;
+    /// How often bindings are saved there; they are saved at the end, too.
+    bindings_save_interval: Duration, "bindings_save_secs" = "30", Rule::seconds(0.1, 86_400.0);
     /// Leading bits of an IPv4 client address that tell clients apart for affinity.
     affinity_prefix_v4: u8, "affinity_prefix_v4" = "32", Rule::count(0, 32);
     /// Leading bits of an IPv6 client address that tell clients apart for affinity.

@@ -6,9 +6,13 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime};
 
-use edgeproxy::adapters::inbound::admin::{Control, ExplainQuery};
+use edgeproxy::adapters::inbound::admin::{Answer, Control, ExplainQuery};
+use edgeproxy::adapters::outbound::bindings::BindingTable;
 use edgeproxy::adapters::outbound::privileges;
 use edgeproxy::application::backend_drain::{DrainAnswer, DrainRequest};
+use edgeproxy::application::bindings::{
+    BindingFilter, BindingPage, BindingStatus, BindingsQuery, ClearAnswer, ClearRequest, Wanted,
+};
 use edgeproxy::application::events::{EventKind, EventsAnswer, EventsQuery, Subject};
 use edgeproxy::application::explain::{Explanation, Oracle};
 use edgeproxy::application::flows::FlowStatus;
@@ -23,6 +27,10 @@ use edgeproxy::domain::{Backend, BackendId, ClientAddr, ListenerId};
 use tokio::sync::{Notify, oneshot};
 
 use super::{Shared, kernel_path, workers};
+
+/// Bindings on a page, if nobody says how many.
+const BINDINGS: u32 = 1000;
+const NO_FILTER: &str = "say which bindings: by app, backend or client, or all";
 
 pub(crate) struct DaemonControl {
     shared: Arc<Shared>,
@@ -45,10 +53,6 @@ impl DaemonControl {
     pub(crate) fn reload_in_background(&self) {
         // If so many wait already, one more would tell nothing new.
         let _ = self.commands.try_send(ReloadCommand::Reload { allow_empty: false, done: Box::new(drop) });
-    }
-
-    fn state(&self) -> PopState {
-        if self.shared.connections.is_draining() { PopState::Draining } else { PopState::Ready }
     }
 
     fn listeners(&self) -> Vec<ListenerStatus> {
@@ -135,6 +139,10 @@ impl DaemonControl {
 }
 
 impl Control for DaemonControl {
+    fn state(&self) -> PopState {
+        if self.shared.connections.is_draining() { PopState::Draining } else { PopState::Ready }
+    }
+
     fn status(&self) -> Status {
         let shared = &self.shared;
         Status {
@@ -153,6 +161,7 @@ impl Control for DaemonControl {
             connections: shared.recorder.metrics.connections(),
             limits: self.limits(),
             bindings: shared.bindings.len() as u64,
+            binding_file: shared.keeper.as_ref().map(|keeper| keeper.status()),
             geo: GeoStatus::from(shared.geo.info()),
             events: shared.events.totals(),
         }
@@ -174,7 +183,7 @@ impl Control for DaemonControl {
         oracle.explain(client, &target, &mut fastrand::Rng::new()).map_err(|why| why.to_string())
     }
 
-    fn reload(&self, allow_empty: bool) -> Pin<Box<dyn Future<Output = Result<ReloadAnswer, String>> + Send + '_>> {
+    fn reload(&self, allow_empty: bool) -> Answer<'_, ReloadAnswer> {
         let (done, answer) = oneshot::channel();
         let done = Box::new(move |result| _ = done.send(result));
         let sent = self.commands.try_send(ReloadCommand::Reload { allow_empty, done });
@@ -183,6 +192,26 @@ impl Control for DaemonControl {
             sent.map_err(|_| "too many reloads are waiting, or the daemon is ending".to_owned())?;
             let report = answer.await.map_err(gone)?.map_err(|why| why.to_string())?;
             Ok(ReloadAnswer::from(&report))
+        })
+    }
+
+    fn bindings(&self, query: &BindingsQuery) -> Answer<'_, BindingPage> {
+        let wanted = query.filter().parse().map_err(|why| why.to_string());
+        let (from, limit) = (query.from, query.limit.unwrap_or(BINDINGS) as usize);
+        let (table, ttl) = (Arc::clone(&self.shared.bindings), self.shared.settings.binding_ttl);
+        // May walk a million entries, and other things wait on this thread.
+        walk(wanted, move |wanted| page(&table, &wanted, ttl, from, limit))
+    }
+
+    fn clear_bindings(&self, request: &ClearRequest) -> Answer<'_, ClearAnswer> {
+        let wanted = request.filter.parse().map_err(|why| why.to_string());
+        let meant = request.all || request.filter != BindingFilter::default();
+        let wanted = wanted.and_then(|wanted| if meant { Ok(wanted) } else { Err(NO_FILTER.to_owned()) });
+        let (table, events) = (Arc::clone(&self.shared.bindings), Arc::clone(&self.shared.events));
+        walk(wanted, move |wanted| {
+            let cleared = table.clear(&wanted) as u64;
+            events.emit(EventKind::BindingsCleared, Subject::bindings(), format!("{cleared} bindings: {wanted}"));
+            ClearAnswer { cleared }
         })
     }
 
@@ -219,4 +248,29 @@ impl Control for DaemonControl {
     fn drain(&self) {
         self.drain.notify_one();
     }
+}
+
+/// Runs `work` where it holds up nobody.
+fn walk<T: Send + 'static>(
+    wanted: Result<Wanted, String>,
+    work: impl FnOnce(Wanted) -> T + Send + 'static,
+) -> Answer<'static, T> {
+    Box::pin(async move {
+        let wanted = wanted?;
+        tokio::task::spawn_blocking(move || work(wanted)).await.map_err(|why| why.to_string())
+    })
+}
+
+/// Whole pages of the table, until there are enough bindings.
+fn page(table: &BindingTable, wanted: &Wanted, ttl: Duration, from: usize, limit: usize) -> BindingPage {
+    let mut page = BindingPage::default();
+    for at in from..table.pages() {
+        let found = table.page(at).into_iter().filter(|bound| wanted.has(&bound.key, &bound.backend));
+        page.bindings.extend(found.map(|bound| BindingStatus::of(&bound, ttl)));
+        if page.bindings.len() >= limit {
+            page.next = (at + 1 < table.pages()).then_some(at + 1);
+            break;
+        }
+    }
+    page
 }

@@ -1,14 +1,17 @@
 //! `edgeproxy run`: puts the parts together, in the order in which they can fail, and takes them apart again.
 
 mod control;
+mod keep;
 mod kernel_path;
 mod limits;
 mod listening;
 mod memory;
 mod workers;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
+use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
 
 use edgeproxy::adapters::inbound::admin::AdminServer;
@@ -38,9 +41,10 @@ use edgeproxy::application::routing::RoutingTable;
 use edgeproxy::application::status::KernelPathOff;
 use edgeproxy::cli::{CliError, Exit, SettingArgs};
 use edgeproxy::config::Settings;
-use edgeproxy::domain::{Endpoints, HealthRules, Instance};
+use edgeproxy::domain::{Endpoints, HealthRules, Instance, Overrides};
 
 use self::control::DaemonControl;
+use self::keep::{Keeper, Keeping};
 use self::listening::Listeners;
 use self::workers::Workers;
 
@@ -64,6 +68,8 @@ pub(crate) struct Shared {
     routing: Arc<RoutingTable>,
     geo: Arc<Geo>,
     bindings: Arc<BindingTable>,
+    /// `None`: bindings end with the daemon.
+    keeper: Option<Arc<Keeper>>,
     recorder: Arc<Recorder>,
     connections: Arc<Connections>,
     admission: Arc<Admission>,
@@ -81,6 +87,8 @@ pub(crate) struct Shared {
     endpoints: Arc<Endpoints>,
     /// What has become of all listeners.
     listening: Arc<Listening>,
+    /// Where the settings say that prefixes are.
+    overrides: Arc<Overrides>,
     worker_count: usize,
     /// Connections held at once, as far as files allow.
     max_connections: usize,
@@ -101,7 +109,8 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     // From here on a signal means an end in good order.
     let signals = Signals::install().map_err(failed)?;
     let events = Arc::new(Events::default());
-    let (routing, reload) = load_routing(&settings, &events)?;
+    // The two things that take long go side by side: reading the database, and having the kernel judge the programs.
+    let routing = load_routing_aside(&settings, &events)?;
     let geo = open_geo(&settings)?;
     let admin_tcp = settings.admin_listen.map(edgeproxy::config::LoopbackAddr::socket_addr);
     let admin = AdminServer::bind(&settings.admin_socket, admin_tcp).await.map_err(failed)?;
@@ -110,9 +119,13 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let same_host = Arc::new(kernel_path::open_same_host(&settings).await);
     let handed = listening::take_handed();
     let mut steer = listening::load_steering();
+    // Before privileges go: the thread, which has them as well, has ended then.
+    let (routing, reload) = routing.join().map_err(|_| failed("the thread that reads the routing database died"))??;
     let privileges = give_up_privileges(&settings, &loaded, &mut steer)?;
     let (path, kernel_path_off) = kernel_path::open(&settings, loaded).await;
     let path = Arc::new(path);
+    let bindings = Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity));
+    let keeper = Keeper::open(&settings, &bindings).map_err(failed)?;
     let worker_count = limits::workers(&settings);
     path.set_workers(worker_count);
     let metrics = Metrics::new(vec![("log", logging.messages.lost()), ("access", logging.access.lost())]);
@@ -132,7 +145,8 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
         instance: Instance::new(fastrand::u64(..)),
         routing,
         geo,
-        bindings: Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity)),
+        bindings,
+        keeper,
         recorder,
         connections: Arc::default(),
         admission: Arc::new(limits::admission(&settings)),
@@ -145,6 +159,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
         same_host,
         endpoints: Arc::new(listening::endpoints(&settings)?),
         listening: Arc::default(),
+        overrides: Arc::new(Overrides::new(settings.geo_override.iter().cloned())),
         worker_count,
         max_connections,
         privileges,
@@ -166,6 +181,11 @@ async fn serve(
     let listeners = Listeners::start(&shared, steer, handed, jobs)?;
     spawn_reload(&shared, reload, inbox, listeners.clone()).map_err(failed)?;
     spawn_binding_sweep(&shared);
+    let keeping = shared
+        .keeper
+        .clone()
+        .map(|keeper| Keeping::start(keeper, Arc::clone(&shared.events), shared.settings.bindings_save_interval));
+    let keeping = keeping.transpose().map_err(failed)?;
     memory::spawn_trim(&shared);
     spawn_health_ticks(&shared);
     limits::spawn_upkeep(&shared);
@@ -200,6 +220,8 @@ async fn serve(
     // The admin socket's file goes with its task.
     let _ = admin.await;
     workers.stop();
+    // After the last connection has renewed its binding.
+    keeping.into_iter().for_each(Keeping::finish);
     tracing::info!(code, "edgeproxy ends");
     Ok(code)
 }
@@ -241,13 +263,22 @@ async fn drain(
     }
 }
 
-/// The first load must succeed: a POP that routes nowhere is of no use, and the reason is known now.
-fn load_routing(
+/// The routing table, and what keeps it up to date.
+type Routing = (Arc<RoutingTable>, ReloadLoop<SqliteSource>);
+
+fn load_routing_aside(
     settings: &Settings,
     events: &Arc<Events>,
-) -> Result<(Arc<RoutingTable>, ReloadLoop<SqliteSource>), CliError> {
+) -> Result<JoinHandle<Result<Routing, CliError>>, CliError> {
+    let (path, events) = (settings.db_path.clone(), Arc::clone(events));
+    let load = move || load_routing(&path, events);
+    std::thread::Builder::new().name("edge-first-load".into()).spawn(load).map_err(failed)
+}
+
+/// The first load must succeed: a POP that routes nowhere is of no use, and the reason is known now.
+fn load_routing(path: &Path, events: Arc<Events>) -> Result<Routing, CliError> {
     let table = Arc::new(RoutingTable::new());
-    let mut reload = ReloadLoop::new(SqliteSource::new(&settings.db_path), Arc::clone(&table), Arc::clone(events));
+    let mut reload = ReloadLoop::new(SqliteSource::new(path), Arc::clone(&table), events);
     let deadline = Instant::now() + FIRST_LOAD;
     loop {
         match reload.tick(SystemTime::now()) {
@@ -280,8 +311,7 @@ fn verify_privileges(kept: CapabilitySet) {
 }
 
 fn open_geo(settings: &Settings) -> Result<Arc<Geo>, CliError> {
-    let overrides: Vec<_> = settings.geo_override.iter().map(|over| (over.prefix, over.country)).collect();
-    Geo::open(settings.geoip_path.as_deref(), &overrides).map(Arc::new).map_err(failed)
+    Geo::open(settings.geoip_path.as_deref()).map(Arc::new).map_err(failed)
 }
 
 fn spawn_reload(
@@ -292,10 +322,14 @@ fn spawn_reload(
 ) -> std::io::Result<()> {
     let interval = shared.settings.db_reload;
     let geo = Arc::clone(&shared.geo);
+    let events = Arc::clone(&shared.events);
     let look_after_geo = move || match geo.maybe_reload() {
-        Ok(true) => tracing::info!("geo database reloaded"),
+        Ok(true) => events.emit(EventKind::GeoReloaded, Subject::geo(), geo.info().database_type),
         Ok(false) => {}
-        Err(why) => tracing::warn!(%why, "geo database not reloaded; the old one stays"),
+        Err(why) => {
+            let reason = format!("geo database not reloaded; the old one stays: {why}");
+            events.emit(EventKind::GeoRefused, Subject::geo(), reason);
+        }
     };
     let routing = Arc::clone(&shared.routing);
     let mut seen = 0;
@@ -306,7 +340,15 @@ fn spawn_reload(
             listeners.look();
         }
     };
-    std::thread::Builder::new().name("edge-reload".into()).spawn(move || reload.run(interval, &inbox, also)).map(drop)
+    let work = move || {
+        limits::yield_to_workers();
+        reload.run(interval, &inbox, also);
+    };
+    in_background("edge-reload", work).map(drop)
+}
+
+fn in_background(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work)
 }
 
 /// Bindings that have ended never count; this gives their memory back.

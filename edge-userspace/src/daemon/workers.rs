@@ -191,6 +191,7 @@ pub(crate) fn rules(shared: &Shared) -> Rules {
         listeners: Arc::clone(&shared.endpoints),
         app: settings.app.clone(),
         pop_region: settings.region.clone(),
+        overrides: Arc::clone(&shared.overrides),
         affinity: affinity(shared),
         max_connections: shared.max_connections,
         proxy_header_timeout: settings.proxy_header_timeout,

@@ -53,7 +53,7 @@ pub struct PlanEntry {
     pub active: u32,
     /// 0 the client's region, 1 this POP's, 2 elsewhere.
     pub region_score: u8,
-    /// From the client's region (or this POP's) to the backend's, where both have a position.
+    /// From the client (or its region, or this POP's) to the backend's region, where both have a position.
     pub distance_km: Option<f64>,
     /// Connections ÷ soft limit.
     pub load_factor: f64,
@@ -162,7 +162,7 @@ fn region_score(region: &Region, request: &Request<'_>) -> u8 {
 }
 
 fn distance(region: &Region, regions: &Regions, request: &Request<'_>) -> Option<f64> {
-    regions.distance_at(origin(regions, request)?, regions.index_of(region)?)
+    regions.distance_at(&origin(regions, request)?, regions.index_of(region)?)
 }
 
 fn skip(backend: &Backend, active: u32, tried: &Tried) -> Option<Skip> {

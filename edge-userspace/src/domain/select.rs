@@ -24,13 +24,18 @@ use super::group::{Draw, best, last_resort};
 use super::index::{Group, Member};
 use super::maglev::ClientHash;
 use super::room::Standing;
-use super::{Affinity, AppIndex, Backend, BackendId, ClientPrefix, Permit, RandomSource, Region, Regions, Skip, Tried};
+use super::{
+    Affinity, AppIndex, Backend, BackendId, ClientPrefix, Origin, Permit, Position, RandomSource, Region, Regions,
+    Skip, Tried,
+};
 
 /// What is known about a connection before a backend is chosen.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
     /// `None` if the client's country is unknown; private clients count as being in the POP's region.
     pub client_region: Option<&'a Region>,
+    /// Where the client itself is, if the geo data says so: from there regions are near or far.
+    pub client_position: Option<Position>,
     pub pop_region: &'a Region,
     /// Who the client is, for apps that hash clients; `None` where that is not known.
     pub client: Option<&'a ClientPrefix>,
@@ -248,17 +253,18 @@ fn elsewhere<'a>(
     over_soft
 }
 
-/// The region that distances are measured from: the client's, or this POP's where the client's has no position.
-pub(super) fn origin(regions: &Regions, request: &Request<'_>) -> Option<usize> {
-    let place = |region| regions.index_of(region).filter(|at| regions.has_position(*at));
-    request.client_region.and_then(place).or_else(|| place(request.pop_region))
+/// What distances are measured from: the client itself, else its region, or this POP's where that has no position.
+pub(super) fn origin(regions: &Regions, request: &Request<'_>) -> Option<Origin> {
+    let place = |region| regions.index_of(region).filter(|at| regions.has_position(*at)).map(Origin::Region);
+    let client = request.client_position.map(Origin::Position);
+    client.or_else(|| request.client_region.and_then(place)).or_else(|| place(request.pop_region))
 }
 
 /// Groups with a position, nearest first, without allocating: apps have few regions.
 struct ByDistance<'a, 'r> {
     app: &'a AppIndex,
     regions: &'r Regions,
-    from: usize,
+    from: Origin,
     last: Option<(f64, usize)>,
 }
 
@@ -268,7 +274,7 @@ impl<'a> Iterator for ByDistance<'a, '_> {
     fn next(&mut self) -> Option<&'a Group> {
         let after_last = |key: &(f64, usize)| self.last.is_none_or(|last| *key > last);
         let keys = self.app.groups().iter().enumerate().filter_map(|(at, group)| {
-            let distance = self.regions.distance_at(self.from, group.place?)?;
+            let distance = self.regions.distance_at(&self.from, group.place?)?;
             Some((distance, at))
         });
         let next = keys.filter(after_last).min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)))?;

@@ -90,13 +90,28 @@ impl World {
     pub(crate) fn route(&mut self, client: Option<&str>, pop: &str) -> Result<Pick, NoBackend> {
         let (client, pop) = (client.map(region), region(pop));
         self.pick(
-            &Request { client_region: client.as_ref(), pop_region: &pop, client: None, bound: None },
+            &Request {
+                client_region: client.as_ref(),
+                client_position: None,
+                pop_region: &pop,
+                client: None,
+                bound: None,
+            },
             &Tried::new(),
         )
     }
 
     pub(crate) fn bound(&mut self, backend: &str) -> Result<Pick, NoBackend> {
         let (pop, bound) = (region("sa"), id(backend));
-        self.pick(&Request { client_region: None, pop_region: &pop, client: None, bound: Some(&bound) }, &Tried::new())
+        self.pick(
+            &Request {
+                client_region: None,
+                client_position: None,
+                pop_region: &pop,
+                client: None,
+                bound: Some(&bound),
+            },
+            &Tried::new(),
+        )
     }
 }

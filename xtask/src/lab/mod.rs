@@ -15,6 +15,7 @@ mod cgroup;
 pub mod daemon;
 mod logs;
 mod loss;
+pub mod mmdb;
 mod netns;
 mod nginx;
 mod other;

@@ -106,6 +106,13 @@ impl Scrape {
         out.counters(names::PROXY_OUT, "version", &m.proxy_out)?;
         out.counters(names::EJECTIONS, "why", &m.ejections)?;
         out.gauge(names::BINDINGS, status.bindings)?;
+        if let Some(file) = &status.binding_file {
+            let saves = [("ok", file.saves_ok), ("failed", file.saves_failed)];
+            let saves = saves.into_iter().map(|(result, count)| ([("result", result)], count));
+            out.family(names::BINDING_SAVES, MetricType::Counter, saves)?;
+            out.gauge(names::BINDINGS_SAVED, file.bindings)?;
+            out.gauge(names::BINDINGS_RESTORED, file.restored)?;
+        }
         out.counters(names::GEO_LOOKUPS, "source", &m.geo)?;
         let reloads = [("ok", status.routing.reloads_ok), ("rejected", status.routing.reloads_rejected)];
         let reloads = reloads.into_iter().map(|(result, count)| ([("result", result)], count));
