@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Reload(args) => cli::reload(&args),
         Command::Flows(args) => cli::flows(&args),
         Command::Events(args) => cli::events(&args),
+        Command::Backends(args) => cli::backends(&args),
         Command::Forwarder(args) => cli::forwarder(&args),
         Command::Bench(args) => cli::bench(&args),
         Command::Db(args) => cli::db(args),

@@ -71,6 +71,16 @@ kinds! {
     BackendBack = "backend_back", Info;
     /// A backend has its whole share of clients again.
     BackendRecovered = "backend_recovered", Info;
+    /// The checks of a backend fail: it gets no clients, as long as another in service is trusted.
+    BackendDown = "backend_down", Warn;
+    /// The checks of a backend pass again.
+    BackendUp = "backend_up", Info;
+    /// The address or the check of a backend has changed: what was known of it is forgotten.
+    BackendAnew = "backend_anew", Info;
+    /// All backends of an app that are in service are out: those whose checks fail are asked, too.
+    FailOpenBegan = "fail_open_began", Error;
+    /// A backend of the app is trusted again.
+    FailOpenEnded = "fail_open_ended", Info;
     /// A row of the routing database is bad; its last good version stays, if there is one.
     RowRejected = "row_rejected", Warn;
     /// The routing database was refused as a whole; the last good table stays.

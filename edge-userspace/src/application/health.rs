@@ -1,13 +1,16 @@
-//! The use case that keeps clients away from backends that fail them: listens to what connections tell, ejects, and
-//! lets back.
+//! The use case that keeps clients away from backends that fail them: listens to what connections and checks tell,
+//! ejects, lets back, and notices where an app has lost all its backends.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::ports::Observer;
 use super::routing::RoutingTable;
-use crate::domain::{AppName, Backend, BackendId, Complaint, ConnectFailure, HealthRules, Termination, Transition};
+use crate::domain::{
+    AppIndex, AppName, Backend, BackendId, CheckReport, CheckSpec, Complaint, ConnectFailure, HealthRules, Pace,
+    Snapshot, Termination, Transition,
+};
 
 /// Listens to connections and acts on what they tell.
 pub struct Watch {
@@ -16,6 +19,17 @@ pub struct Watch {
     observer: Arc<dyn Observer>,
     /// Backends for which time has work to do: ejected ones, and those on their way back.
     troubled: Mutex<HashMap<BackendId, Arc<Backend>>>,
+    openness: Mutex<Openness>,
+}
+
+/// Which apps fail open.
+#[derive(Debug, Default)]
+struct Openness {
+    /// The snapshot that all apps were looked at in.
+    generation: u64,
+    failing: BTreeSet<AppName>,
+    /// Apps of backends that have turned: to be looked at.
+    stirred: BTreeSet<AppName>,
 }
 
 impl std::fmt::Debug for Watch {
@@ -26,7 +40,7 @@ impl std::fmt::Debug for Watch {
 
 impl Watch {
     pub fn new(rules: HealthRules, routing: Arc<RoutingTable>, observer: Arc<dyn Observer>) -> Self {
-        Self { rules, routing, observer, troubled: Mutex::default() }
+        Self { rules, routing, observer, troubled: Mutex::default(), openness: Mutex::default() }
     }
 
     /// The backend has accepted a connection.
@@ -66,7 +80,9 @@ impl Watch {
         // Held until the ejection is in force, so that no two together eject more than may be.
         let mut troubled = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
         let (transition, _) = backend.load.with_health(now, rules, |health| {
-            let eject = health.complain(complaint, rules) && self.may_eject(&backend.app, &troubled);
+            let eject = self.is_current(backend)
+                && health.complain(complaint, rules)
+                && self.may_eject(&backend.app, &troubled);
             eject.then(|| health.eject(complaint, now, rules))
         });
         if transition.is_some() {
@@ -79,9 +95,71 @@ impl Watch {
     fn may_eject(&self, app: &AppName, troubled: &HashMap<BackendId, Arc<Backend>>) -> bool {
         let snapshot = self.routing.load();
         let Some(index) = snapshot.app(app) else { return false };
-        let in_service = index.backends().iter().filter(|backend| backend.closed_to_new().is_none()).count();
+        // Who is down by its checks serves nobody: of those that are left not all may go.
+        let serves = |backend: &&Arc<Backend>| backend.closed_to_new().is_none() && !backend.load.is_down();
+        let in_service = index.backends().iter().filter(serves).count();
         let ejected = troubled.values().filter(|backend| backend.app == *app && backend.load.is_ejected()).count();
         ejected < self.rules.most_ejected(in_service)
+    }
+
+    /// A check of the backend was made as `spec` says.
+    pub fn checked(&self, backend: &Arc<Backend>, spec: &CheckSpec, report: CheckReport, now: Instant, pace: &Pace) {
+        self.observer.checked(&report);
+        let (transition, _) = backend.load.with_health(now, &self.rules, |health| {
+            // Looked at while the health is held: a reload forgets it after it has put the new snapshot in place.
+            self.is_checked_so(backend, spec).then(|| health.check(report, now, pace)).flatten()
+        });
+        if let Some(Transition::Up { .. }) = transition {
+            let mut troubled = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
+            troubled.insert(backend.id.clone(), Arc::clone(backend));
+        }
+        self.tell(backend, transition);
+    }
+
+    /// Whether the backend is still where the connection found it.
+    fn is_current(&self, backend: &Backend) -> bool {
+        is_same(&self.routing.load(), backend, |_, _| true)
+    }
+
+    /// Likewise, and still checked so.
+    fn is_checked_so(&self, backend: &Backend, spec: &CheckSpec) -> bool {
+        is_same(&self.routing.load(), backend, |app, now| app.check_of(now).is_some_and(|check| **check == *spec))
+    }
+
+    /// Apps whose backends are all out by their checks and are asked all the same.
+    pub fn failing_open(&self) -> Vec<AppName> {
+        self.openness().failing.iter().cloned().collect()
+    }
+
+    fn openness(&self) -> MutexGuard<'_, Openness> {
+        self.openness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at the apps that may have begun or ceased to fail open, and tells. Counts may be behind for a moment where
+    /// backends turn at the same time: so it is not done by those who turn them.
+    fn look_at_apps(&self) {
+        let snapshot = self.routing.load();
+        let mut openness = self.openness();
+        let stirred = std::mem::take(&mut openness.stirred);
+        let all = std::mem::replace(&mut openness.generation, snapshot.generation()) != snapshot.generation();
+        let looked_at: BTreeSet<AppName> = match all {
+            true => snapshot.apps().map(|app| app.name().clone()).chain(openness.failing.iter().cloned()).collect(),
+            false => stirred.into_iter().chain(openness.failing.iter().cloned()).collect(),
+        };
+        let mut changes = Vec::new();
+        for app in looked_at {
+            let fails = fails_open(&snapshot, &app);
+            if fails != openness.failing.contains(&app) {
+                if fails {
+                    openness.failing.insert(app.clone())
+                } else {
+                    openness.failing.remove(&app)
+                };
+                changes.push((app, fails));
+            }
+        }
+        drop(openness);
+        changes.into_iter().for_each(|(app, fails)| self.observer.fail_open(&app, fails));
     }
 
     /// Lets time do its work. To be called several times a second.
@@ -95,13 +173,25 @@ impl Watch {
         for (backend, transition) in transitions {
             self.tell(&backend, transition);
         }
+        self.look_at_apps();
     }
 
     fn tell(&self, backend: &Backend, transition: Option<Transition>) {
         if let Some(transition) = transition {
             self.observer.health_changed(backend, transition);
+            self.openness().stirred.insert(backend.app.clone());
         }
     }
+}
+
+/// Whether the snapshot has this very backend, and it is as it should be.
+fn is_same(snapshot: &Snapshot, backend: &Backend, is_so: impl FnOnce(&AppIndex, &Backend) -> bool) -> bool {
+    let found = snapshot.app(&backend.app).and_then(|app| Some((app, app.backend(&backend.id)?)));
+    found.is_some_and(|(app, now)| now.addr == backend.addr && Arc::ptr_eq(&now.load, &backend.load) && is_so(app, now))
+}
+
+fn fails_open(snapshot: &Snapshot, app: &AppName) -> bool {
+    snapshot.app(app).is_some_and(|app| app.fails_open())
 }
 
 #[cfg(test)]

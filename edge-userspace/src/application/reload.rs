@@ -127,6 +127,12 @@ impl<S: RoutingSource> ReloadLoop<S> {
             rejected = report.rejected.len(),
             "routing table loaded"
         );
+        let snapshot = self.table.load();
+        for backend in report.anew.iter().filter_map(|id| snapshot.backend(id)) {
+            let reason = "another address or check: what was known of it is forgotten";
+            self.events.emit(EventKind::BackendAnew, Subject::backend(backend), reason);
+        }
+        drop(snapshot);
         self.tell_rejected(report);
     }
 

@@ -45,6 +45,8 @@ pub struct ReloadReport {
     /// Backends whose new row was refused and whose last good version stays.
     pub kept: usize,
     pub apps: usize,
+    /// Backends whose address or check is another now and of which something bad was known: that is forgotten.
+    pub anew: Vec<BackendId>,
 }
 
 /// How the last reloads went, for `status`, logs and metrics.
@@ -135,7 +137,10 @@ impl RoutingTable {
         report.generation = snapshot.generation();
         report.accepted = snapshot.backends().count();
         report.apps = snapshot.apps().len();
-        self.current.store(Arc::new(snapshot));
+        let snapshot = Arc::new(snapshot);
+        self.current.store(Arc::clone(&snapshot));
+        // Only now: what is still said of the former one is not taken for the new one's any more.
+        report.anew = forget_changed(&last, &snapshot);
         Ok(report)
     }
 
@@ -159,6 +164,23 @@ impl RoutingTable {
             status
         });
     }
+}
+
+/// A backend that has come, moved or is checked in another way begins anew. Those that had trouble before.
+fn forget_changed(last: &Snapshot, now: &Snapshot) -> Vec<BackendId> {
+    let mut anew = Vec::new();
+    for app in now.apps() {
+        let before = last.app(app.name());
+        for backend in app.backends() {
+            let same = before
+                .and_then(|app| Some((app, app.backend(&backend.id)?)))
+                .is_some_and(|(before, was)| was.addr == backend.addr && before.check_of(was) == app.check_of(backend));
+            if !same && backend.load.forget_health() {
+                anew.push(backend.id.clone());
+            }
+        }
+    }
+    anew
 }
 
 /// One load on its way from rows to a snapshot.

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use super::routing::{ReloadReport, RoutingTable};
-use crate::domain::Backend;
+use crate::domain::{Backend, CheckSpec};
 
 /// Everything an operator wants to know first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub struct Status {
     pub capabilities: Vec<String>,
     pub routing: RoutingStatus,
     pub backends: Vec<BackendStatus>,
+    /// Apps whose backends in service are all out: those whose checks fail are asked all the same.
+    pub fail_open: Vec<String>,
     pub forwarder: ForwarderStatus,
     pub connections: ConnectionStatus,
     /// Clients that are bound to a backend, those included whose time has ended and that are not yet swept out.
@@ -95,7 +97,7 @@ pub struct RejectedRow {
     pub why: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BackendStatus {
     pub id: String,
     pub app: String,
@@ -104,9 +106,11 @@ pub struct BackendStatus {
     /// `ready`, `drain` or `maint`.
     pub state: String,
     pub healthy: bool,
-    /// As its connections see it: `up`, `ejected` or `slow_start`, and why it is ejected.
+    /// As its connections and its checks see it: `up`, `ejected`, `slow_start` or `down`, and why it is ejected or down.
     pub health: String,
     pub health_why: Option<String>,
+    /// `None` where it is not checked.
+    pub check: Option<CheckStatus>,
     pub weight: u32,
     pub soft_limit: u32,
     /// 0 = unlimited.
@@ -115,6 +119,23 @@ pub struct BackendStatus {
     pub connections: u32,
     /// As the kernel counts them, read back from the BPF map; `None` without one.
     pub kernel_connections: Option<u32>,
+}
+
+/// What the checks of a backend say.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CheckStatus {
+    /// The check, as the operator wrote it.
+    pub check: String,
+    /// `unknown` before the first check (trusted), `up` or `down`, and for how long.
+    pub state: String,
+    pub since_secs: Option<f64>,
+    /// Checks in a row that speak against the state.
+    pub against: u32,
+    /// The last check: its result, more in words, how long it took, and how long ago it was.
+    pub result: Option<String>,
+    pub detail: Option<String>,
+    pub took_ms: Option<f64>,
+    pub age_secs: Option<f64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -245,8 +266,8 @@ impl RoutingStatus {
 }
 
 impl BackendStatus {
-    /// `kernel` is the kernel's count of the backend's connections.
-    pub fn of(backend: &Backend, kernel: Option<u32>) -> Self {
+    /// `kernel` is the kernel's count of the backend's connections; `check` is how it is checked.
+    pub fn of(backend: &Backend, kernel: Option<u32>, check: Option<&CheckSpec>) -> Self {
         let phase = backend.load.phase();
         Self {
             id: backend.id.to_string(),
@@ -257,12 +278,33 @@ impl BackendStatus {
             healthy: backend.healthy,
             health: phase.as_str().to_owned(),
             health_why: phase.why().map(str::to_owned),
+            check: check.map(|check| CheckStatus::of(backend, check, Instant::now())),
             weight: backend.weight.0,
             soft_limit: backend.limits.soft(),
             hard_limit: backend.limits.hard(),
             connections: backend.load.active(),
             kernel_connections: kernel,
         }
+    }
+}
+
+impl CheckStatus {
+    fn of(backend: &Backend, check: &CheckSpec, now: Instant) -> Self {
+        let secs = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
+        backend.load.look(|health| {
+            let checked = health.checked();
+            let last = checked.last.as_ref();
+            Self {
+                check: check.to_string(),
+                state: checked.verdict.as_str().to_owned(),
+                since_secs: checked.since.map(secs),
+                against: checked.against,
+                result: last.map(|(report, _)| report.result.as_str().to_owned()),
+                detail: last.and_then(|(report, _)| report.detail.clone()),
+                took_ms: last.map(|(report, _)| report.took.as_secs_f64() * 1000.0),
+                age_secs: last.map(|(_, at)| secs(*at)),
+            }
+        })
     }
 }
 
@@ -321,12 +363,23 @@ pub(crate) mod sample {
                 healthy: true,
                 health: "ejected".to_owned(),
                 health_why: Some("timed_out".to_owned()),
+                check: Some(CheckStatus {
+                    check: "http path=/healthz".to_owned(),
+                    state: "down".to_owned(),
+                    since_secs: Some(12.4),
+                    against: 1,
+                    result: Some("wrong_status".to_owned()),
+                    detail: Some("status 503".to_owned()),
+                    took_ms: Some(3.25),
+                    age_secs: Some(0.7),
+                }),
                 weight: 2,
                 soft_limit: 10,
                 hard_limit: 0,
                 connections: 3,
                 kernel_connections: Some(3),
             }],
+            fail_open: vec!["web".to_owned()],
             forwarder: ForwarderStatus {
                 configured: "auto".to_owned(),
                 active: "copy".to_owned(),

@@ -52,8 +52,8 @@ pub enum DbCommand {
     /// Change columns of a backend
     Set {
         id: String,
-        /// What to change: app, region, wg_ip, port, healthy, weight, soft_limit, hard_limit, country, state or
-        /// same_host;
+        /// What to change: app, region, wg_ip, port, healthy, weight, soft_limit, hard_limit, country, state,
+        /// same_host or health_check;
         /// an empty value restores the default
         #[arg(required = true, value_name = "COLUMN=VALUE")]
         changes: Vec<String>,

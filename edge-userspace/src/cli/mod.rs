@@ -1,5 +1,6 @@
 //! The command line.
 
+mod backends;
 mod bench;
 mod check;
 mod client;
@@ -22,6 +23,7 @@ use std::ffi::OsString;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+pub use backends::BackendsArgs;
 pub use bench::BenchArgs;
 pub use config_cmd::ConfigArgs;
 pub use db_cmd::DbCommandArgs;
@@ -34,6 +36,7 @@ pub use forwarder::ForwarderArgs;
 pub use reload::ReloadArgs;
 pub use status::StatusArgs;
 
+pub use backends::run as backends;
 pub use bench::run as bench;
 pub use check::run as check;
 pub use config_cmd::run as config;
@@ -87,6 +90,9 @@ pub enum Command {
     /// What has happened to the running daemon: health of backends, reloads, drains
     #[command(after_help = exit::HELP)]
     Events(EventsArgs),
+    /// The backends of the running daemon: state, health, last check, connections and limits
+    #[command(after_help = exit::HELP)]
+    Backends(BackendsArgs),
     /// Show or change the forwarder of the running daemon
     #[command(after_help = exit::HELP)]
     Forwarder(ForwarderArgs),

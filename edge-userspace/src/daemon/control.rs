@@ -17,7 +17,7 @@ use edgeproxy::application::status::{
     SameHostStatus, Status,
 };
 use edgeproxy::config::ForwarderChoice;
-use edgeproxy::domain::{AppName, ClientAddr};
+use edgeproxy::domain::{AppIndex, AppName, Backend, ClientAddr};
 use tokio::sync::{Notify, oneshot};
 
 use super::{Shared, kernel_path, workers};
@@ -60,7 +60,14 @@ impl DaemonControl {
         let counts = self.shared.path.programs().and_then(|kernel| kernel.counts());
         let counted = |slot| counts.map(|counts| u32::try_from(counts.connections(slot)).unwrap_or(u32::MAX));
         let snapshot = self.shared.routing.snapshot();
-        snapshot.backends().map(|backend| BackendStatus::of(backend, counted(backend.load.slot()))).collect()
+        let of_app = |app: &AppIndex| -> Vec<_> {
+            let status = |backend: &Arc<Backend>| {
+                let check = app.check_of(backend).map(Arc::as_ref);
+                BackendStatus::of(backend, counted(backend.load.slot()), check)
+            };
+            app.backends().iter().map(status).collect()
+        };
+        snapshot.apps().flat_map(of_app).collect()
     }
 
     /// Why there is no kernel path, where there should be one.
@@ -113,6 +120,7 @@ impl Control for DaemonControl {
             capabilities: privileges::names(shared.privileges),
             routing: RoutingStatus::of(&shared.routing, SystemTime::now()),
             backends: self.backends(),
+            fail_open: shared.health.failing_open().iter().map(ToString::to_string).collect(),
             forwarder: self.forwarder(),
             connections: shared.recorder.metrics.connections(),
             bindings: shared.bindings.len() as u64,

@@ -1,5 +1,6 @@
 //! `edgeproxy run`: puts the parts together, in the order in which they can fail, and takes them apart again.
 
+mod checks;
 mod control;
 mod kernel_path;
 mod limits;
@@ -144,6 +145,7 @@ async fn serve(
     spawn_binding_sweep(&shared);
     memory::spawn_trim(&shared);
     spawn_health_ticks(&shared);
+    checks::spawn(&shared).map_err(failed)?;
     let workers = Workers::start(&shared, sockets).map_err(failed)?;
     let control = Arc::new(DaemonControl::new(Arc::clone(&shared), commands.clone()));
     let admin_addr = admin.tcp_addr();

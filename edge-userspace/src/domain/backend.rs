@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{AppName, BackendAddr, BackendId, BackendLoad, CountryCode, Region};
+use super::{AppName, BackendAddr, BackendId, BackendLoad, CountryCode, HealthCheck, Region};
 
 /// Soft limit of a row that names none, and the yardstick for the load of a backend whose soft limit is 0.
 pub const DEFAULT_SOFT_LIMIT: u32 = 100;
@@ -127,12 +127,14 @@ pub enum Skip {
     AtHardLimit,
     /// It failed other connections lately; asked only when no other is left.
     Ejected,
+    /// Its checks fail; asked only when all that are in service are out.
+    CheckFailed,
     /// This connection has tried it already.
     Tried,
 }
 
 impl Skip {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Gone,
         Self::Drain,
         Self::Maint,
@@ -140,6 +142,7 @@ impl Skip {
         Self::WeightZero,
         Self::AtHardLimit,
         Self::Ejected,
+        Self::CheckFailed,
         Self::Tried,
     ];
 
@@ -152,6 +155,7 @@ impl Skip {
             Self::WeightZero => "weight_zero",
             Self::AtHardLimit => "at_hard_limit",
             Self::Ejected => "ejected",
+            Self::CheckFailed => "check_failed",
             Self::Tried => "tried",
         }
     }
@@ -177,6 +181,8 @@ pub struct BackendSpec {
     pub limits: Limits,
     /// The operator says that it runs on this host and may be handed bytes without TCP (`docs/same-host.md`).
     pub same_host: bool,
+    /// How this POP checks it; `None`: as the app says.
+    pub health_check: Option<HealthCheck>,
 }
 
 /// A backend in service: its description and the load it carries. Reads like its description.

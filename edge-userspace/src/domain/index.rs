@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::random::spread;
 use super::room::{Room, Seat};
-use super::{AppName, AppSpec, Backend, BackendId, BackendLoad, Endpoints, Limits, Region, Regions};
+use super::{AppName, AppSpec, Backend, BackendId, BackendLoad, CheckSpec, Endpoints, Limits, Region, Regions};
 
 /// One immutable, validated, indexed view of the routing database.
 #[derive(Debug)]
@@ -148,6 +148,17 @@ impl AppIndex {
 
     pub fn backend(&self, id: &BackendId) -> Option<&Arc<Backend>> {
         self.backends.get(*self.by_id.get(id)?)
+    }
+
+    /// How one of the app's backends is checked: as it says itself, else as the app says; `None`: not.
+    pub fn check_of<'a>(&'a self, backend: &'a Backend) -> Option<&'a Arc<CheckSpec>> {
+        backend.health_check.as_ref().or(self.spec.health_check.as_ref())?.spec()
+    }
+
+    /// Whether all that the operator has in service are out by their checks or by what clients say: then those whose
+    /// checks fail are asked, too. A check that is wrong must not take an app off the air.
+    pub fn fails_open(&self) -> bool {
+        self.everywhere.as_ref().is_some_and(|group| group.room.trusts_nobody())
     }
 
     pub(super) fn group(&self, region: &Region) -> Option<&Group> {

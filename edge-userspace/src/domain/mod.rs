@@ -7,6 +7,7 @@ mod addr;
 mod affinity;
 mod app;
 mod backend;
+mod check;
 mod country;
 mod endpoints;
 mod forwarding;
@@ -32,6 +33,10 @@ pub use affinity::{AffinityPrefix, BindingKey, ClientPrefix, PrefixError};
 pub use app::{Affinity, AppError, AppSpec, QueueRules, Selection};
 pub use backend::{
     Backend, BackendSpec, BackendState, DEFAULT_SOFT_LIMIT, LimitError, Limits, Skip, StateError, Weight,
+};
+pub use check::{
+    CheckChange, CheckDefaults, CheckError, CheckReport, CheckResult, CheckSpec, CheckVerdict, HealthCheck, HttpCheck,
+    Pace, Probe, StatusRanges, Tls, Verify,
 };
 pub use country::{CountryCode, CountryError};
 pub use endpoints::{Endpoint, Endpoints};

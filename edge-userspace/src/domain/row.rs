@@ -8,7 +8,7 @@ mod region;
 mod table;
 mod value;
 
-use super::{AddrError, AppError, CountryError, LimitError, ListenerError, NameError, StateError};
+use super::{AddrError, AppError, CheckError, CountryError, LimitError, ListenerError, NameError, StateError};
 
 pub use app::RawApp;
 pub use backend::RawBackend;
@@ -44,6 +44,8 @@ pub enum RowError {
     Dial(#[from] AddrError),
     #[error(transparent)]
     Limits(#[from] LimitError),
+    #[error(transparent)]
+    Check(#[from] CheckError),
     #[error(transparent)]
     State(#[from] StateError),
     #[error(transparent)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::value::{count, flag, optional_text, text};
 use super::{RawValue, RowError, raw_row};
-use crate::domain::{Affinity, AppName, AppSpec, QueueRules, Selection};
+use crate::domain::{Affinity, AppName, AppSpec, HealthCheck, QueueRules, Selection};
 
 raw_row! {
     /// A row of the table `apps`, not validated.
@@ -19,7 +19,8 @@ impl RawApp {
         Ok(AppName::parse(text("name", &self.name)?)?)
     }
 
-    /// How the app is to be served. NULL or absent columns mean: selection `least_load`, affinity `strict`, no queue.
+    /// How the app is to be served. NULL or absent columns mean: selection `least_load`, affinity `strict`, no queue,
+    /// no health check.
     pub fn parse(&self) -> Result<AppSpec, RowError> {
         flag("deleted", &self.deleted)?;
         let default = AppSpec::new(self.name()?);
@@ -27,6 +28,7 @@ impl RawApp {
             selection: optional_text("selection", &self.selection)?.map_or(Ok(default.selection), Selection::parse)?,
             affinity: optional_text("affinity", &self.affinity)?.map_or(Ok(default.affinity), Affinity::parse)?,
             queue: self.queue(default.queue)?,
+            health_check: optional_text("health_check", &self.health_check)?.map(HealthCheck::parse).transpose()?,
             name: default.name,
         })
     }

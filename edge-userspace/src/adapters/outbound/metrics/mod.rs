@@ -15,8 +15,8 @@ use counters::{Labelled, Times};
 use crate::application::ports::GeoSource;
 use crate::application::status::{ConnectionStatus, Status};
 use crate::domain::{
-    ByteCounts, Complaint, ConnectFailure, Fallback, ForwarderKind, Outcome, PickReason, RejectReason, Skip,
-    Termination, Why,
+    ByteCounts, CheckReport, CheckResult, Complaint, ConnectFailure, Fallback, ForwarderKind, Outcome, PickReason,
+    RejectReason, Skip, Termination, Why,
 };
 
 /// Upper bounds in seconds: a LAN connect takes 0.1 ms, one around the world 0.3 s, a lost SYN 1 s, 3 s, 7 s.
@@ -40,6 +40,8 @@ pub struct Metrics {
     picks: Labelled,
     yielded: Labelled,
     ejections: Labelled,
+    checks: Labelled,
+    check_seconds: Times,
     geo: Labelled,
     flows: Labelled,
     chosen: Chosen,
@@ -77,6 +79,8 @@ impl Metrics {
             picks: Labelled::new(PickReason::ALL.into_iter().map(PickReason::as_str)),
             yielded: Labelled::new(Skip::ALL.into_iter().map(Skip::as_str)),
             ejections: Labelled::new(Complaint::ALL.into_iter().map(Complaint::as_str)),
+            checks: Labelled::new(CheckResult::ALL.into_iter().map(CheckResult::as_str)),
+            check_seconds: Times::new(&CONNECT_BOUNDS),
             geo: Labelled::new(GeoSource::ALL.into_iter().map(GeoSource::as_str)),
             flows: Labelled::new(ForwarderKind::ALL.into_iter().map(ForwarderKind::as_str)),
             chosen: ForwarderKind::ALL.map(|kind| (kind, Labelled::new(Why::all().map(Why::as_str)))),
@@ -99,6 +103,12 @@ impl Metrics {
     /// A backend was ejected.
     pub fn ejected(&self, why: Complaint) {
         self.ejections.add(why.as_str(), 1);
+    }
+
+    /// A backend was checked.
+    pub fn checked(&self, report: &CheckReport) {
+        self.checks.add(report.result.as_str(), 1);
+        self.check_seconds.observe(report.took);
     }
 
     /// `accept(2)` failed.
