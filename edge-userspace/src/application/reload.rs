@@ -156,8 +156,8 @@ impl<S: RoutingSource> ReloadLoop<S> {
         self.table.record(now, Err(why.clone()));
         if self.complaint.as_ref() != Some(&why) {
             let reason = match self.table.status().loaded_at {
-                Some(_) => format!("not reloaded, the last good table stays: {why}"),
-                None => format!("not loaded: {why}"),
+                Some(_) => format!("routing table not reloaded, the last good one stays: {why}"),
+                None => format!("routing table not loaded: {why}"),
             };
             self.events.emit(EventKind::ReloadRefused, Subject::routing(), reason);
             self.complaint = Some(why);
