@@ -60,7 +60,8 @@ CREATE TABLE apps (
     -- measured round-trip time.
     selection TEXT DEFAULT 'least_load' CHECK (selection IN ('least_load', 'maglev', 'nearest_rtt')),
     -- Whether a client comes back to its backend: until that is at its hard limit, at its soft limit, or not at all.
-    affinity  TEXT DEFAULT 'strict' CHECK (affinity IN ('strict', 'soft', 'none')),
+    -- NULL: strict, with maglev none.
+    affinity  TEXT CHECK (affinity IN ('strict', 'soft', 'none')),
     -- Connections that may wait for a place while all backends are at their hard limit, and for how long.
     queue_length     INTEGER DEFAULT 0
         CHECK (typeof(queue_length) IN ('integer', 'null') AND queue_length BETWEEN 0 AND 1000000),

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
-/// Tells connections that their time is up.
+use super::flows::Flow;
+
+/// Tells connections that their time is up: all of them, or those whose flow was marked.
 #[derive(Debug, Default)]
 pub struct Cut {
     now: AtomicBool,
@@ -19,13 +21,19 @@ impl Cut {
         self.notify.notify_waiters();
     }
 
-    /// Waits until it is time. Never returns before.
-    pub async fn wait(&self) {
+    /// Has those whose flow was marked find out. All wake for that: it is rare, and a mark costs a connection nothing
+    /// while it waits.
+    pub fn marked(&self) {
+        self.notify.notify_waiters();
+    }
+
+    /// Waits until it is time for this flow. Never returns before.
+    pub async fn wait(&self, flow: &Flow) {
         loop {
             let mut notified = std::pin::pin!(self.notify.notified());
-            // Registered before the flag is read, so that `now` can't slip through between the two.
+            // Registered before the flags are read, so that neither `now` nor `marked` can slip through in between.
             notified.as_mut().enable();
-            if self.now.load(Ordering::Acquire) {
+            if self.now.load(Ordering::Acquire) || flow.is_cut() {
                 return;
             }
             notified.await;
@@ -88,7 +96,10 @@ impl Drop for Held {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
     use super::*;
+    use crate::domain::testing::{app_name, id as backend_id};
 
     #[test]
     fn the_limit_counts_live_connections_only() {
@@ -106,12 +117,33 @@ mod tests {
         let cut = Arc::new(Cut::default());
         let waiting = tokio::spawn({
             let cut = Arc::clone(&cut);
-            async move { cut.wait().await }
+            async move { cut.wait(&flow(1)).await }
         });
         tokio::task::yield_now().await;
         cut.now();
         waiting.await.unwrap();
-        cut.wait().await;
+        cut.wait(&flow(2)).await;
+    }
+
+    #[tokio::test]
+    async fn a_marked_flow_is_cut_and_no_other() {
+        let cut = Arc::new(Cut::default());
+        let flows = [Arc::new(flow(1)), Arc::new(flow(2))];
+        let [marked, other] = flows.clone().map(|flow| {
+            let cut = Arc::clone(&cut);
+            tokio::spawn(async move { cut.wait(&flow).await })
+        });
+        tokio::task::yield_now().await;
+        flows[0].cut();
+        cut.marked();
+        marked.await.unwrap();
+        tokio::task::yield_now().await;
+        assert!(!other.is_finished());
+        other.abort();
+    }
+
+    fn flow(id: u64) -> Flow {
+        Flow::new(id, ([192, 0, 2, 1], 4000).into(), app_name("web"), backend_id("b"))
     }
 
     #[tokio::test]

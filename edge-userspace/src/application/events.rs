@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use crate::domain::{AppName, Backend};
+use crate::domain::{AppName, Backend, BackendId};
 
 /// So many events are kept.
 pub const KEPT: usize = 4096;
@@ -81,6 +81,12 @@ kinds! {
     FailOpenBegan = "fail_open_began", Error;
     /// A backend of the app is trusted again.
     FailOpenEnded = "fail_open_ended", Info;
+    /// An operator told the daemon to give a backend no new connections.
+    BackendDraining = "backend_draining", Info;
+    /// The deadline of a backend's drain has passed: what was left is cut.
+    BackendDrainCut = "backend_drain_cut", Warn;
+    /// An operator gives a backend new connections again.
+    BackendReady = "backend_ready", Info;
     /// A row of the routing database is bad; its last good version stays, if there is one.
     RowRejected = "row_rejected", Warn;
     /// The routing database was refused as a whole; the last good table stays.
@@ -113,6 +119,11 @@ impl Subject {
 
     pub fn backend(backend: &Backend) -> Self {
         Self { app: Some(backend.app.to_string()), ..Self::new("backend", backend.id.as_str()) }
+    }
+
+    /// A backend that the routing table may have lost.
+    pub fn backend_id(id: &BackendId) -> Self {
+        Self::new("backend", id.as_str())
     }
 
     pub fn app(name: &AppName) -> Self {

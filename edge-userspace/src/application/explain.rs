@@ -7,7 +7,7 @@ use super::ports::{Bindings, GeoResolver};
 use super::routing::RoutingTable;
 use super::serve::Rules;
 use crate::domain::{
-    AppName, ClientAddr, NoBackend, Plan, PlanEntry, RandomSource, RejectReason, Request, Tried, explain,
+    Affinity, AppName, ClientAddr, NoBackend, Plan, PlanEntry, RandomSource, RejectReason, Request, Tried, explain,
 };
 
 /// Everything an answer is made of.
@@ -109,7 +109,8 @@ impl Oracle<'_> {
             explanation.refused = Some(NoBackend::NoSuchApp.as_str().to_owned());
             return explanation;
         };
-        let bound = self.bindings.peek(&self.rules.affinity.key(&app, client));
+        let binds = index.spec().affinity != Affinity::None;
+        let bound = binds.then(|| self.bindings.peek(&self.rules.affinity.key(&app, client))).flatten();
         let request = Request { client_region, pop_region: &self.rules.pop_region, bound: bound.as_ref() };
         let attempts = self.rules.connect_attempts;
         explanation.take_over(explain(index, snapshot.regions(), &request, &Tried::new(), attempts, rng));

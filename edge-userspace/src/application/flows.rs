@@ -1,7 +1,7 @@
 //! The flows that run now: who, where to, by which forwarder, and how many bytes so far.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,12 @@ impl Flows {
     /// Gives back the memory of flows that have ended.
     pub fn shrink(&self) {
         self.live.shrink_to_fit();
+    }
+
+    /// The flows of one backend, whether the routing table still has it or not.
+    pub fn of(&self, backend: &BackendId) -> Vec<Arc<Flow>> {
+        let of_backend = self.live.iter().filter(|entry| entry.value().backend == *backend);
+        of_backend.map(|entry| Arc::clone(entry.value())).collect()
     }
 
     /// Bytes of the running flows together.
@@ -79,6 +85,7 @@ pub struct Flow {
     pub app: AppName,
     pub backend: BackendId,
     began: Instant,
+    cut: AtomicBool,
     /// Bytes that the daemon knows of: read and written by it, or spliced.
     up: AtomicU64,
     down: AtomicU64,
@@ -107,6 +114,7 @@ impl Flow {
             app,
             backend,
             began: Instant::now(),
+            cut: AtomicBool::new(false),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
             spliced_up: AtomicU64::new(0),
@@ -126,6 +134,15 @@ impl Flow {
     /// The forwarders so far, the present one last.
     pub fn steps(&self) -> Vec<Step> {
         self.course().steps.clone()
+    }
+
+    /// Marks the flow: it is to end. Takes effect when [`Cut::marked`](super::drain::Cut::marked) is called.
+    pub fn cut(&self) {
+        self.cut.store(true, Ordering::Release);
+    }
+
+    pub fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Acquire)
     }
 
     pub fn age(&self) -> Duration {

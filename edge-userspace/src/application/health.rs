@@ -19,17 +19,8 @@ pub struct Watch {
     observer: Arc<dyn Observer>,
     /// Backends for which time has work to do: ejected ones, and those on their way back.
     troubled: Mutex<HashMap<BackendId, Arc<Backend>>>,
-    openness: Mutex<Openness>,
-}
-
-/// Which apps fail open.
-#[derive(Debug, Default)]
-struct Openness {
-    /// The snapshot that all apps were looked at in.
-    generation: u64,
-    failing: BTreeSet<AppName>,
-    /// Apps of backends that have turned: to be looked at.
-    stirred: BTreeSet<AppName>,
+    /// Apps that fail open.
+    failing: Mutex<BTreeSet<AppName>>,
 }
 
 impl std::fmt::Debug for Watch {
@@ -40,7 +31,7 @@ impl std::fmt::Debug for Watch {
 
 impl Watch {
     pub fn new(rules: HealthRules, routing: Arc<RoutingTable>, observer: Arc<dyn Observer>) -> Self {
-        Self { rules, routing, observer, troubled: Mutex::default(), openness: Mutex::default() }
+        Self { rules, routing, observer, troubled: Mutex::default(), failing: Mutex::default() }
     }
 
     /// The backend has accepted a connection.
@@ -128,38 +119,21 @@ impl Watch {
 
     /// Apps whose backends are all out by their checks and are asked all the same.
     pub fn failing_open(&self) -> Vec<AppName> {
-        self.openness().failing.iter().cloned().collect()
+        self.failing().iter().cloned().collect()
     }
 
-    fn openness(&self) -> MutexGuard<'_, Openness> {
-        self.openness.lock().unwrap_or_else(PoisonError::into_inner)
+    fn failing(&self) -> MutexGuard<'_, BTreeSet<AppName>> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks at the apps that may have begun or ceased to fail open, and tells. Counts may be behind for a moment where
-    /// backends turn at the same time: so it is not done by those who turn them.
+    /// Looks which apps have begun or ceased to fail open, and tells. A drain by an operator counts, too.
     fn look_at_apps(&self) {
         let snapshot = self.routing.load();
-        let mut openness = self.openness();
-        let stirred = std::mem::take(&mut openness.stirred);
-        let all = std::mem::replace(&mut openness.generation, snapshot.generation()) != snapshot.generation();
-        let looked_at: BTreeSet<AppName> = match all {
-            true => snapshot.apps().map(|app| app.name().clone()).chain(openness.failing.iter().cloned()).collect(),
-            false => stirred.into_iter().chain(openness.failing.iter().cloned()).collect(),
-        };
-        let mut changes = Vec::new();
-        for app in looked_at {
-            let fails = fails_open(&snapshot, &app);
-            if fails != openness.failing.contains(&app) {
-                if fails {
-                    openness.failing.insert(app.clone())
-                } else {
-                    openness.failing.remove(&app)
-                };
-                changes.push((app, fails));
-            }
-        }
-        drop(openness);
-        changes.into_iter().for_each(|(app, fails)| self.observer.fail_open(&app, fails));
+        let failing: BTreeSet<AppName> =
+            snapshot.apps().filter(|app| app.fails_open()).map(|app| app.name().clone()).collect();
+        let before = std::mem::replace(&mut *self.failing(), failing.clone());
+        before.difference(&failing).for_each(|app| self.observer.fail_open(app, false));
+        failing.difference(&before).for_each(|app| self.observer.fail_open(app, true));
     }
 
     /// Lets time do its work. To be called several times a second.
@@ -179,7 +153,6 @@ impl Watch {
     fn tell(&self, backend: &Backend, transition: Option<Transition>) {
         if let Some(transition) = transition {
             self.observer.health_changed(backend, transition);
-            self.openness().stirred.insert(backend.app.clone());
         }
     }
 }
@@ -188,10 +161,6 @@ impl Watch {
 fn is_same(snapshot: &Snapshot, backend: &Backend, is_so: impl FnOnce(&AppIndex, &Backend) -> bool) -> bool {
     let found = snapshot.app(&backend.app).and_then(|app| Some((app, app.backend(&backend.id)?)));
     found.is_some_and(|(app, now)| now.addr == backend.addr && Arc::ptr_eq(&now.load, &backend.load) && is_so(app, now))
-}
-
-fn fails_open(snapshot: &Snapshot, app: &AppName) -> bool {
-    snapshot.app(app).is_some_and(|app| app.fails_open())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The use cases. They depend on the domain and on ports; adapters are handed in.
 
+pub mod backend_drain;
 pub mod checks;
 pub mod drain;
 pub mod events;

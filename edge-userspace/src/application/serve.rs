@@ -22,9 +22,9 @@ use super::health::Watch;
 use super::ports::{Bindings, Connector, Forwarder, GeoResolver, Observer, Pair};
 use super::routing::RoutingTable;
 use crate::domain::{
-    AffinityPrefix, AppName, Attempt, Backend, BindingKey, ChosenBackend, ClientAddr, ConnectFailure, Endpoint,
-    Endpoints, ListenerSpec, NoBackend, Permit, Pick, RandomSource, Region, RejectReason, Request, Snapshot,
-    Termination, Tried, pick,
+    Affinity, AffinityPrefix, AppName, Attempt, Backend, BindingKey, ChosenBackend, ClientAddr, ConnectFailure,
+    Endpoint, Endpoints, ListenerSpec, NoBackend, Permit, Pick, RandomSource, Region, RejectReason, Request, Skip,
+    Snapshot, Termination, Tried, pick,
 };
 
 /// What serving a connection takes. One for each worker; the parts are shared.
@@ -156,7 +156,8 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         key: &BindingKey,
         record: &mut Record<'_>,
     ) -> Result<(TcpStream, Arc<Backend>, Permit), Refusal> {
-        let bound = self.bindings.get(key);
+        let affinity = self.affinity(app);
+        let bound = if affinity == Affinity::None { None } else { self.bindings.get(key) };
         let deadline = Instant::now() + self.rules.connect_budget;
         let mut tried = Tried::new();
         loop {
@@ -182,7 +183,10 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             match self.connector.connect(backend.addr, backend.load.slot(), limit).await {
                 Ok(stream) => {
                     self.health.connected(&backend, Instant::now());
-                    self.bindings.bind(key.clone(), &backend.id);
+                    // A binding that yields for a crowd stays: the crowd may be smaller the next time.
+                    if affinity != Affinity::None && binding_yielded != Some(Skip::AtSoftLimit) {
+                        self.bindings.bind(key.clone(), &backend.id);
+                    }
                     record.connected(ChosenBackend {
                         id: backend.id.clone(),
                         addr: backend.addr,
@@ -208,9 +212,17 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     /// The time to live of a binding counts from the end of the last connection: a client that was connected for
     /// longer still comes back to its backend. One that was bound elsewhere meanwhile stays there.
     fn renew(&self, key: BindingKey, backend: Option<&ChosenBackend>) {
+        if self.affinity(&key.app) == Affinity::None {
+            return;
+        }
         if let (None, Some(backend)) = (self.bindings.get(&key), backend) {
             self.bindings.bind(key, &backend.id);
         }
+    }
+
+    /// What the app wants of bindings now.
+    fn affinity(&self, app: &AppName) -> Affinity {
+        self.routing.load().app(app).map_or_else(Affinity::default, |index| index.spec().affinity)
     }
 
     /// Chooses and reserves by the snapshot of this moment.

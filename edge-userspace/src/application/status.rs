@@ -106,6 +106,12 @@ pub struct BackendStatus {
     /// `ready`, `drain` or `maint`.
     pub state: String,
     pub healthy: bool,
+    /// An operator told this daemon to give it no new connections (`edgeproxy backends drain`).
+    #[serde(default)]
+    pub draining: bool,
+    /// Seconds until what is left of its connections is cut; `None`: never.
+    #[serde(default)]
+    pub cut_in_secs: Option<f64>,
     /// As its connections and its checks see it: `up`, `ejected`, `slow_start` or `down`, and why it is ejected or down.
     pub health: String,
     pub health_why: Option<String>,
@@ -276,6 +282,8 @@ impl BackendStatus {
             addr: backend.addr.socket_addr().to_string(),
             state: backend.state.to_string(),
             healthy: backend.healthy,
+            draining: backend.load.is_draining(),
+            cut_in_secs: None,
             health: phase.as_str().to_owned(),
             health_why: phase.why().map(str::to_owned),
             check: check.map(|check| CheckStatus::of(backend, check, Instant::now())),
@@ -361,6 +369,8 @@ pub(crate) mod sample {
                 addr: "10.0.0.1:80".to_owned(),
                 state: "ready".to_owned(),
                 healthy: true,
+                draining: false,
+                cut_in_secs: None,
                 health: "ejected".to_owned(),
                 health_why: Some("timed_out".to_owned()),
                 check: Some(CheckStatus {

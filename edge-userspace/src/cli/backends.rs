@@ -1,9 +1,11 @@
-//! `edgeproxy backends`: the backends of the running daemon, with all that decides whether they get clients.
+//! `edgeproxy backends`: the backends of the running daemon, with all that decides whether they get clients, and an
+//! operator's word on one of them.
 
 use clap::{Args, Subcommand};
 use hyper::{Method, StatusCode};
 use serde_json::Value;
 
+use super::backend_drain::{DrainArgs, ReadyArgs, drain, ready};
 use super::client::{ask, block_on, refusal};
 use super::{AdminArgs, CliError, print, table};
 use crate::application::status::{BackendStatus, CheckStatus, Status};
@@ -24,6 +26,10 @@ pub struct BackendsArgs {
 enum BackendsCommand {
     /// List the backends: state, health, last check, connections and limits
     List(ListArgs),
+    /// Give a backend no new connections at this POP; those it has end by themselves, or at a deadline
+    Drain(DrainArgs),
+    /// End that
+    Ready(ReadyArgs),
 }
 
 #[derive(Debug, Args)]
@@ -40,6 +46,8 @@ struct ListArgs {
 pub fn run(args: &BackendsArgs) -> Result<(), CliError> {
     match &args.command {
         Some(BackendsCommand::List(list)) => show(list, &args.admin),
+        Some(BackendsCommand::Drain(drained)) => drain(drained, &args.admin),
+        Some(BackendsCommand::Ready(readied)) => ready(readied, &args.admin),
         None => show(&args.list, &args.admin),
     }
 }
@@ -105,7 +113,7 @@ fn row(backend: &BackendStatus) -> [String; 13] {
         backend.app.clone(),
         backend.region.clone(),
         backend.addr.clone(),
-        backend.state.clone(),
+        state(backend),
         if backend.healthy { "yes" } else { "no" }.to_owned(),
         health,
         backend.check.as_ref().map_or_else(|| "-".to_owned(), verdict),
@@ -115,6 +123,15 @@ fn row(backend: &BackendStatus) -> [String; 13] {
         unlimited(backend.hard_limit),
         backend.weight.to_string(),
     ]
+}
+
+/// The word of the database, and that of the operator to this daemon.
+fn state(backend: &BackendStatus) -> String {
+    match (backend.draining, backend.cut_in_secs) {
+        (false, _) => backend.state.clone(),
+        (true, None) => format!("{}, draining", backend.state),
+        (true, Some(secs)) => format!("{}, draining, cut in {secs:.0} s", backend.state),
+    }
 }
 
 /// E.g. `down 12s, 1 against`.

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod backend_drain;
 mod backends;
 mod bench;
 mod check;
@@ -90,7 +91,7 @@ pub enum Command {
     /// What has happened to the running daemon: health of backends, reloads, drains
     #[command(after_help = exit::HELP)]
     Events(EventsArgs),
-    /// The backends of the running daemon: state, health, last check, connections and limits
+    /// The backends of the running daemon: state, health, last check, connections, limits; drain one
     #[command(after_help = exit::HELP)]
     Backends(BackendsArgs),
     /// Show or change the forwarder of the running daemon

@@ -3,10 +3,11 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use edgeproxy::adapters::inbound::admin::{Control, ExplainQuery};
 use edgeproxy::adapters::outbound::privileges;
+use edgeproxy::application::backend_drain::{DrainAnswer, DrainRequest};
 use edgeproxy::application::events::{EventKind, EventsAnswer, EventsQuery, Subject};
 use edgeproxy::application::explain::{Explanation, Oracle};
 use edgeproxy::application::flows::FlowStatus;
@@ -17,7 +18,7 @@ use edgeproxy::application::status::{
     SameHostStatus, Status,
 };
 use edgeproxy::config::ForwarderChoice;
-use edgeproxy::domain::{AppIndex, AppName, Backend, ClientAddr};
+use edgeproxy::domain::{AppIndex, AppName, Backend, BackendId, ClientAddr};
 use tokio::sync::{Notify, oneshot};
 
 use super::{Shared, kernel_path, workers};
@@ -60,10 +61,11 @@ impl DaemonControl {
         let counts = self.shared.path.programs().and_then(|kernel| kernel.counts());
         let counted = |slot| counts.map(|counts| u32::try_from(counts.connections(slot)).unwrap_or(u32::MAX));
         let snapshot = self.shared.routing.snapshot();
+        let now = Instant::now();
         let of_app = |app: &AppIndex| -> Vec<_> {
-            let status = |backend: &Arc<Backend>| {
-                let check = app.check_of(backend).map(Arc::as_ref);
-                BackendStatus::of(backend, counted(backend.load.slot()), check)
+            let status = |backend: &Arc<Backend>| BackendStatus {
+                cut_in_secs: self.shared.backend_drains.state(&backend.id, now).flatten(),
+                ..BackendStatus::of(backend, counted(backend.load.slot()), app.check_of(backend).map(Arc::as_ref))
             };
             app.backends().iter().map(status).collect()
         };
@@ -177,6 +179,18 @@ impl Control for DaemonControl {
         let reason = format!("an operator chose {}; new connections get {}", status.configured, status.active);
         self.shared.events.emit(EventKind::ForwarderSet, Subject::forwarder(), reason);
         Ok(status)
+    }
+
+    fn drain_backend(&self, request: &DrainRequest) -> Result<DrainAnswer, String> {
+        let id = BackendId::parse(&request.backend).map_err(|why| why.to_string())?;
+        let deadline = request.deadline_secs.map(Duration::try_from_secs_f64).transpose();
+        let deadline = deadline.map_err(|why| format!("deadline_secs is no time: {why}"))?;
+        self.shared.backend_drains.drain(&id, deadline, Instant::now()).map_err(|why| why.to_string())
+    }
+
+    fn ready_backend(&self, request: &DrainRequest) -> Result<DrainAnswer, String> {
+        let id = BackendId::parse(&request.backend).map_err(|why| why.to_string())?;
+        self.shared.backend_drains.ready(&id).map_err(|why| why.to_string())
     }
 
     fn drain(&self) {

@@ -24,7 +24,8 @@ use edgeproxy::adapters::outbound::metrics::Metrics;
 use edgeproxy::adapters::outbound::observer::Recorder;
 use edgeproxy::adapters::outbound::privileges::{self, CapabilitySet};
 use edgeproxy::adapters::outbound::sqlite::SqliteSource;
-use edgeproxy::application::drain::Connections;
+use edgeproxy::application::backend_drain::BackendDrains;
+use edgeproxy::application::drain::{Connections, Cut};
 use edgeproxy::application::events::{EventKind, Events, Subject};
 use edgeproxy::application::flows::Flows;
 use edgeproxy::application::health::Watch;
@@ -60,6 +61,9 @@ pub(crate) struct Shared {
     recorder: Arc<Recorder>,
     connections: Arc<Connections>,
     flows: Arc<Flows>,
+    /// One for each worker: ends its connections.
+    cuts: Vec<Arc<Cut>>,
+    backend_drains: BackendDrains,
     health: Arc<Watch>,
     events: Arc<Events>,
     path: Arc<KernelPath>,
@@ -110,13 +114,18 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let access_log = settings.access_log.then(|| AccessLog::new(logging.access.clone()));
     let recorder = Arc::new(Recorder { metrics: Arc::new(metrics), access_log, events: Arc::clone(&events) });
     let health = Watch::new(health_rules(&settings), Arc::clone(&routing), Arc::clone(&recorder) as _);
+    let flows = Arc::new(Flows::default());
+    let cuts: Vec<_> = (0..worker_count).map(|_| Arc::new(Cut::default())).collect();
+    let (table, listed, told) = (Arc::clone(&routing), Arc::clone(&flows), Arc::clone(&events));
     let shared = Arc::new(Shared {
+        backend_drains: BackendDrains::new(table, listed, told, cuts.clone()),
         routing,
         geo,
         bindings: Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity)),
         recorder,
         connections: Arc::default(),
-        flows: Arc::default(),
+        flows,
+        cuts,
         health: Arc::new(health),
         events,
         path,
@@ -319,6 +328,7 @@ fn spawn_health_ticks(shared: &Arc<Shared>) {
         loop {
             ticks.tick().await;
             shared.health.tick(Instant::now());
+            shared.backend_drains.tick(Instant::now());
             if std::mem::replace(&mut mismatches, shared.path.mismatches()) != shared.path.mismatches()
                 && let Some(why) = shared.path.why_not()
             {

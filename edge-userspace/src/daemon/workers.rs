@@ -47,13 +47,11 @@ impl Workers {
         let accepting = Arc::new(Accepting::default());
         accepting.listeners.store(sockets.iter().map(Vec::len).sum(), Ordering::Release);
         let ids = Arc::new(AtomicU64::new(0));
-        let mut workers = Self { threads: Vec::new(), phase, cuts: Vec::new(), accepting };
+        let mut workers = Self { threads: Vec::new(), phase, cuts: shared.cuts.clone(), accepting };
         let mut per_address: Vec<_> = sockets.into_iter().map(Vec::into_iter).collect();
-        for index in 0..shared.worker_count {
+        for (index, cut) in shared.cuts.iter().enumerate() {
             let own = per_address.iter_mut().filter_map(Iterator::next).collect();
-            let cut = Arc::new(Cut::default());
-            workers.cuts.push(Arc::clone(&cut));
-            let proxy = Arc::new(proxy(shared, &cut, &ids));
+            let proxy = Arc::new(proxy(shared, cut, &ids));
             workers.spawn(index, shared, proxy, own)?;
         }
         Ok(workers)

@@ -59,6 +59,16 @@ pub struct AppSpec {
     pub health_check: Option<HealthCheck>,
 }
 
+impl Affinity {
+    /// What counts where nothing is said: a hash of the client needs no bindings beside it.
+    pub const fn default_for(selection: Selection) -> Self {
+        match selection {
+            Selection::Maglev => Self::None,
+            Selection::LeastLoad | Selection::NearestRtt => Self::Strict,
+        }
+    }
+}
+
 impl AppSpec {
     /// An app of which nothing but the name is said.
     pub fn new(name: AppName) -> Self {

@@ -125,6 +125,8 @@ pub enum Skip {
     /// Weight 0: serves the clients it has, takes no new ones.
     WeightZero,
     AtHardLimit,
+    /// Of a binding that yields there, while another backend is below its soft limit.
+    AtSoftLimit,
     /// It failed other connections lately; asked only when no other is left.
     Ejected,
     /// Its checks fail; asked only when all that are in service are out.
@@ -134,13 +136,14 @@ pub enum Skip {
 }
 
 impl Skip {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Gone,
         Self::Drain,
         Self::Maint,
         Self::Unhealthy,
         Self::WeightZero,
         Self::AtHardLimit,
+        Self::AtSoftLimit,
         Self::Ejected,
         Self::CheckFailed,
         Self::Tried,
@@ -154,6 +157,7 @@ impl Skip {
             Self::Unhealthy => "unhealthy",
             Self::WeightZero => "weight_zero",
             Self::AtHardLimit => "at_hard_limit",
+            Self::AtSoftLimit => "at_soft_limit",
             Self::Ejected => "ejected",
             Self::CheckFailed => "check_failed",
             Self::Tried => "tried",

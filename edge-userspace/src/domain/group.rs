@@ -98,7 +98,7 @@ impl Group {
             if stands() == Some(standing) {
                 return Some((at, member));
             }
-            self.room.refresh(at, || (stands(), member.load.distrust().is_none()));
+            self.room.refresh(at, || (stands(), member.load.is_trusted()));
         }
         None
     }

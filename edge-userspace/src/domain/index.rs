@@ -158,7 +158,9 @@ impl AppIndex {
     /// Whether all that the operator has in service are out by their checks or by what clients say: then those whose
     /// checks fail are asked, too. A check that is wrong must not take an app off the air.
     pub fn fails_open(&self) -> bool {
-        self.everywhere.as_ref().is_some_and(|group| group.room.trusts_nobody())
+        let asked = |member: &Member| member.load.distrust().is_some() && !member.load.is_draining();
+        // The members are looked at only where there is trouble, and then the first one will mostly do.
+        self.everywhere.as_ref().is_some_and(|group| group.room.trusts_nobody() && group.members.iter().any(asked))
     }
 
     pub(super) fn group(&self, region: &Region) -> Option<&Group> {

@@ -1,6 +1,6 @@
 //! Admission: a slot of a backend is reserved *before* connecting and given back by dropping the permit.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -73,6 +73,8 @@ pub struct BackendLoad {
     edges: AtomicU64,
     seats: ArcSwap<Seats>,
     vitals: Vitals,
+    /// An operator has told this daemon to give it no new connections.
+    draining: AtomicBool,
 }
 
 /// The places of a backend in the groups of the current snapshot, and of the one before: while a new snapshot is made,
@@ -91,6 +93,7 @@ impl BackendLoad {
             edges: AtomicU64::new(0),
             seats: ArcSwap::default(),
             vitals: Vitals::default(),
+            draining: AtomicBool::new(false),
         })
     }
 
@@ -106,7 +109,22 @@ impl BackendLoad {
 
     /// Where the backend stands against `limits`; `None` if it can't be chosen.
     pub(super) fn standing(&self, limits: Limits) -> Option<Standing> {
+        if self.is_draining() {
+            return None;
+        }
         Standing::of(limits, self.active(), self.distrust())
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    /// Says whether the backend gets new connections, whatever the routing database says, and has the groups know.
+    pub fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::SeqCst);
+        // Either a new seat is refreshed after this change, or it is found here.
+        fence(Ordering::SeqCst);
+        self.refresh_seats();
     }
 
     /// Gives the backend its places in a new snapshot, all with the same limits. Used by one reload at a time.
@@ -142,6 +160,11 @@ impl BackendLoad {
     /// Not to be trusted with clients while another is left: it failed some.
     pub fn is_ejected(&self) -> bool {
         self.distrust() == Some(Distrust::Ejected)
+    }
+
+    /// Serves clients as it should: nothing is held against it, and it isn't draining.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.distrust().is_none() && !self.is_draining()
     }
 
     /// Its checks fail.

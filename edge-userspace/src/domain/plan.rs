@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::group::Draw;
-use super::select::{bound, choose, distrusted, origin, why_none};
+use super::select::{choose, distrusted, honoured, origin, why_none};
 use super::{
     AppIndex, AppName, Backend, BackendAddr, BackendId, BackendState, CountryCode, NoBackend, Phase, PickReason,
     RandomSource, Region, Regions, Request, Skip, Tried, Weight,
@@ -85,7 +85,7 @@ pub fn explain(
         client_region: request.client_region.cloned(),
         pop_region: request.pop_region.clone(),
         bound: request.bound.cloned(),
-        binding_yielded: request.bound.and_then(|id| bound(app, id, tried).err()),
+        binding_yielded: request.bound.and_then(|id| honoured(app, regions, request, id, tried, rng).err()),
         refused: winner.is_none().then(|| why_none(app, tried)),
         winner,
         reason,
@@ -106,7 +106,7 @@ fn order_of_attempts(
     let mut tried = tried.clone();
     let mut order = Vec::new();
     while order.len() < attempts {
-        let honoured = request.bound.and_then(|id| bound(app, id, &tried).ok());
+        let honoured = request.bound.and_then(|id| honoured(app, regions, request, id, &tried, rng).ok());
         let next = match honoured {
             Some(backend) => Some((backend, PickReason::Affinity)),
             None => choose(app, regions, request, &mut Draw { rng: &mut *rng, tried: &tried, advance: false })
@@ -168,6 +168,7 @@ fn distance(region: &Region, regions: &Regions, request: &Request<'_>) -> Option
 fn skip(app: &AppIndex, backend: &Backend, active: u32, tried: &Tried) -> Option<Skip> {
     backend
         .closed_to_new()
+        .or_else(|| backend.load.is_draining().then_some(Skip::Drain))
         .or_else(|| tried.contains(backend).then_some(Skip::Tried))
         .or_else(|| distrusted(app, backend))
         .or_else(|| backend.limits.is_full(active).then_some(Skip::AtHardLimit))

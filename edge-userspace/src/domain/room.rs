@@ -1,8 +1,8 @@
 //! Who has room: the members of a group that are below their soft limit, and those that are only below the hard one,
 //! kept up to date by whoever reserves or releases, without a lock.
 //!
-//! Those that were ejected are a third set, those whose checks fail a fourth; a fifth holds all that are trusted, full
-//! or not. Each is a set of bits, one for each member, with the weights of the members in it summed up over 64 and over
+//! Those that were ejected are a third set, those whose checks fail a fourth; a fifth holds all that are trusted and not
+//! draining, full or not. Each is a set of bits, one for each member, with the weights of the members in it summed up over 64 and over
 //! 4,096 members, so that drawing by weight looks at a few dozen numbers, whatever the size of the group.
 //!
 //! **Why the bits can be trusted.** A change of a backend's count or of the trust in it is one atomic step, and who makes a change by which
@@ -120,7 +120,7 @@ pub(super) struct Seat {
 
 impl Seat {
     pub(super) fn refresh(&self, load: &BackendLoad) {
-        self.room.refresh(self.at, || (load.standing(self.limits), load.distrust().is_none()));
+        self.room.refresh(self.at, || (load.standing(self.limits), load.is_trusted()));
     }
 }
 

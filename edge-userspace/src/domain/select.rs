@@ -24,7 +24,7 @@ use super::group::{Draw, best, last_resort};
 use super::health::Distrust;
 use super::index::{Group, Member};
 use super::room::Standing;
-use super::{AppIndex, Backend, BackendId, Permit, RandomSource, Region, Regions, Skip, Tried};
+use super::{Affinity, AppIndex, Backend, BackendId, Permit, RandomSource, Region, Regions, Skip, Tried};
 
 /// What is known about a connection before a backend is chosen.
 #[derive(Debug, Clone, Copy)]
@@ -134,7 +134,7 @@ pub fn pick(
 ) -> Result<Pick, NoBackend> {
     let mut binding_yielded = None;
     if let Some(id) = request.bound {
-        match bound(app, id, tried) {
+        match honoured(app, regions, request, id, tried, rng) {
             Ok(backend) => match backend.load.try_reserve(backend.limits) {
                 Some(permit) => {
                     let backend = Arc::clone(backend);
@@ -155,11 +155,32 @@ pub fn pick(
     }
 }
 
+/// The backend that a bound client gets, or why its binding yields: for what [`bound`] says, or, where the app wants it,
+/// because the backend is at its soft limit and another one is not.
+pub(super) fn honoured<'a>(
+    app: &'a AppIndex,
+    regions: &Regions,
+    request: &Request<'_>,
+    id: &BackendId,
+    tried: &Tried,
+    rng: &mut dyn RandomSource,
+) -> Result<&'a Arc<Backend>, Skip> {
+    let backend = bound(app, id, tried)?;
+    if app.spec().affinity == Affinity::Soft && backend.limits.is_over_soft(backend.load.active()) {
+        let found = choose(app, regions, request, &mut Draw { rng, tried, advance: false });
+        if found.is_some_and(|(other, _)| other.load.standing(other.limits) == Some(Standing::BelowSoft)) {
+            return Err(Skip::AtSoftLimit);
+        }
+    }
+    Ok(backend)
+}
+
 /// The backend a client is bound to, or why the binding yields. Weight 0 keeps new clients away, not bound ones.
 pub(super) fn bound<'a>(app: &'a AppIndex, id: &BackendId, tried: &Tried) -> Result<&'a Arc<Backend>, Skip> {
     let backend = app.backend(id).ok_or(Skip::Gone)?;
     match backend.out_of_service() {
         Some(skip) => Err(skip),
+        None if backend.load.is_draining() => Err(Skip::Drain),
         None if tried.contains(backend) => Err(Skip::Tried),
         None if let Some(skip) = distrusted(app, backend) => Err(skip),
         None if backend.limits.is_full(backend.load.active()) => Err(Skip::AtHardLimit),
@@ -179,7 +200,7 @@ pub(super) fn why_none(app: &AppIndex, tried: &Tried) -> NoBackend {
     let members = || app.groups().iter().flat_map(|group| &group.members);
     // Those whose checks fail would not be asked, if the others had room.
     let asked = |member: &&Member| app.fails_open() || !member.load.is_down();
-    if members().next().is_none() {
+    if members().all(|member| member.load.is_draining()) {
         NoBackend::NoneEligible
     } else if members().filter(asked).all(|member| tried.contains(&member.backend)) {
         NoBackend::AllTried

@@ -71,6 +71,13 @@ pub(crate) fn snapshot(rows: &[RawBackend]) -> Snapshot {
     Snapshot::new(1, backends(rows), Regions::default())
 }
 
+/// The same, with rules for the app `web`.
+pub(crate) fn snapshot_of_app(rows: &[RawBackend], app: &RawApp, generation: u64) -> Snapshot {
+    let spec = app.parse().unwrap();
+    let world = super::World { apps: [(spec.name.clone(), spec)].into(), ..super::World::default() };
+    Snapshot::new(generation, backends(rows), world)
+}
+
 /// Holds one snapshot and picks from its app `web`.
 pub(crate) struct World {
     pub(crate) snapshot: Snapshot,

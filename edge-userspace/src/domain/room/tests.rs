@@ -115,7 +115,7 @@ fn threads_that_change_counts_leave_exact_bits_and_sums() {
         for (at, member) in group.members.iter().enumerate() {
             let is = match standing {
                 Some(_) => member.load.standing(member.limits) == standing,
-                None => member.load.distrust().is_none(),
+                None => member.load.is_trusted(),
             };
             assert_eq!(set.bits[at / 64].load(Ordering::SeqCst) >> (at % 64) & 1 == 1, is, "{at} {standing:?}");
             sums[at / 64] += if is { u64::from(member.weight) } else { 0 };

@@ -19,14 +19,16 @@ impl RawApp {
         Ok(AppName::parse(text("name", &self.name)?)?)
     }
 
-    /// How the app is to be served. NULL or absent columns mean: selection `least_load`, affinity `strict`, no queue,
-    /// no health check.
+    /// How the app is to be served. NULL or absent columns mean: selection `least_load`, affinity `strict` (`none` with
+    /// `maglev`), no queue, no health check.
     pub fn parse(&self) -> Result<AppSpec, RowError> {
         flag("deleted", &self.deleted)?;
         let default = AppSpec::new(self.name()?);
+        let selection = optional_text("selection", &self.selection)?.map_or(Ok(default.selection), Selection::parse)?;
+        let unsaid = Affinity::default_for(selection);
         Ok(AppSpec {
-            selection: optional_text("selection", &self.selection)?.map_or(Ok(default.selection), Selection::parse)?,
-            affinity: optional_text("affinity", &self.affinity)?.map_or(Ok(default.affinity), Affinity::parse)?,
+            selection,
+            affinity: optional_text("affinity", &self.affinity)?.map_or(Ok(unsaid), Affinity::parse)?,
             queue: self.queue(default.queue)?,
             health_check: optional_text("health_check", &self.health_check)?.map(HealthCheck::parse).transpose()?,
             name: default.name,

@@ -145,6 +145,8 @@ fn apps_have_defaults_and_bad_values_are_named() {
     assert_eq!((spec.selection, spec.affinity), (Selection::Maglev, Affinity::Soft));
     assert_eq!((spec.queue.length, spec.queue.timeout.as_millis()), (10, 250));
     let refused = |row: RawApp| row.parse().unwrap_err().to_string();
+    let hashed = RawApp { selection: "maglev".into(), ..RawApp::named("web") };
+    assert_eq!(hashed.parse().unwrap().affinity, Affinity::None, "a hash needs no bindings");
     assert!(refused(RawApp { selection: "random".into(), ..row.clone() }).contains("use least_load, maglev"));
     assert!(refused(RawApp { affinity: "lax".into(), ..row.clone() }).contains("use strict, soft or none"));
     assert!(refused(RawApp { queue_length: "long".into(), ..row }).contains("queue_length is \"long\""));

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::testing::{World, eject, id, region, row, snapshot, turn};
-use crate::domain::{RawBackend, Snapshot};
+use crate::domain::testing::{World, eject, id, region, row, snapshot, snapshot_of_app, turn};
+use crate::domain::{RawApp, RawBackend, Snapshot};
 
 fn weighted(weights: &[i64]) -> Vec<RawBackend> {
     let each = weights.iter().enumerate();
@@ -433,4 +433,28 @@ fn where_all_fail_their_checks_they_are_asked_all_the_same_and_bindings_hold() {
     assert_eq!(world.route(Some("sa"), "sa").unwrap().reason, PickReason::LastResort);
     turn(&backends[1], true);
     assert!(!world.app().fails_open());
+}
+
+/// Two backends with room for one and two connections below their soft limits, in an app whose bindings are soft.
+fn soft_world(affinity: &str) -> World {
+    let small = |id, soft: i64| RawBackend { soft_limit: soft.into(), ..row(id, "sa") };
+    let app = RawApp { affinity: affinity.into(), ..RawApp::named("web") };
+    let snapshot = snapshot_of_app(&[small("a", 1), small("b", 2)], &app, 1);
+    World { snapshot, rng: fastrand::Rng::with_seed(7) }
+}
+
+#[test]
+fn a_soft_binding_yields_at_the_soft_limit_while_another_has_room() {
+    let mut world = soft_world("soft");
+    let first = world.bound("a").unwrap();
+    assert_eq!((first.backend.id.as_str(), first.reason), ("a", PickReason::Affinity));
+    let others: Vec<Pick> = (0..2).map(|_| world.bound("a").unwrap()).collect();
+    for other in &others {
+        assert_eq!((other.backend.id.as_str(), other.binding_yielded), ("b", Some(Skip::AtSoftLimit)));
+    }
+    let all_over = world.bound("a").unwrap();
+    assert_eq!((all_over.backend.id.as_str(), all_over.binding_yielded), ("a", None), "nobody would do better");
+    let mut strict = soft_world("strict");
+    let crowd: Vec<Pick> = (0..4).map(|_| strict.bound("a").unwrap()).collect();
+    assert!(crowd.iter().all(|pick| pick.backend.id == id("a")));
 }

@@ -14,6 +14,7 @@ pub use routes::ExplainQuery;
 pub use server::AdminServer;
 pub use socket::AdminError;
 
+use crate::application::backend_drain::{DrainAnswer, DrainRequest};
 use crate::application::events::{EventsAnswer, EventsQuery};
 use crate::application::explain::Explanation;
 use crate::application::flows::FlowStatus;
@@ -35,6 +36,9 @@ pub trait Control: Send + Sync {
     fn events(&self, query: EventsQuery) -> Pin<Box<dyn Future<Output = EventsAnswer> + Send + '_>>;
     /// Changes the forwarder of new connections and of those that run. The error says why it stays.
     fn set_forwarder(&self, forwarder: ForwarderChoice) -> Result<ForwarderStatus, String>;
+    /// Gives a backend no new connections, or ends that. The error names what is not there.
+    fn drain_backend(&self, request: &DrainRequest) -> Result<DrainAnswer, String>;
+    fn ready_backend(&self, request: &DrainRequest) -> Result<DrainAnswer, String>;
     /// Begins to drain, as SIGTERM does; returns at once.
     fn drain(&self);
 }

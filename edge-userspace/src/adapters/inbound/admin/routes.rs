@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Control;
+use crate::application::backend_drain::{DrainAnswer, DrainRequest};
 use crate::application::events::EventsQuery;
 use crate::application::status::{ForwarderRequest, PopState, ReloadRequest};
 use crate::config::ForwarderChoice;
@@ -42,6 +43,8 @@ pub(super) fn full(control: Arc<dyn Control>) -> Router {
         .route("/api/v1/reload", post(reload))
         .route("/api/v1/forwarder", post(set_forwarder))
         .route("/api/v1/drain", post(drain))
+        .route("/api/v1/backends/drain", post(drain_backend))
+        .route("/api/v1/backends/ready", post(ready_backend))
         .fallback(not_found)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(control)
@@ -54,6 +57,8 @@ pub(super) fn read_only(control: Arc<dyn Control>) -> Router {
         .route("/api/v1/reload", post(refused))
         .route("/api/v1/forwarder", post(refused))
         .route("/api/v1/drain", post(refused))
+        .route("/api/v1/backends/drain", post(refused))
+        .route("/api/v1/backends/ready", post(refused))
         .fallback(not_found)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn(only_local_names))
@@ -136,6 +141,26 @@ async fn reload(State(control): Shared, body: Bytes) -> Response {
 async fn drain(State(control): Shared) -> Response {
     control.drain();
     (StatusCode::ACCEPTED, Json(json!({ "state": PopState::Draining }))).into_response()
+}
+
+async fn drain_backend(State(control): Shared, body: Bytes) -> Response {
+    about_backend(&body, |request| control.drain_backend(request))
+}
+
+async fn ready_backend(State(control): Shared, body: Bytes) -> Response {
+    about_backend(&body, |request| control.ready_backend(request))
+}
+
+/// The body is a [`DrainRequest`].
+fn about_backend(body: &[u8], act: impl FnOnce(&DrainRequest) -> Result<DrainAnswer, String>) -> Response {
+    match serde_json::from_slice::<DrainRequest>(body).map(|request| act(&request)) {
+        Ok(Ok(answer)) => Json(answer).into_response(),
+        Ok(Err(why)) => error(StatusCode::NOT_FOUND, &why),
+        Err(why) => {
+            let form = "{\"backend\": \"b1\", \"deadline_secs\": 30}";
+            error(StatusCode::BAD_REQUEST, &format!("body is not {form}: {why}"))
+        }
+    }
 }
 
 async fn refused() -> Response {

@@ -65,6 +65,17 @@ impl Control for Fake {
         }
     }
 
+    fn drain_backend(&self, request: &DrainRequest) -> Result<DrainAnswer, String> {
+        match request.backend.as_str() {
+            "b" => Ok(DrainAnswer { draining: true, deadline_secs: request.deadline_secs, ..DrainAnswer::default() }),
+            other => Err(format!("there is no backend {other}")),
+        }
+    }
+
+    fn ready_backend(&self, request: &DrainRequest) -> Result<DrainAnswer, String> {
+        self.drain_backend(request).map(|answer| DrainAnswer { draining: false, ..answer })
+    }
+
     fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }

@@ -148,7 +148,8 @@ impl<'a, S: Stream> Pump<'a, S> {
     pub(super) async fn run(&mut self, limits: &TimeLimits, cut: &Cut, choice: &mut Choice<'_>) -> PumpEnd {
         let mut idle = pin!(sleep(limits.idle));
         let mut look = pin!(sleep(LOOK));
-        let mut cut = pin!(cut.wait());
+        let flow = self.flow;
+        let mut cut = pin!(cut.wait(flow));
         let (mut active, mut current) = (Instant::now(), limits.idle);
         let end = poll_fn(|cx| {
             let before = self.moved;

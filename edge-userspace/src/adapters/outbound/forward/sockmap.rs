@@ -213,7 +213,7 @@ impl Offload {
             socket::kick(fd);
         }
         let mut timer = pin!(tokio::time::sleep(limits.idle));
-        let mut cut = pin!(cut.wait());
+        let mut cut = pin!(cut.wait(flow));
         let mut ready = Ready::ALL;
         let mut fruitless = 0;
         loop {

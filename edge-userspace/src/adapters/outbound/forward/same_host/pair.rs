@@ -154,7 +154,7 @@ impl LocalPair {
 
     async fn see_through(mut self, flow: &Flow, limits: &TimeLimits, cut: &Cut) -> Report {
         let mut timer = pin!(tokio::time::sleep(limits.idle));
-        let mut cut = pin!(cut.wait());
+        let mut cut = pin!(cut.wait(flow));
         let (mut fruitless, mut active, mut looked) = (0, Instant::now(), Instant::now());
         loop {
             let before = self.progress();

@@ -1,0 +1,112 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use super::*;
+use crate::application::flows::{Flow, Listed};
+use crate::domain::testing::{app_name, id, row};
+use crate::domain::{NoBackend, Pick, RawRouting, Region, Request, Tried, pick};
+
+struct World {
+    routing: Arc<RoutingTable>,
+    flows: Arc<Flows>,
+    events: Arc<Events>,
+    drains: BackendDrains,
+    start: Instant,
+}
+
+impl World {
+    fn new(ids: &[&str]) -> Self {
+        let (routing, flows, events) = (Arc::new(RoutingTable::new()), Arc::default(), Arc::default());
+        let drains =
+            BackendDrains::new(Arc::clone(&routing), Arc::clone(&flows), Arc::clone(&events), vec![Arc::default()]);
+        let world = Self { routing, flows, events, drains, start: Instant::now() };
+        world.reload(ids);
+        world
+    }
+
+    fn reload(&self, ids: &[&str]) {
+        let backends = ids.iter().map(|id| row(id, "sa")).collect();
+        self.routing.apply(&RawRouting { backends, ..RawRouting::default() }, true).unwrap();
+    }
+
+    fn flow(&self, number: u64, backend: &str) -> Listed {
+        self.flows.list(Flow::new(number, ([192, 0, 2, 1], 4000).into(), app_name("web"), id(backend)))
+    }
+
+    fn pick(&self, bound: Option<&str>) -> Result<Pick, NoBackend> {
+        let snapshot = self.routing.snapshot();
+        let (pop, bound) = (Region::parse("sa").unwrap(), bound.map(id));
+        let request = Request { client_region: None, pop_region: &pop, bound: bound.as_ref() };
+        let app = snapshot.app(&app_name("web")).unwrap();
+        pick(app, snapshot.regions(), &request, &Tried::new(), &mut fastrand::Rng::with_seed(1))
+    }
+}
+
+#[test]
+fn a_draining_backend_gets_nobody_new_or_bound_until_it_is_ready_across_reloads() {
+    let world = World::new(&["a", "b"]);
+    let answer = world.drains.drain(&id("a"), None, world.start).unwrap();
+    assert_eq!((answer.draining, answer.known, answer.deadline_secs), (true, true, None));
+    // Gone for a moment, and back.
+    for ids in [&["a", "b"][..], &["b"], &["a", "b"]] {
+        world.reload(ids);
+        for _ in 0..50 {
+            assert_eq!(world.pick(None).unwrap().backend.id, id("b"));
+        }
+        assert_eq!(world.pick(Some("a")).unwrap().backend.id, id("b"));
+    }
+    world.drains.ready(&id("a")).unwrap();
+    assert!((0..50).any(|_| world.pick(None).unwrap().backend.id == id("a")));
+    assert_eq!(world.drains.ready(&id("a")), Err(BackendDrainError::NotDraining(id("a"))));
+}
+
+#[test]
+fn where_all_are_draining_none_is_eligible() {
+    let world = World::new(&["a"]);
+    world.drains.drain(&id("a"), None, world.start).unwrap();
+    assert_eq!(world.pick(None).unwrap_err(), NoBackend::NoneEligible);
+}
+
+#[test]
+fn the_deadline_cuts_the_flows_of_that_backend_once() {
+    let world = World::new(&["a", "b"]);
+    let (cut, spared) = (world.flow(1, "a"), world.flow(2, "b"));
+    let answer = world.drains.drain(&id("a"), Some(Duration::from_secs(5)), world.start).unwrap();
+    assert_eq!((answer.connections, answer.deadline_secs), (1, Some(5.0)));
+    world.drains.tick(world.start + Duration::from_millis(4_900));
+    assert!(!cut.is_cut());
+    assert_eq!(world.drains.state(&id("a"), world.start + Duration::from_secs(4)), Some(Some(1.0)));
+    world.drains.tick(world.start + Duration::from_secs(5));
+    assert!(cut.is_cut() && !spared.is_cut());
+    // The drain goes on; a connection that slipped in is not cut again and again.
+    world.drains.tick(world.start + Duration::from_secs(6));
+    assert_eq!(world.drains.state(&id("a"), world.start), Some(None));
+    assert_eq!(world.events.totals().get("backend_drain_cut"), Some(&1));
+}
+
+#[test]
+fn a_later_word_replaces_the_deadline() {
+    let world = World::new(&["a", "b"]);
+    let flow = world.flow(1, "a");
+    world.drains.drain(&id("a"), Some(Duration::from_secs(5)), world.start).unwrap();
+    world.drains.drain(&id("a"), None, world.start).unwrap();
+    world.drains.tick(world.start + Duration::from_secs(600));
+    assert!(!flow.is_cut());
+    world.drains.drain(&id("a"), Some(Duration::ZERO), world.start).unwrap();
+    world.drains.tick(world.start);
+    assert!(flow.is_cut());
+}
+
+#[test]
+fn connections_of_a_removed_backend_can_be_ended_and_unknown_ones_are_an_error() {
+    let world = World::new(&["a", "b"]);
+    let flow = world.flow(1, "gone");
+    let answer = world.drains.drain(&id("gone"), Some(Duration::from_secs(1)), world.start).unwrap();
+    assert!(!answer.known);
+    world.drains.tick(world.start + Duration::from_secs(1));
+    assert!(flow.is_cut());
+    drop(flow);
+    world.drains.tick(world.start + Duration::from_secs(2));
+    assert_eq!(world.drains.state(&id("gone"), world.start), None, "forgotten with its last connection");
+    let error = world.drains.drain(&id("gone"), None, world.start).unwrap_err();
+    assert!(error.to_string().contains("there is no backend gone"), "{error}");
+}

@@ -1,0 +1,49 @@
+//! How far a client's binding goes is the app's to say.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+mod common;
+
+use common::{NETWORK, SOON, World, tally};
+use xtask::load::{Manner, Visit};
+
+/// A crowd behind one address: ten connections at once, after the address was bound to `b1`, whose soft limit is 4.
+fn crowd(affinity: &str, test: &str) -> Option<std::collections::HashMap<String, usize>> {
+    let world = World::new(NETWORK, test)?;
+    let _first = world.backend(1, Manner::Echo, |row| row.limits(4, 0));
+    world.database.execute(&format!("INSERT INTO apps (name, affinity) VALUES ('web', '{affinity}')"));
+    let daemon = world.daemon(&[]);
+    world.visit(1, daemon.addr()).unwrap().finish().unwrap();
+    let _second = world.backend(2, Manner::Echo, |row| row.limits(50, 0));
+    daemon.wait_status(SOON, |status| status.0["backends"].as_array().unwrap().len() == 2).unwrap();
+    let held: Vec<Visit> = (0..10).map(|_| world.visit(1, daemon.addr()).unwrap()).collect();
+    let got = tally(held.iter().map(|visit| visit.backend.clone()));
+    let last = held.last().unwrap().local;
+    drop(held);
+    let record = daemon.record_of(last, SOON).unwrap();
+    let why = (affinity == "soft").then_some("at_soft_limit");
+    assert_eq!(record.binding_yielded.as_deref(), why, "{record:?}");
+    if affinity == "soft" {
+        // The crowd is gone, and the binding is still there.
+        daemon.wait_status(SOON, |status| status.active() == 0).unwrap();
+        assert_eq!(world.visit(1, daemon.addr()).unwrap().backend, "b1");
+    }
+    Some(got)
+}
+
+#[test]
+fn a_crowd_behind_one_address_stays_with_a_strict_binding() {
+    let Some(got) = crowd("strict", "a_crowd_behind_one_address_stays_with_a_strict_binding") else { return };
+    assert_eq!(got, [("b1".to_owned(), 10)].into());
+}
+
+#[test]
+fn a_crowd_behind_one_address_spills_over_from_a_soft_binding() {
+    let Some(got) = crowd("soft", "a_crowd_behind_one_address_spills_over_from_a_soft_binding") else { return };
+    assert_eq!(got, [("b1".to_owned(), 4), ("b2".to_owned(), 6)].into());
+}
+
+#[test]
+fn an_app_without_affinity_binds_nobody() {
+    let Some(got) = crowd("none", "an_app_without_affinity_binds_nobody") else { return };
+    assert!(got["b2"] > 0, "{got:?}");
+}
