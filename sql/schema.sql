@@ -94,3 +94,16 @@ CREATE TABLE listeners (
         CHECK (typeof(max_connections) IN ('integer', 'null') AND max_connections BETWEEN 0 AND 10000000),
     deleted   INTEGER DEFAULT 0 CHECK (deleted IN (0, 1))
 );
+
+-- Optional: who may connect. The rule with the longest prefix that holds the client decides; of rules with the same
+-- prefix a listener's before an app's before one for all. Without a rule a client may connect.
+CREATE TABLE acl (
+    id       TEXT NOT NULL PRIMARY KEY CHECK (id <> ''),
+    -- The listener (its id, or the address of `listen_addr`) and the app it is about; NULL: all.
+    listener TEXT,
+    app      TEXT,
+    -- An address, or a prefix such as '203.0.113.0/24'.
+    prefix   TEXT NOT NULL DEFAULT '' CHECK (prefix <> ''),
+    action   TEXT NOT NULL DEFAULT 'deny' CHECK (action IN ('allow', 'deny')),
+    deleted  INTEGER DEFAULT 0 CHECK (deleted IN (0, 1))
+);

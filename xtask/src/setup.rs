@@ -34,7 +34,7 @@ pub enum Need {
     Lab,
     /// The proxies that the benchmark measures edgeproxy against.
     Bench,
-    /// The tests: as the demo, and nginx as a backend.
+    /// The tests: as the demo, and HAProxy and nginx as neighbours.
     #[value(name = "test")]
     Tests,
     /// Compiling the BPF programs.
@@ -62,10 +62,13 @@ const IPROUTE: Packages = Packages {
     reason: "ip and tc, for the lab's network namespaces",
     present: || has_system_tool("ip") && has_system_tool("tc"),
 };
-const NGINX: Packages = Packages {
-    names: &["nginx"],
-    reason: "nginx, a backend of the tests; its service is not started",
-    present: || has_system_tool("nginx"),
+const NEIGHBOURS: Packages = Packages {
+    names: &["haproxy", "nginx", "libnginx-mod-stream"],
+    reason: "HAProxy and nginx, neighbours in the tests; their services are not started",
+    present: || {
+        let tools = has_system_tool("haproxy") && has_system_tool("nginx");
+        tools && Path::new("/usr/lib/nginx/modules/ngx_stream_module.so").exists()
+    },
 };
 const BPF_COMPILER: Packages = Packages {
     names: &["rustc-web", "cargo-web", "rust-web-src"],
@@ -102,10 +105,10 @@ impl Need {
     fn packages(self) -> Vec<Packages> {
         match self {
             Self::Lab => vec![COMPILER, IPROUTE],
-            Self::Tests => vec![COMPILER, IPROUTE, NGINX],
+            Self::Tests => vec![COMPILER, IPROUTE, NEIGHBOURS],
             Self::Bench => vec![COMPILER, IPROUTE, PROXIES],
             Self::Ebpf => vec![COMPILER, BPF_COMPILER, LLVM],
-            Self::Everything => vec![COMPILER, IPROUTE, NGINX, DEBIAN_COMPILER, LLVM],
+            Self::Everything => vec![COMPILER, IPROUTE, NEIGHBOURS, DEBIAN_COMPILER, LLVM],
         }
     }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::ports::{Bindings, GeoResolver};
 use super::routing::RoutingTable;
 use super::serve::Rules;
+use super::status::QueueStatus;
 use crate::domain::{
     Affinity, AppName, ClientAddr, NoBackend, Plan, PlanEntry, RandomSource, RejectReason, Request, Tried, explain,
 };
@@ -40,6 +41,10 @@ pub struct Explanation {
     pub why: Option<String>,
     /// The reject reason, if there is no winner.
     pub refused: Option<String>,
+    /// The rule of the table `acl` that keeps the client away; rules of single listeners are left out.
+    pub denied_by: Option<String>,
+    /// The app's queue, if it has one. While clients wait in it, the next connection waits, too.
+    pub queue: Option<QueueStatus>,
     /// Who would be tried one after the other while connects fail; the winner is the first.
     pub order: Vec<Step>,
     /// Every backend of the app, best first; those that are out come last.
@@ -105,10 +110,16 @@ impl Oracle<'_> {
             return explanation;
         };
         explanation.app = Some(app.to_string());
+        if let Some(rule) = snapshot.access().denies(client, None, &app) {
+            explanation.denied_by = Some(rule.to_string());
+            explanation.refused = Some(RejectReason::Denied.as_str().to_owned());
+            return explanation;
+        }
         let Some(index) = snapshot.app(&app) else {
             explanation.refused = Some(NoBackend::NoSuchApp.as_str().to_owned());
             return explanation;
         };
+        explanation.queue = QueueStatus::of(index);
         let binds = index.spec().affinity != Affinity::None;
         let bound = binds.then(|| self.bindings.peek(&self.rules.affinity.key(&app, client))).flatten();
         let request = Request { client_region, pop_region: &self.rules.pop_region, bound: bound.as_ref() };

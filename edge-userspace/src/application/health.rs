@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::ports::Observer;
 use super::routing::RoutingTable;
 use crate::domain::{
-    AppIndex, AppName, Backend, BackendId, CheckReport, CheckSpec, Complaint, ConnectFailure, HealthRules, Pace,
+    AppIndex, AppName, Backend, BackendId, CheckPace, CheckReport, CheckSpec, Complaint, ConnectFailure, HealthRules,
     Snapshot, Termination, Transition,
 };
 
@@ -94,7 +94,14 @@ impl Watch {
     }
 
     /// A check of the backend was made as `spec` says.
-    pub fn checked(&self, backend: &Arc<Backend>, spec: &CheckSpec, report: CheckReport, now: Instant, pace: &Pace) {
+    pub fn checked(
+        &self,
+        backend: &Arc<Backend>,
+        spec: &CheckSpec,
+        report: CheckReport,
+        now: Instant,
+        pace: &CheckPace,
+    ) {
         self.observer.checked(&report);
         let (transition, _) = backend.load.with_health(now, &self.rules, |health| {
             // Looked at while the health is held: a reload forgets it after it has put the new snapshot in place.

@@ -1,5 +1,6 @@
 //! The use cases. They depend on the domain and on ports; adapters are handed in.
 
+pub mod admission;
 pub mod backend_drain;
 pub mod checks;
 pub mod drain;
@@ -8,6 +9,7 @@ pub mod explain;
 pub mod flows;
 pub mod health;
 pub mod ports;
+pub mod queue;
 pub mod reload;
 pub mod routing;
 pub mod serve;

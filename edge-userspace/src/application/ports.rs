@@ -101,8 +101,11 @@ pub trait Forwarder: Send + Sync {
 pub struct Pair {
     pub client: TcpStream,
     pub backend: TcpStream,
-    /// The backend, if the operator marked it as one of this host. Nothing was read from or written to either socket.
+    /// The backend, if the operator marked it as one of this host. Then nothing was written to either socket.
     pub same_host: Option<BackendId>,
+    /// Bytes that were read from the client, a PROXY header: no payload, but TCP counts them. What was written to the
+    /// backend before is no matter: its counts begin with the forwarding.
+    pub header: u64,
 }
 
 /// How forwarding went.

@@ -8,9 +8,9 @@ use arc_swap::{ArcSwap, Guard};
 use edge_common::MAX_BACKENDS;
 
 use crate::domain::{
-    AppName, AppSpec, Backend, BackendId, BackendLoad, BackendSpec, Endpoints, ListenerId, ListenerSpec, RawApp,
-    RawBackend, RawListener, RawRegion, RawRouting, RawRow, Region, RegionSpec, Regions, RowError, SlotPool, Snapshot,
-    World,
+    AccessList, AccessRule, AppName, AppSpec, Backend, BackendId, BackendLoad, BackendSpec, Endpoints, ListenerId,
+    ListenerSpec, Lobby, RawAcl, RawApp, RawBackend, RawListener, RawRegion, RawRouting, RawRow, Region, RegionSpec,
+    Regions, RowError, RuleId, SlotPool, Snapshot, World,
 };
 
 /// Holds the snapshot that routes. Readers never wait; a new snapshot takes the place of the old one at once.
@@ -19,6 +19,8 @@ pub struct RoutingTable {
     current: ArcSwap<Snapshot>,
     status: ArcSwap<ReloadStatus>,
     writer: Mutex<Writer>,
+    /// Who waits for a place on a backend, whatever the snapshot.
+    lobby: Arc<Lobby>,
 }
 
 /// What outlives snapshots. Used by one reload at a time.
@@ -32,6 +34,8 @@ struct Writer {
     /// Likewise apps and listeners.
     apps: HashMap<AppName, AppSpec>,
     listeners: HashMap<ListenerId, ListenerSpec>,
+    /// Likewise rules about who may connect.
+    rules: HashMap<RuleId, AccessRule>,
 }
 
 /// What one load of the rows did.
@@ -93,11 +97,13 @@ impl RoutingTable {
             regions: HashMap::new(),
             apps: HashMap::new(),
             listeners: HashMap::new(),
+            rules: HashMap::new(),
         };
         Self {
             current: ArcSwap::from_pointee(Snapshot::empty()),
             status: ArcSwap::default(),
             writer: Mutex::new(writer),
+            lobby: Arc::default(),
         }
     }
 
@@ -109,6 +115,10 @@ impl RoutingTable {
     /// The current snapshot, to keep.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.current.load_full()
+    }
+
+    pub fn lobby(&self) -> &Arc<Lobby> {
+        &self.lobby
     }
 
     pub fn status(&self) -> Arc<ReloadStatus> {
@@ -130,6 +140,8 @@ impl RoutingTable {
             regions: intake.regions(&raw.regions),
             apps: intake.apps(&raw.apps),
             endpoints: intake.endpoints(&raw.listeners),
+            access: intake.access(&raw.acl),
+            lobby: Arc::clone(&self.lobby),
         };
         let mut report = intake.report;
         writer.loads.retain(|_, load| load.strong_count() > 0);
@@ -141,6 +153,9 @@ impl RoutingTable {
         self.current.store(Arc::clone(&snapshot));
         // Only now: what is still said of the former one is not taken for the new one's any more.
         report.anew = forget_changed(&last, &snapshot);
+        // Limits may be higher now, or backends more.
+        self.lobby.reconsider();
+        self.lobby.tidy();
         Ok(report)
     }
 
@@ -297,6 +312,35 @@ impl Intake<'_> {
         }
         self.writer.listeners = accepted;
         endpoints
+    }
+
+    /// As [`Self::endpoints`].
+    fn access(&mut self, rows: &[RawAcl]) -> AccessList {
+        let mut list = AccessList::default();
+        let mut accepted: HashMap<RuleId, AccessRule> = HashMap::with_capacity(rows.len());
+        for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_deleted()) {
+            let id = row.id();
+            let result = match &id {
+                Ok(id) if accepted.contains_key(id) => Err(RowError::Duplicate),
+                _ => row.parse().and_then(|rule| {
+                    list.add(rule.clone())?;
+                    Ok(rule)
+                }),
+            };
+            match result {
+                Ok(rule) => _ = accepted.insert(rule.id.clone(), rule),
+                Err(error) => {
+                    self.reject("rule", id.as_ref().ok().map(RuleId::as_str), at, &error);
+                    let known = id.ok().filter(|_| error != RowError::Duplicate);
+                    let last = known.and_then(|id| self.writer.rules.get(&id)).cloned();
+                    if let Some(last) = last.filter(|last| list.add(last.clone()).is_ok()) {
+                        accepted.insert(last.id.clone(), last);
+                    }
+                }
+            }
+        }
+        self.writer.rules = accepted;
+        list
     }
 
     fn reject(&mut self, kind: &str, name: Option<&str>, at: usize, error: &RowError) {

@@ -1,9 +1,14 @@
 //! The life of a connection, from accept to outcome. Read this first.
 //!
-//! admission → where is the client → plan → reserve, connect, next candidate → bind → forward → outcome, once.
+//! admission → endpoint → who is the client → may it → listener → app → where is it → plan → reserve (or wait for a
+//! place), connect, next candidate → bind → forward → outcome, once.
 
+mod announce;
+mod look;
+mod proxied;
 mod record;
 mod refusal;
+mod waiting;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,17 +19,21 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use self::announce::announce;
+use self::proxied::identify;
 use self::record::Record;
 use self::refusal::Refusal;
+use super::admission::{Admission, ListenerHeld, SourceHeld};
 use super::drain::{Connections, Held};
 use super::flows::{Flow, Flows, Listed};
 use super::health::Watch;
 use super::ports::{Bindings, Connector, Forwarder, GeoResolver, Observer, Pair};
+use super::queue::NoPlace;
 use super::routing::RoutingTable;
 use crate::domain::{
     Affinity, AffinityPrefix, AppName, Attempt, Backend, BindingKey, ChosenBackend, ClientAddr, ConnectFailure,
-    Endpoint, Endpoints, ListenerSpec, NoBackend, Permit, Pick, RandomSource, Region, RejectReason, Request, Skip,
-    Snapshot, Termination, Tried, pick,
+    Endpoint, Endpoints, Instance, ListenerSpec, Permit, Pick, RandomSource, Region, RejectReason, Request, Skip,
+    Snapshot, Tried,
 };
 
 /// What serving a connection takes. One for each worker; the parts are shared.
@@ -34,8 +43,11 @@ pub struct Proxy<C, F> {
     pub bindings: Arc<dyn Bindings>,
     pub observer: Arc<dyn Observer>,
     pub connections: Arc<Connections>,
+    pub admission: Arc<Admission>,
     pub flows: Arc<Flows>,
     pub health: Arc<Watch>,
+    /// This life of the daemon, for those who see connections of several.
+    pub instance: Instance,
     /// The last connection id given out.
     pub ids: Arc<AtomicU64>,
     pub random: fn() -> u64,
@@ -55,6 +67,10 @@ pub struct Rules {
     pub affinity: AffinityPrefix,
     /// Connections held at once; 0 is no limit.
     pub max_connections: usize,
+    /// Until a PROXY header must be whole.
+    pub proxy_header_timeout: Duration,
+    /// Until the first byte of one that is optional.
+    pub proxy_optional_wait: Duration,
     /// Of one connect.
     pub connect_timeout: Duration,
     /// Different backends tried for one connection.
@@ -90,10 +106,10 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     pub async fn serve(&self, client: TcpStream, from: SocketAddr, to: SocketAddr) {
         let mut record = Record::start(self, from, to);
         match self.establish(&client, &mut record).await {
-            Ok(Established { backend, target, permit, held, key, flow }) => {
+            Ok(Established { backend, target, permit, held, admitted, key, flow, header }) => {
                 let same_host = target.same_host.then(|| target.id.clone());
                 let since = Instant::now();
-                let report = self.forwarder.forward(Pair { client, backend, same_host }, &flow).await;
+                let report = self.forwarder.forward(Pair { client, backend, same_host, header }, &flow).await;
                 self.health.ended(&target, report.termination, report.bytes.down, since.elapsed(), Instant::now());
                 record.outcome.bytes = report.bytes;
                 record.outcome.forwarders = flow.steps();
@@ -101,11 +117,12 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
                 record.outcome.termination = report.termination;
                 self.renew(key, record.outcome.backend.as_ref());
                 // The sockets are closed: only now may others have the place.
-                drop((permit, held));
+                drop((permit, admitted, held));
             }
             Err(refusal) => {
                 record.outcome.termination = refusal.termination;
                 record.outcome.reject = refusal.reject;
+                record.outcome.reject_detail = refusal.detail;
                 // A reset, not an end of stream: the client must not take this for an empty answer.
                 let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
             }
@@ -116,28 +133,55 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     async fn establish(&self, client: &TcpStream, record: &mut Record<'_>) -> Result<Established, Refusal> {
         let held =
             self.connections.hold(self.rules.max_connections).ok_or(Refusal::rule(RejectReason::MaxConnections))?;
+        let endpoint = self.arrive(record)?;
+        let header = identify(client, &endpoint, &self.rules, record).await?;
         let address = ClientAddr::new(record.outcome.client.ip());
+        let source = self.admission.source(address, Instant::now()).map_err(Refusal::rule)?;
+        let listener = self.listener(&endpoint, record)?;
+        let app = self.app(&listener, record)?;
+        self.may_enter(address, &listener, &app, record)?;
+        let admitted = (source, self.admission.listener(&listener).map_err(Refusal::rule)?);
         self.locate(address, record);
-        let app = self.arrive(record)?;
         let key = self.rules.affinity.key(&app, address);
         let (backend, target, permit) = tokio::select! {
             connected = self.connect_best(&app, &key, record) => connected?,
-            () = gone(client) => return Err(Refusal::because(Termination::ClientResetConnecting)),
+            () = gone(client) => return Err(Refusal::client_gone(record.waits())),
         };
         let flow = Flow::new(record.outcome.id, record.outcome.client, app, target.id.clone());
-        Ok(Established { backend, target, permit, held, key, flow: self.flows.list(flow) })
+        Ok(Established { backend, target, permit, held, admitted, key, flow: self.flows.list(flow), header })
     }
 
-    /// Finds the listener that the client has come to, and the app it leads to.
-    fn arrive(&self, record: &mut Record<'_>) -> Result<AppName, Refusal> {
-        let snapshot = self.routing.load();
-        let endpoint = self.rules.endpoint(&snapshot, record.outcome.to);
-        let listener = endpoint.as_ref().and_then(|endpoint| endpoint.listener(None));
-        let listener = listener.ok_or(Refusal::rule(RejectReason::NoListener))?;
+    /// Finds the place where the connection has arrived.
+    fn arrive(&self, record: &Record<'_>) -> Result<Arc<Endpoint>, Refusal> {
+        let endpoint = self.rules.endpoint(&self.routing.load(), record.outcome.to);
+        endpoint.ok_or(Refusal::rule(RejectReason::NoListener))
+    }
+
+    /// Finds the listener of the place that the client has come to.
+    fn listener(&self, endpoint: &Endpoint, record: &mut Record<'_>) -> Result<Arc<ListenerSpec>, Refusal> {
+        let listener = endpoint.listener(None).ok_or(Refusal::rule(RejectReason::NoListener))?;
         record.outcome.listener = Some(listener.id.clone());
+        Ok(Arc::clone(listener))
+    }
+
+    /// Finds the app that the listener leads to.
+    fn app(&self, listener: &ListenerSpec, record: &mut Record<'_>) -> Result<AppName, Refusal> {
+        let snapshot = self.routing.load();
         let app = self.rules.app(Some(listener), &snapshot).ok_or(Refusal::rule(RejectReason::NoApp))?;
         record.outcome.app = Some(app.clone());
         Ok(app)
+    }
+
+    /// Asks the rules about who may connect.
+    fn may_enter(
+        &self,
+        address: ClientAddr,
+        listener: &ListenerSpec,
+        app: &AppName,
+        record: &mut Record<'_>,
+    ) -> Result<(), Refusal> {
+        record.outcome.denied_by = self.routing.load().access().denies(address, Some(&listener.id), app).cloned();
+        if record.outcome.denied_by.is_some() { Err(Refusal::rule(RejectReason::Denied)) } else { Ok(()) }
     }
 
     /// Finds the client's country and region. Private clients are this POP's own.
@@ -158,21 +202,27 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     ) -> Result<(TcpStream, Arc<Backend>, Permit), Refusal> {
         let affinity = self.affinity(app);
         let bound = if affinity == Affinity::None { None } else { self.bindings.get(key) };
-        let deadline = Instant::now() + self.rules.connect_budget;
+        let mut deadline = Instant::now() + self.rules.connect_budget;
         let mut tried = Tried::new();
+        let client_region = record.outcome.client_region.clone();
         loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !tried.is_empty() && (tried.len() >= self.rules.connect_attempts || left.is_zero()) {
+                return Err(Refusal::after(&record.outcome.failed));
+            }
             let request = Request {
-                client_region: record.outcome.client_region.as_ref(),
+                client_region: client_region.as_ref(),
                 pop_region: &self.rules.pop_region,
                 bound: bound.as_ref(),
             };
-            let picked = self.pick(app, &request, &tried);
-            let left = deadline.saturating_duration_since(Instant::now());
-            let spent = tried.len() >= self.rules.connect_attempts || left.is_zero();
+            let asked = Instant::now();
+            let picked = self.place(app, request, &tried, record).await;
+            // To wait for a place is not to connect.
+            deadline += asked.elapsed();
             let Pick { backend, reason, permit, binding_yielded } = match picked {
-                Ok(picked) if !spent => picked,
-                Err(why) if tried.is_empty() => return Err(Refusal::no_backend(why)),
-                _ => return Err(Refusal::after(&record.outcome.failed)),
+                Ok(picked) => picked,
+                Err(NoPlace::NoBackend(_)) if !tried.is_empty() => return Err(Refusal::after(&record.outcome.failed)),
+                Err(why) => return Err(Refusal::no_place(why)),
             };
             tried.push(&backend);
             let started = Instant::now();
@@ -180,7 +230,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             if backend.same_host {
                 self.forwarder.expect_same_host(backend.addr.socket_addr());
             }
-            match self.connector.connect(backend.addr, backend.load.slot(), limit).await {
+            match self.reach(&backend, limit, record).await {
                 Ok(stream) => {
                     self.health.connected(&backend, Instant::now());
                     // A binding that yields for a crowd stays: the crowd may be smaller the next time.
@@ -209,6 +259,18 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         }
     }
 
+    /// Connects, and tells the backend who the client is, where it wants to know.
+    async fn reach(
+        &self,
+        backend: &Backend,
+        limit: Duration,
+        record: &mut Record<'_>,
+    ) -> Result<TcpStream, ConnectFailure> {
+        let mut stream = self.connector.connect(backend.addr, backend.load.slot(), limit).await?;
+        announce(&mut stream, backend.send_proxy, limit, record).await?;
+        Ok(stream)
+    }
+
     /// The time to live of a binding counts from the end of the last connection: a client that was connected for
     /// longer still comes back to its backend. One that was bound elsewhere meanwhile stays there.
     fn renew(&self, key: BindingKey, backend: Option<&ChosenBackend>) {
@@ -224,13 +286,6 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     fn affinity(&self, app: &AppName) -> Affinity {
         self.routing.load().app(app).map_or_else(Affinity::default, |index| index.spec().affinity)
     }
-
-    /// Chooses and reserves by the snapshot of this moment.
-    fn pick(&self, app: &AppName, request: &Request<'_>, tried: &Tried) -> Result<Pick, NoBackend> {
-        let snapshot = self.routing.load();
-        let index = snapshot.app(app).ok_or(NoBackend::NoSuchApp)?;
-        pick(index, snapshot.regions(), request, tried, &mut Random(self.random))
-    }
 }
 
 /// A connection that has a backend.
@@ -239,8 +294,12 @@ struct Established {
     target: Arc<Backend>,
     permit: Permit,
     held: Held,
+    /// Places among those of the client's source and of the listener.
+    admitted: (Option<SourceHeld>, ListenerHeld),
     key: BindingKey,
     flow: Listed,
+    /// Bytes of the PROXY header that were read from the client.
+    header: u64,
 }
 
 /// Returns when the client has reset the connection. A client that has only closed its sending side may wait for an

@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::routing::{ReloadReport, RoutingTable};
-use crate::domain::{Backend, CheckSpec};
+use crate::domain::{AppIndex, Backend, CheckSpec, ProxyVersion};
 
 /// Everything an operator wants to know first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,6 +28,7 @@ pub struct Status {
     pub fail_open: Vec<String>,
     pub forwarder: ForwarderStatus,
     pub connections: ConnectionStatus,
+    pub limits: LimitsStatus,
     /// Clients that are bound to a backend, those included whose time has ended and that are not yet swept out.
     pub bindings: u64,
     pub geo: GeoStatus,
@@ -121,6 +122,8 @@ pub struct BackendStatus {
     pub soft_limit: u32,
     /// 0 = unlimited.
     pub hard_limit: u32,
+    /// The PROXY header it gets: `off`, `v1` or `v2`.
+    pub send_proxy: String,
     /// As the balancer counts them.
     pub connections: u32,
     /// As the kernel counts them, read back from the BPF map; `None` without one.
@@ -223,6 +226,49 @@ pub struct ConnectionStatus {
     pub rejected: BTreeMap<String, u64>,
 }
 
+/// What is counted for limits. The numbers are those of live connections.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsStatus {
+    /// Also those whose row is gone, while they have connections.
+    pub listeners: Vec<ListenerLoad>,
+    /// Apps with a queue, or with clients that wait.
+    pub queues: Vec<QueueStatus>,
+    /// Sources with connections; 0 where sources have no limits.
+    pub sources_connected: u64,
+    /// Sources without connections that are remembered for their rate, and how many may be.
+    pub sources_remembered: u64,
+    pub sources_capacity: u64,
+    /// Pauses of listeners because more than `max_connection_rate` came.
+    pub accept_pauses: u64,
+    /// Refusals that were left out of the access log.
+    pub refusals_not_logged: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerLoad {
+    pub listener: String,
+    pub connections: u32,
+    /// 0 = no limit of its own.
+    pub max_connections: u32,
+}
+
+/// Clients that wait for a place on a backend of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueStatus {
+    pub app: String,
+    pub waiting: u64,
+    /// How many may.
+    pub length: u32,
+}
+
+impl QueueStatus {
+    /// `None` for apps without a queue.
+    pub fn of(app: &AppIndex) -> Option<Self> {
+        let (waiting, length) = (app.queue().len() as u64, app.spec().queue.length);
+        (waiting > 0 || length > 0).then(|| Self { app: app.name().to_string(), waiting, length })
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GeoStatus {
     /// The file, or `embedded`.
@@ -290,6 +336,7 @@ impl BackendStatus {
             weight: backend.weight.0,
             soft_limit: backend.limits.soft(),
             hard_limit: backend.limits.hard(),
+            send_proxy: ProxyVersion::shown(backend.send_proxy).to_owned(),
             connections: backend.load.active(),
             kernel_connections: kernel,
         }
@@ -386,6 +433,7 @@ pub(crate) mod sample {
                 weight: 2,
                 soft_limit: 10,
                 hard_limit: 0,
+                send_proxy: "v2".to_owned(),
                 connections: 3,
                 kernel_connections: Some(3),
             }],
@@ -412,6 +460,15 @@ pub(crate) mod sample {
                 accepted: 10,
                 closed: 7,
                 rejected: BTreeMap::from([("no_app".to_owned(), 2)]),
+            },
+            limits: LimitsStatus {
+                listeners: vec![ListenerLoad { listener: "web".to_owned(), connections: 3, max_connections: 100 }],
+                queues: vec![QueueStatus { app: "web".to_owned(), waiting: 4, length: 50 }],
+                sources_connected: 2,
+                sources_remembered: 6,
+                sources_capacity: 1000,
+                accept_pauses: 5,
+                refusals_not_logged: 8,
             },
             bindings: 9,
             geo: GeoStatus {

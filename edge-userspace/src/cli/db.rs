@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags, ToSql, Transaction, TransactionBehavior, p
 use serde_json::json;
 
 use crate::adapters::outbound::sqlite::{add_missing_columns, backend_rows};
-use crate::domain::{BackendSpec, BackendState, RawBackend, RawRow as _, RawValue, Regions};
+use crate::domain::{BackendSpec, BackendState, ProxyVersion, RawBackend, RawRow as _, RawValue, Regions};
 
 /// The tables `db init` creates.
 pub const SCHEMA: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../sql/schema.sql"));
@@ -53,7 +53,7 @@ pub enum DbCommand {
     Set {
         id: String,
         /// What to change: app, region, wg_ip, port, healthy, weight, soft_limit, hard_limit, country, state,
-        /// same_host or health_check;
+        /// same_host, send_proxy or health_check;
         /// an empty value restores the default
         #[arg(required = true, value_name = "COLUMN=VALUE")]
         changes: Vec<String>,
@@ -97,6 +97,9 @@ pub struct AddArgs {
     /// TCP
     #[arg(long)]
     pub same_host: bool,
+    /// The PROXY header that begins its connections and names the client; v2 has the server name and the connection id
+    #[arg(long, default_value = "off", value_parser = ["off", "v1", "v2"])]
+    pub send_proxy: String,
 }
 
 /// Runs a `db` command on the database at `db_path`.
@@ -221,6 +224,7 @@ fn as_object(row: &RawBackend) -> serde_json::Value {
             "country": backend.country, "healthy": backend.healthy, "state": backend.state, "weight": backend.weight,
             "soft_limit": backend.limits.soft(), "hard_limit": backend.limits.hard(),
             "same_host": backend.same_host,
+            "send_proxy": ProxyVersion::shown(backend.send_proxy),
         }),
         Err(why) => json!({ "id": row.id.to_string(), "refused": why.to_string() }),
     }
@@ -242,6 +246,7 @@ fn add(path: &Path, args: &AddArgs, out: &mut dyn Write) -> Result<()> {
         country: args.country.as_deref().map_or(RawValue::Null, RawValue::from),
         state: BackendState::Ready.as_str().into(),
         same_host: i64::from(args.same_host).into(),
+        send_proxy: args.send_proxy.as_str().into(),
         ..RawBackend::default()
     };
     let spec = row.parse()?;

@@ -61,6 +61,12 @@ fn text(explanation: &Explanation) -> String {
         (Some(winner), Some(why)) => line("next", format!("{winner} ({why})")),
         _ => line("refused", explanation.refused.clone().unwrap_or_default()),
     }
+    if let Some(rule) = &explanation.denied_by {
+        line("by rule", rule.clone());
+    }
+    if let Some(queue) = &explanation.queue {
+        line("queue", format!("{} of {} waiting", queue.waiting, queue.length));
+    }
     let later: Vec<_> =
         explanation.order.iter().skip(1).map(|step| format!("{} ({})", step.backend, step.why)).collect();
     if !later.is_empty() {

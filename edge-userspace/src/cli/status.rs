@@ -94,6 +94,7 @@ fn table(status: &Status) -> String {
         let _ = write!(text, " ({})", reasons.collect::<Vec<_>>().join(", "));
     }
     line("connections", text);
+    limits(status, &mut line);
     line("bindings", status.bindings.to_string());
     forwarder(status, &mut line);
     routing(status, &mut line);
@@ -104,6 +105,29 @@ fn table(status: &Status) -> String {
     }
     backends(&status.backends, &mut out);
     out
+}
+
+fn limits(status: &Status, line: &mut impl FnMut(&str, String)) {
+    let limits = &status.limits;
+    for load in limits.listeners.iter().filter(|load| load.max_connections > 0) {
+        line(
+            "limits",
+            format!("listener {}: {} of {} connections", load.listener, load.connections, load.max_connections),
+        );
+    }
+    for queue in &limits.queues {
+        line("queue", format!("{}: {} of {} waiting", queue.app, queue.waiting, queue.length));
+    }
+    if limits.sources_connected + limits.sources_remembered > 0 {
+        let text = format!("{} connected · {} remembered", limits.sources_connected, limits.sources_remembered);
+        line("sources", format!("{text} (of {})", limits.sources_capacity));
+    }
+    if limits.accept_pauses > 0 {
+        line("accept", format!("paused {} times: max_connection_rate", limits.accept_pauses));
+    }
+    if limits.refusals_not_logged > 0 {
+        line("access log", format!("{} refusals left out: refusal_log_rate", limits.refusals_not_logged));
+    }
 }
 
 fn forwarder(status: &Status, line: &mut impl FnMut(&str, String)) {
@@ -206,6 +230,9 @@ mod tests {
             "0.0.0.0:8080 → web",
             "3 active · 10 accepted · 2 rejected (no_app 2)",
             "copy (configured: auto)",
+            "limits       listener web: 3 of 100 connections",
+            "queue        web: 4 of 50 waiting",
+            "sources      2 connected · 6 remembered (of 1000)",
             "kernel path off: needs CAP_BPF",
             "last reload rejected, 3s ago",
             "last reload: file is locked",

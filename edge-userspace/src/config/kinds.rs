@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 
 use super::value::{Rule, Value};
-use crate::domain::CountryCode;
+use crate::domain::{AcceptProxy, CountryCode};
 
 /// Types that make up a list.
 trait Item: Sized + fmt::Display {
@@ -54,6 +54,36 @@ impl Item for SocketAddr {
 
     fn key(&self) -> String {
         self.to_string()
+    }
+}
+
+impl Item for IpNet {
+    const KIND: &'static str = "list of prefixes";
+    const MAY_BE_EMPTY: bool = true;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let net = text.parse::<Self>().or_else(|_| text.parse::<IpAddr>().map(Self::from));
+        let net = net.map_err(|_| format!("must be addresses or prefixes, e.g. 192.0.2.0/24, not {text:?}"))?;
+        if net.trunc() != net {
+            return Err(format!("has bits set beyond the prefix in {text}: write {}", net.trunc()));
+        }
+        Ok(net)
+    }
+
+    fn key(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Value for AcceptProxy {
+    const KIND: &'static str = "off, optional or required";
+
+    fn parse(text: &str, _: &Rule) -> Result<Self, String> {
+        Self::parse(text).map_err(|_| not_one_of(text, &Self::ALL.map(Self::as_str)))
+    }
+
+    fn show(&self, _: &Rule) -> String {
+        self.as_str().to_owned()
     }
 }
 

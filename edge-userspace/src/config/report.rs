@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::error::{Origin, SettingError};
 use super::sources::Sources;
 use super::table::{KEYS, Key, Settings};
+use crate::domain::AcceptProxy;
 
 /// Settings together with where each came from.
 #[derive(Debug, Clone)]
@@ -85,6 +86,18 @@ fn contradictions(settings: &Settings, origin: &dyn Fn(&str) -> Origin) -> Vec<S
     if let Some(admin) = admin.filter(|admin| admin.port() != 0 && settings.listen_addr.contains(admin)) {
         let problem = format!("admin_listen {admin} is also in listen_addr: choose another port");
         errors.push(SettingError::new(origin("admin_listen"), problem));
+    }
+    match settings.accept_proxy {
+        AcceptProxy::Off if !settings.proxy_from.is_empty() => {
+            let problem = "proxy_from has no effect while accept_proxy is off: set accept_proxy or leave it out";
+            errors.push(SettingError::new(origin("proxy_from"), problem.to_owned()));
+        }
+        AcceptProxy::Optional | AcceptProxy::Required if settings.proxy_from.is_empty() => {
+            let problem =
+                "accept_proxy needs proxy_from, the prefixes whose word is taken for where a client comes from";
+            errors.push(SettingError::new(origin("accept_proxy"), problem.to_owned()));
+        }
+        _ => {}
     }
     // One pair of sockets has two directions.
     let (cap, pair) = (u64::from(settings.sockmap_memory_mib) * 1024, u64::from(settings.sockmap_backlog_kib) * 2);

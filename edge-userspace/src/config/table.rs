@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::kinds::{CgroupPath, ForwarderChoice, GeoOverride, LogFormat, LogLevel, LoopbackAddr};
 use super::value::{Rule, Value};
-use crate::domain::{AppName, Region};
+use crate::domain::{AcceptProxy, AppName, Region};
 
 /// One row of the table.
 #[derive(Debug, Clone, Copy)]
@@ -88,6 +90,14 @@ settings! {
     listen_addr: Vec<SocketAddr>, "listen_addr" = "0.0.0.0:8080", Rule::TEXT;
     /// The app that the listeners lead to; not set: the only app in the database.
     app: Option<AppName>, "app" = "", Rule::TEXT;
+    /// Whether connections to `listen_addr` begin with a PROXY header, which names the client (docs/proxy-protocol.md).
+    accept_proxy: AcceptProxy, "accept_proxy" = "off", Rule::TEXT;
+    /// Prefixes whose PROXY headers are believed; needed unless `accept_proxy` is `off`.
+    proxy_from: Vec<IpNet>, "proxy_from" = "", Rule::TEXT;
+    /// Until when a PROXY header must be whole, on all listeners that take one.
+    proxy_header_timeout: Duration, "proxy_header_timeout_ms" = "5000", Rule::millis(1, 600_000);
+    /// With `optional`: how long a connection from `proxy_from` is waited for to begin before it counts as one without a header, for protocols in which the server speaks first.
+    proxy_optional_wait: Duration, "proxy_optional_wait_ms" = "500", Rule::millis(1, 600_000);
     /// The routing database (SQLite).
     db_path: PathBuf, "db_path" = "routing.db", Rule::TEXT;
     /// The region of this POP.
@@ -146,6 +156,24 @@ settings! {
     backlog: u32, "backlog" = "4096", Rule::count(1, 65_535);
     /// Connections held at once. 0 = what the limit on open files allows.
     max_connections: u32, "max_connections" = "0", Rule::count(0, 10_000_000);
+    /// Connections accepted in a second, by all listeners together; what comes beyond that waits in the listen queue. 0 = no limit.
+    max_connection_rate: u32, "max_connection_rate" = "0", Rule::count(0, 1_000_000);
+    /// Connections that may come at once before that rate counts. 0 = as many as in a second.
+    max_connection_burst: u32, "max_connection_burst" = "0", Rule::count(0, 10_000_000);
+    /// Connections of one source at once. 0 = no limit.
+    source_max_connections: u32, "source_max_connections" = "0", Rule::count(0, 10_000_000);
+    /// Connections of one source in a second. 0 = no limit.
+    source_rate: u32, "source_rate" = "0", Rule::count(0, 1_000_000);
+    /// Connections of one source that may come at once before that rate counts. 0 = as many as in a second.
+    source_burst: u32, "source_burst" = "0", Rule::count(0, 10_000_000);
+    /// Leading bits of an IPv4 client address that make a source.
+    source_prefix_v4: u8, "source_prefix_v4" = "32", Rule::count(0, 32);
+    /// Leading bits of an IPv6 client address that make a source.
+    source_prefix_v6: u8, "source_prefix_v6" = "64", Rule::count(0, 128);
+    /// How many sources without connections are remembered for their rate.
+    source_capacity: usize, "source_capacity" = "131072", Rule::count(1, 100_000_000);
+    /// Refused connections that are logged in a second, for each reason; the metrics count them all. 0 = no limit.
+    refusal_log_rate: u32, "refusal_log_rate" = "1000", Rule::count(0, 1_000_000);
     /// Worker threads. 0 = one for each core.
     workers: usize, "workers" = "0", Rule::count(0, 1024);
     /// What moves the bytes: `auto` copies first, splices what is large and takes the kernel path where that pays.

@@ -1,5 +1,6 @@
 //! What the admin API sees of the daemon, and what it may do to it.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -14,11 +15,11 @@ use edgeproxy::application::flows::FlowStatus;
 use edgeproxy::application::ports::Bindings as _;
 use edgeproxy::application::reload::ReloadCommand;
 use edgeproxy::application::status::{
-    BackendStatus, ForwarderStatus, GeoStatus, KernelPathOff, ListenerStatus, PopState, ReloadAnswer, RoutingStatus,
-    SameHostStatus, Status,
+    BackendStatus, ForwarderStatus, GeoStatus, KernelPathOff, LimitsStatus, ListenerLoad, ListenerStatus, PopState,
+    QueueStatus, ReloadAnswer, RoutingStatus, SameHostStatus, Status,
 };
 use edgeproxy::config::ForwarderChoice;
-use edgeproxy::domain::{AppIndex, AppName, Backend, BackendId, ClientAddr};
+use edgeproxy::domain::{AppIndex, AppName, Backend, BackendId, ClientAddr, ListenerId};
 use tokio::sync::{Notify, oneshot};
 
 use super::{Shared, kernel_path, workers};
@@ -55,6 +56,37 @@ impl DaemonControl {
         let app = self.shared.settings.app.clone().or(sole);
         let leads_to = || app.as_ref().map(ToString::to_string);
         self.shared.listeners.iter().map(|addr| ListenerStatus { addr: addr.to_string(), app: leads_to() }).collect()
+    }
+
+    fn limits(&self) -> LimitsStatus {
+        let shared = &self.shared;
+        let (sources, snapshot) = (shared.admission.sources(), shared.routing.snapshot());
+        let (connected, remembered) = sources.len();
+        LimitsStatus {
+            listeners: self.listener_loads(),
+            queues: snapshot.apps().filter_map(QueueStatus::of).collect(),
+            sources_connected: connected as u64,
+            sources_remembered: remembered as u64,
+            sources_capacity: shared.settings.source_capacity as u64,
+            accept_pauses: shared.admission.pauses(),
+            refusals_not_logged: shared.recorder.refusals.left_out(),
+        }
+    }
+
+    fn listener_loads(&self) -> Vec<ListenerLoad> {
+        let snapshot = self.shared.routing.snapshot();
+        let endpoints = self.shared.endpoints.iter().chain(snapshot.endpoints().iter());
+        let named = endpoints.flat_map(|endpoint| endpoint.listeners()).map(|spec| (&spec.id, spec.max_connections));
+        let mut limits: BTreeMap<_, _> = named.map(|(id, most)| (id.clone(), (0, most))).collect();
+        for (id, connections) in self.shared.admission.listeners().all() {
+            limits.entry(id).or_insert((0, 0)).0 = connections;
+        }
+        let load = |(id, (connections, most)): (ListenerId, _)| ListenerLoad {
+            listener: id.to_string(),
+            connections,
+            max_connections: most,
+        };
+        limits.into_iter().map(load).collect()
     }
 
     fn backends(&self) -> Vec<BackendStatus> {
@@ -125,6 +157,7 @@ impl Control for DaemonControl {
             fail_open: shared.health.failing_open().iter().map(ToString::to_string).collect(),
             forwarder: self.forwarder(),
             connections: shared.recorder.metrics.connections(),
+            limits: self.limits(),
             bindings: shared.bindings.len() as u64,
             geo: GeoStatus::from(shared.geo.info()),
             events: shared.events.totals(),

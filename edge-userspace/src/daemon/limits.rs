@@ -2,9 +2,15 @@
 #![allow(unsafe_code)]
 
 use std::num::NonZero;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use edgeproxy::adapters::outbound::forward::pipe;
+use edgeproxy::application::admission::{Admission, SourceRules};
 use edgeproxy::config::Settings;
+use edgeproxy::domain::{AffinityPrefix, Rate};
+
+use super::Shared;
 
 /// Descriptors that are not connections: listeners, maps, the database, the admin API.
 const RESERVED_FILES: u64 = 128;
@@ -36,6 +42,43 @@ pub(crate) fn connections(settings: &Settings) -> usize {
 pub(crate) fn checks(settings: &Settings) -> usize {
     let files = usize::try_from(raise_file_limit() / 16).unwrap_or(usize::MAX);
     usize::try_from(settings.health_checks_at_once).unwrap_or(usize::MAX).min(files).max(1)
+}
+
+/// Limits on who may have a connection at all.
+pub(crate) fn admission(settings: &Settings) -> Admission {
+    let sources = SourceRules {
+        // The settings have the same ranges.
+        prefix: AffinityPrefix::new(settings.source_prefix_v4, settings.source_prefix_v6).unwrap_or_default(),
+        max_connections: settings.source_max_connections,
+        rate: Rate::new(settings.source_rate, settings.source_burst),
+        capacity: settings.source_capacity,
+    };
+    Admission::new(sources, Rate::new(settings.max_connection_rate, settings.max_connection_burst))
+}
+
+/// How often the first in each queue looks for a place though none was announced: whatever makes room without a
+/// connection ending shows by then.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// How often sources that need not be remembered are forgotten.
+const FORGET: Duration = Duration::from_secs(1);
+
+/// Does what nobody's connection does.
+pub(crate) fn spawn_upkeep(shared: &Shared) {
+    let (routing, admission) = (Arc::clone(&shared.routing), Arc::clone(&shared.admission));
+    tokio::spawn(async move {
+        let (mut look, mut forget) = (tokio::time::interval(LOOK_AGAIN), tokio::time::interval(FORGET));
+        loop {
+            tokio::select! {
+                _ = look.tick() => routing.lobby().reconsider(),
+                _ = forget.tick() => {
+                    let admission = Arc::clone(&admission);
+                    // May walk many entries.
+                    let _ = tokio::task::spawn_blocking(move || admission.sources().sweep(Instant::now())).await;
+                }
+            }
+        }
+    });
 }
 
 /// Raises the soft limit on open files to the hard one, and says what it is.

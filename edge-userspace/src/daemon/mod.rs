@@ -23,7 +23,9 @@ use edgeproxy::adapters::outbound::logging::Logging;
 use edgeproxy::adapters::outbound::metrics::Metrics;
 use edgeproxy::adapters::outbound::observer::Recorder;
 use edgeproxy::adapters::outbound::privileges::{self, CapabilitySet};
+use edgeproxy::adapters::outbound::refusal_log::RefusalLog;
 use edgeproxy::adapters::outbound::sqlite::SqliteSource;
+use edgeproxy::application::admission::Admission;
 use edgeproxy::application::backend_drain::BackendDrains;
 use edgeproxy::application::drain::{Connections, Cut};
 use edgeproxy::application::events::{EventKind, Events, Subject};
@@ -35,7 +37,7 @@ use edgeproxy::application::routing::RoutingTable;
 use edgeproxy::application::status::KernelPathOff;
 use edgeproxy::cli::{CliError, Exit, SettingArgs};
 use edgeproxy::config::Settings;
-use edgeproxy::domain::{AcceptProxy, Endpoints, HealthRules, ListenerId, ListenerSpec, Place};
+use edgeproxy::domain::{Endpoints, HealthRules, Instance, ListenerId, ListenerSpec, Place};
 
 use self::control::DaemonControl;
 use self::workers::Workers;
@@ -55,11 +57,14 @@ const WAITING_COMMANDS: usize = 16;
 /// What the parts of the daemon share.
 pub(crate) struct Shared {
     settings: Settings,
+    /// This life of the daemon.
+    instance: Instance,
     routing: Arc<RoutingTable>,
     geo: Arc<Geo>,
     bindings: Arc<BindingTable>,
     recorder: Arc<Recorder>,
     connections: Arc<Connections>,
+    admission: Arc<Admission>,
     flows: Arc<Flows>,
     /// One for each worker: ends its connections.
     cuts: Vec<Arc<Cut>>,
@@ -112,18 +117,25 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let listeners: Vec<_> = sockets.iter().filter_map(|of_addr| of_addr.first()?.local_addr().ok()).collect();
     let metrics = Metrics::new(vec![("log", logging.messages.lost()), ("access", logging.access.lost())]);
     let access_log = settings.access_log.then(|| AccessLog::new(logging.access.clone()));
-    let recorder = Arc::new(Recorder { metrics: Arc::new(metrics), access_log, events: Arc::clone(&events) });
+    let recorder = Arc::new(Recorder {
+        metrics: Arc::new(metrics),
+        access_log,
+        events: Arc::clone(&events),
+        refusals: RefusalLog::new(settings.refusal_log_rate),
+    });
     let health = Watch::new(health_rules(&settings), Arc::clone(&routing), Arc::clone(&recorder) as _);
     let flows = Arc::new(Flows::default());
     let cuts: Vec<_> = (0..worker_count).map(|_| Arc::new(Cut::default())).collect();
     let (table, listed, told) = (Arc::clone(&routing), Arc::clone(&flows), Arc::clone(&events));
     let shared = Arc::new(Shared {
         backend_drains: BackendDrains::new(table, listed, told, cuts.clone()),
+        instance: Instance::new(fastrand::u64(..)),
         routing,
         geo,
         bindings: Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity)),
         recorder,
         connections: Arc::default(),
+        admission: Arc::new(limits::admission(&settings)),
         flows,
         cuts,
         health: Arc::new(health),
@@ -154,6 +166,7 @@ async fn serve(
     spawn_binding_sweep(&shared);
     memory::spawn_trim(&shared);
     spawn_health_ticks(&shared);
+    limits::spawn_upkeep(&shared);
     checks::spawn(&shared).map_err(failed)?;
     let workers = Workers::start(&shared, sockets).map_err(failed)?;
     let control = Arc::new(DaemonControl::new(Arc::clone(&shared), commands.clone()));
@@ -162,6 +175,7 @@ async fn serve(
     verify_privileges(shared.privileges);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
+        instance = %shared.instance,
         listeners = ?shared.listeners,
         admin_socket = %shared.settings.admin_socket.display(),
         admin_listen = ?admin_addr,
@@ -203,6 +217,7 @@ async fn drain(shared: &Shared, workers: &Workers, signals: &mut Signals, contro
         tokio::select! {
             ended = &mut none_left => {
                 if ended.is_err() {
+                    shared.routing.lobby().close();
                     let reason = format!("the deadline has passed: {} connections are cut", shared.connections.active());
                     shared.events.emit(EventKind::DrainCut, Subject::pop(), reason);
                     workers.cut();
@@ -263,8 +278,8 @@ fn endpoints(listeners: &[SocketAddr], settings: &Settings) -> Result<Endpoints,
             app: settings.app.clone(),
             place: Place::of(*addr),
             server_names: Vec::new(),
-            accept_proxy: AcceptProxy::Off,
-            proxy_from: Vec::new(),
+            accept_proxy: settings.accept_proxy,
+            proxy_from: settings.proxy_from.clone(),
             max_connections: 0,
         };
         endpoints.add(spec).map_err(failed)?;

@@ -63,7 +63,8 @@ impl AffinityPrefix {
         BindingKey { app: app.clone(), client: self.prefix(client) }
     }
 
-    fn prefix(&self, client: ClientAddr) -> ClientPrefix {
+    /// The prefix that stands for a client.
+    pub fn prefix(&self, client: ClientAddr) -> ClientPrefix {
         match client.ip() {
             IpAddr::V4(ip) => {
                 let mask = u32::MAX.checked_shl(32 - u32::from(self.v4)).unwrap_or(0);

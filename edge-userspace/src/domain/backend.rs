@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{AppName, BackendAddr, BackendId, BackendLoad, CountryCode, HealthCheck, Region};
+use super::{AppName, BackendAddr, BackendId, BackendLoad, CountryCode, HealthCheck, ProxyVersion, Region};
 
 /// Soft limit of a row that names none, and the yardstick for the load of a backend whose soft limit is 0.
 pub const DEFAULT_SOFT_LIMIT: u32 = 100;
@@ -187,6 +187,8 @@ pub struct BackendSpec {
     pub same_host: bool,
     /// How this POP checks it; `None`: as the app says.
     pub health_check: Option<HealthCheck>,
+    /// The PROXY header that begins each of its connections.
+    pub send_proxy: Option<ProxyVersion>,
 }
 
 /// A backend in service: its description and the load it carries. Reads like its description.

@@ -127,6 +127,12 @@ impl Endpoint {
         Ok(())
     }
 
+    /// Whether that address may say who a client is.
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.proxy_from.iter().any(|prefix| prefix.contains(&peer))
+    }
+
     /// Whether the server name decides between listeners, so that the ClientHello must be looked at.
     pub fn routes_by_name(&self) -> bool {
         !self.by_name.is_empty() || !self.by_parent.is_empty()

@@ -98,10 +98,12 @@ pub enum Fallback {
     Blocking,
     /// The backend lost the mark `same_host` (`status` says why).
     Withdrawn,
+    /// The backend has the mark `same_host`, and the client's connection began with a PROXY header.
+    ProxyHeader,
 }
 
 impl Fallback {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Unavailable,
         Self::NoFreeRecord,
         Self::InsertRefused,
@@ -110,6 +112,7 @@ impl Fallback {
         Self::NotLocal,
         Self::Blocking,
         Self::Withdrawn,
+        Self::ProxyHeader,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -122,6 +125,7 @@ impl Fallback {
             Self::NotLocal => "not_local",
             Self::Blocking => "blocking",
             Self::Withdrawn => "withdrawn",
+            Self::ProxyHeader => "proxy_header",
         }
     }
 }

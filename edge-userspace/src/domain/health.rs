@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 pub(super) use self::vitals::{Distrust, Vitals};
 use super::check::Checked;
-use super::{CheckChange, CheckReport, CheckResult, ConnectFailure, Pace, Termination};
+use super::{CheckChange, CheckPace, CheckReport, CheckResult, ConnectFailure, Termination};
 
 /// When to eject, for how long, and how to come back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,7 +196,7 @@ impl Health {
     }
 
     /// Takes the report of a check.
-    pub fn check(&mut self, report: CheckReport, now: Instant, pace: &Pace) -> Option<Transition> {
+    pub fn check(&mut self, report: CheckReport, now: Instant, pace: &CheckPace) -> Option<Transition> {
         match self.checked.take(report, now, pace)? {
             CheckChange::Down { why, after } => {
                 if matches!(self.state, State::SlowStart { .. }) {

@@ -6,7 +6,10 @@ use std::sync::atomic::AtomicU64;
 
 use super::random::spread;
 use super::room::{Room, Seat};
-use super::{AppName, AppSpec, Backend, BackendId, BackendLoad, CheckSpec, Endpoints, Limits, Region, Regions};
+use super::{
+    AccessList, AppName, AppQueue, AppSpec, Backend, BackendId, BackendLoad, CheckSpec, Endpoints, Limits, Lobby,
+    Region, Regions,
+};
 
 /// One immutable, validated, indexed view of the routing database.
 #[derive(Debug)]
@@ -23,6 +26,10 @@ pub struct World {
     /// How apps are to be served; those without a word here are served as by default.
     pub apps: HashMap<AppName, AppSpec>,
     pub endpoints: Endpoints,
+    /// Who may connect.
+    pub access: AccessList,
+    /// Who waits for a place; the same for all snapshots of a routing table.
+    pub lobby: Arc<Lobby>,
 }
 
 impl From<Regions> for World {
@@ -42,7 +49,7 @@ impl Snapshot {
         }
         let index = |(name, backends): (AppName, Vec<_>)| {
             let spec = world.apps.get(&name).cloned().unwrap_or_else(|| AppSpec::new(name.clone()));
-            let app = AppIndex::new(spec, backends, &world.regions, generation);
+            let app = AppIndex::new(spec, backends, &world, generation);
             (name, app)
         };
         let apps = by_app.into_iter().map(index).collect();
@@ -86,6 +93,11 @@ impl Snapshot {
         &self.world.regions
     }
 
+    /// Who may connect.
+    pub fn access(&self) -> &AccessList {
+        &self.world.access
+    }
+
     /// Where the routing database expects clients.
     pub fn endpoints(&self) -> &Endpoints {
         &self.world.endpoints
@@ -96,6 +108,7 @@ impl Snapshot {
 #[derive(Debug)]
 pub struct AppIndex {
     spec: AppSpec,
+    queue: Arc<AppQueue>,
     backends: Vec<Arc<Backend>>,
     /// The operator chooses the ids: nobody can choose them to collide.
     by_id: HashMap<BackendId, usize, foldhash::fast::RandomState>,
@@ -108,7 +121,8 @@ pub struct AppIndex {
 }
 
 impl AppIndex {
-    fn new(spec: AppSpec, backends: Vec<Arc<Backend>>, regions: &Regions, generation: u64) -> Self {
+    fn new(spec: AppSpec, backends: Vec<Arc<Backend>>, world: &World, generation: u64) -> Self {
+        let (regions, queue) = (&world.regions, world.lobby.queue(&spec.name));
         let by_id = backends.iter().enumerate().map(|(at, backend)| (backend.id.clone(), at)).collect();
         let mut by_region: BTreeMap<&Region, Vec<usize>> = BTreeMap::new();
         for (at, backend) in backends.iter().enumerate().filter(|(_, backend)| backend.closed_to_new().is_none()) {
@@ -128,8 +142,8 @@ impl AppIndex {
         let everywhere = (!everywhere.is_empty()).then(|| group(None, &everywhere));
         let groups = by_region.iter().map(|(region, members)| group(Some(region), members)).collect();
         // Those without a seat, too: they lose the ones they had.
-        backends.iter().zip(seats).for_each(|(backend, seats)| backend.load.seat(seats));
-        Self { spec, backends, by_id, groups, unplaced, everywhere }
+        backends.iter().zip(seats).for_each(|(backend, seats)| backend.load.seat(seats, &queue));
+        Self { spec, queue, backends, by_id, groups, unplaced, everywhere }
     }
 
     pub fn name(&self) -> &AppName {
@@ -139,6 +153,16 @@ impl AppIndex {
     /// How the app is to be served.
     pub fn spec(&self) -> &AppSpec {
         &self.spec
+    }
+
+    /// Who waits for a place on a backend of the app.
+    pub fn queue(&self) -> &Arc<AppQueue> {
+        &self.queue
+    }
+
+    /// Whether a backend that takes new clients is below its hard limit.
+    pub fn has_room(&self) -> bool {
+        self.everywhere.as_ref().is_some_and(|group| group.room.has_any())
     }
 
     /// All backends of the app, whatever their state.

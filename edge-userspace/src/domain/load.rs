@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 
 use super::health::{Distrust, Vitals};
 use super::room::{Seat, Standing};
-use super::{Health, HealthRules, Limits, Phase};
+use super::{AppQueue, Health, HealthRules, Limits, Phase};
 
 /// Hands out the indices of the kernel's count map, each to one backend at a time.
 #[derive(Debug)]
@@ -83,6 +83,8 @@ pub struct BackendLoad {
 struct Seats {
     now: Vec<Seat>,
     former: Vec<Seat>,
+    /// Who waits for a place on this backend, among others of its app.
+    queue: Option<Arc<AppQueue>>,
 }
 
 impl BackendLoad {
@@ -125,13 +127,16 @@ impl BackendLoad {
         // Either a new seat is refreshed after this change, or it is found here.
         fence(Ordering::SeqCst);
         self.refresh_seats();
+        // Who waits looks again.
+        self.seats.load().queue.iter().for_each(|queue| queue.freed());
     }
 
-    /// Gives the backend its places in a new snapshot, all with the same limits. Used by one reload at a time.
-    pub(super) fn seat(&self, now: Vec<Seat>) {
+    /// Gives the backend its places in a new snapshot, all with the same limits, and the line of its app. Used by one
+    /// reload at a time.
+    pub(super) fn seat(&self, now: Vec<Seat>, queue: &Arc<AppQueue>) {
         let limits = now.first().map(|seat| seat.limits);
         let former = self.seats.load().now.clone();
-        let seats = Arc::new(Seats { now, former });
+        let seats = Arc::new(Seats { now, former, queue: Some(Arc::clone(queue)) });
         self.seats.store(Arc::clone(&seats));
         // Either a change of the count is seen by the refresh below, or its changer sees the new edges and seats.
         self.edges.store(limits.map_or(0, pack), Ordering::SeqCst);
@@ -145,6 +150,10 @@ impl BackendLoad {
         let crosses = |edge: u32| (before < edge) != (after < edge);
         if crosses(soft) || crosses(hard) {
             self.refresh_seats();
+        }
+        // Only a backend that was full had nobody to take the place: else nobody would wait.
+        if after < before && crosses(hard) {
+            self.seats.load().queue.iter().for_each(|queue| queue.freed());
         }
     }
 

@@ -3,11 +3,13 @@
 //! Everything here is plain data and arithmetic. Time, randomness and the routing rows come in from outside, so the
 //! same code routes, explains and is tested.
 
+mod acl;
 mod addr;
 mod affinity;
 mod app;
 mod backend;
 mod check;
+mod connection_id;
 mod country;
 mod endpoints;
 mod forwarding;
@@ -19,7 +21,10 @@ mod load;
 mod name;
 mod outcome;
 mod plan;
+pub mod proxy;
+mod queue;
 mod random;
+mod rate;
 mod regions;
 mod room;
 pub mod row;
@@ -28,6 +33,7 @@ mod select;
 pub(crate) mod testing;
 mod tried;
 
+pub use acl::{Access, AccessError, AccessList, AccessRule};
 pub use addr::{AddrError, BackendAddr, ClientAddr};
 pub use affinity::{AffinityPrefix, BindingKey, ClientPrefix, PrefixError};
 pub use app::{Affinity, AppError, AppSpec, QueueRules, Selection};
@@ -35,9 +41,10 @@ pub use backend::{
     Backend, BackendSpec, BackendState, DEFAULT_SOFT_LIMIT, LimitError, Limits, Skip, StateError, Weight,
 };
 pub use check::{
-    CheckChange, CheckDefaults, CheckError, CheckReport, CheckResult, CheckSpec, CheckVerdict, HealthCheck, HttpCheck,
-    Pace, Probe, StatusRanges, Tls, Verify,
+    CheckChange, CheckDefaults, CheckError, CheckPace, CheckReport, CheckResult, CheckSpec, CheckVerdict, HealthCheck,
+    HttpCheck, Probe, StatusRanges, Tls, Verify,
 };
+pub use connection_id::{ConnectionId, Instance};
 pub use country::{CountryCode, CountryError};
 pub use endpoints::{Endpoint, Endpoints};
 pub use forwarding::{Fallback, ForwarderKind, Step, Why};
@@ -45,11 +52,14 @@ pub use health::{Complaint, Health, HealthRules, Phase, Transition};
 pub use index::{AppIndex, Snapshot, World};
 pub use listener::{AcceptProxy, ListenerError, ListenerSpec, Place, PortRange, ServerName, Specificity};
 pub use load::{BackendLoad, Permit, Slot, SlotPool};
-pub use name::{AppName, BackendId, ListenerId, NameError, Region};
+pub use name::{AppName, BackendId, ListenerId, NameError, Region, RuleId};
 pub use outcome::*;
 pub use plan::{Plan, PlanEntry, explain};
+pub use proxy::{ProxyHeader, ProxyVersion, SendProxyError};
+pub use queue::{AppQueue, Called, Calls, Lobby, NoTurn, Ticket};
 pub use random::RandomSource;
+pub use rate::{Pace, Rate};
 pub use regions::{Position, RegionSpec, Regions};
-pub use row::{RawApp, RawBackend, RawListener, RawRegion, RawRouting, RawRow, RawValue, RowError};
+pub use row::{RawAcl, RawApp, RawBackend, RawListener, RawRegion, RawRouting, RawRow, RawValue, RowError};
 pub use select::{NoBackend, Pick, PickReason, Request, pick};
 pub use tried::Tried;

@@ -90,6 +90,10 @@ name_type! {
     ListenerId, "listener id"
 }
 name_type! {
+    /// The key of a rule about who may connect, in the routing database.
+    RuleId, "rule id"
+}
+name_type! {
     /// A named part of the world.
     Region, "region"
 }

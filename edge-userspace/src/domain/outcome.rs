@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use super::{
-    AppName, BackendAddr, BackendId, CountryCode, Fallback, ListenerId, NoBackend, PickReason, Region, Skip, Step,
+    AppName, BackendAddr, BackendId, ConnectionId, CountryCode, Fallback, Instance, ListenerId, NoBackend, PickReason,
+    ProxyHeader, ProxyVersion, Region, RuleId, Skip, Step,
 };
 
 /// Everything that is said about a finished connection. Built once, by `application::serve`.
@@ -12,7 +13,14 @@ use super::{
 pub struct Outcome {
     /// Unique within one life of the daemon, increasing in the order of accept.
     pub id: u64,
+    /// The daemon that the connection came to.
+    pub instance: Instance,
+    /// Where the connection came from.
+    pub peer: SocketAddr,
+    /// The client: `peer`, unless a PROXY header names another.
     pub client: SocketAddr,
+    /// The PROXY header that the connection began with.
+    pub proxied: Option<ProxyHeader>,
     /// The address that the client connected to.
     pub to: SocketAddr,
     pub listener: Option<ListenerId>,
@@ -21,6 +29,8 @@ pub struct Outcome {
     pub client_region: Option<Region>,
     /// The backend that was connected; `None` when none was.
     pub backend: Option<ChosenBackend>,
+    /// The PROXY header that the backend got.
+    pub announced: Option<ProxyVersion>,
     /// The candidates that did not answer, in the order in which they were tried.
     pub failed: Vec<Attempt>,
     /// The forwarders that carried the connection, one after the other; empty when it never got so far.
@@ -29,6 +39,8 @@ pub struct Outcome {
     pub fallback: Option<Fallback>,
     pub bytes: ByteCounts,
     pub started: SystemTime,
+    /// Time spent waiting for a place on a backend; `None` where there was no need.
+    pub queued: Option<Duration>,
     /// From accept to an established upstream connection.
     pub connect: Option<Duration>,
     /// From accept to the end.
@@ -36,6 +48,17 @@ pub struct Outcome {
     pub termination: Termination,
     /// Set when the proxy itself turned the client away.
     pub reject: Option<RejectReason>,
+    /// What exactly was wrong, where the reason leaves that open.
+    pub reject_detail: Option<String>,
+    /// The rule that denied it.
+    pub denied_by: Option<RuleId>,
+}
+
+impl Outcome {
+    /// The connection's id outside this daemon.
+    pub fn connection_id(&self) -> ConnectionId {
+        ConnectionId { instance: self.instance, number: self.id }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -113,10 +136,14 @@ impl ConnectFailure {
 ///
 /// First letter: `-` nobody (a normal end), `C` the client, `S` the backend, `P` the proxy by its rules,
 /// `R` the proxy for want of a resource, `K` an operator, `I` an internal error, `c`/`s` a time limit while
-/// waiting for the client or the backend. Second: `R` before a backend was sought, `C` connecting, `D` forwarding.
+/// waiting for the client or the backend. Second: `R` before a backend was sought, `Q` waiting for a place on one, `C`
+/// connecting, `D` forwarding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Termination {
     Normal,
+    ClientGone,
+    ClientSilent,
+    ClientResetQueued,
     ClientResetConnecting,
     ClientReset,
     ClientIdle,
@@ -125,6 +152,8 @@ pub enum Termination {
     BackendReset,
     BackendIdle,
     RejectedByRule,
+    QueueFull,
+    QueueTimedOut,
     NoBackendAvailable,
     OutOfResources,
     KilledByDrain,
@@ -132,8 +161,11 @@ pub enum Termination {
 }
 
 impl Termination {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 18] = [
         Self::Normal,
+        Self::ClientGone,
+        Self::ClientSilent,
+        Self::ClientResetQueued,
         Self::ClientResetConnecting,
         Self::ClientReset,
         Self::ClientIdle,
@@ -142,6 +174,8 @@ impl Termination {
         Self::BackendReset,
         Self::BackendIdle,
         Self::RejectedByRule,
+        Self::QueueFull,
+        Self::QueueTimedOut,
         Self::NoBackendAvailable,
         Self::OutOfResources,
         Self::KilledByDrain,
@@ -151,6 +185,9 @@ impl Termination {
     pub const fn letters(self) -> &'static str {
         match self {
             Self::Normal => "--",
+            Self::ClientGone => "CR",
+            Self::ClientSilent => "cR",
+            Self::ClientResetQueued => "CQ",
             Self::ClientResetConnecting => "CC",
             Self::ClientReset => "CD",
             Self::ClientIdle => "cD",
@@ -159,6 +196,8 @@ impl Termination {
             Self::BackendReset => "SD",
             Self::BackendIdle => "sD",
             Self::RejectedByRule => "PR",
+            Self::QueueFull => "PQ",
+            Self::QueueTimedOut => "sQ",
             Self::NoBackendAvailable => "PC",
             Self::OutOfResources => "RR",
             Self::KilledByDrain => "KD",
@@ -169,6 +208,9 @@ impl Termination {
     pub const fn words(self) -> &'static str {
         match self {
             Self::Normal => "both sides closed",
+            Self::ClientGone => "client gone before a backend was sought",
+            Self::ClientSilent => "time limit reached while waiting for the client's first bytes",
+            Self::ClientResetQueued => "client gone while waiting for a place on a backend",
             Self::ClientResetConnecting => "client gone while connecting to a backend",
             Self::ClientReset => "client reset the connection",
             Self::ClientIdle => "time limit reached while waiting for the client",
@@ -177,6 +219,8 @@ impl Termination {
             Self::BackendReset => "backend reset the connection",
             Self::BackendIdle => "time limit reached while waiting for the backend",
             Self::RejectedByRule => "turned away by a rule or limit",
+            Self::QueueFull => "all backends full, and as many clients waiting as may",
+            Self::QueueTimedOut => "time limit reached while waiting for a place on a backend",
             Self::NoBackendAvailable => "no eligible backend",
             Self::OutOfResources => "this host is out of a resource",
             Self::KilledByDrain => "cut at the end of a drain",
@@ -196,12 +240,35 @@ pub enum RejectReason {
     NoBackend(NoBackend),
     /// The daemon holds as many connections as it may.
     MaxConnections,
+    /// A PROXY header is required, and this address may not send one.
+    ProxyUntrusted,
+    /// A PROXY header is required, and the connection began with something else.
+    ProxyMissing,
+    /// What began like a PROXY header is none that is taken.
+    ProxyMalformed,
+    /// The PROXY header was not whole in time.
+    ProxyTimeout,
+    /// The listener does.
+    ListenerConnections,
+    /// A rule keeps the client away.
+    Denied,
+    /// The client's source prefix has as many connections as it may.
+    SourceConnections,
+    /// It comes more often than it may.
+    SourceRate,
+    /// All backends are full, and as many clients wait for a place as may.
+    QueueFull,
+    /// No place on a backend became free in time.
+    QueueTimedOut,
 }
 
 impl RejectReason {
     pub fn all() -> impl Iterator<Item = Self> {
-        let rules = [Self::NoListener, Self::NoApp, Self::MaxConnections];
-        rules.into_iter().chain(NoBackend::ALL.into_iter().map(Self::NoBackend))
+        let rules = [Self::NoListener, Self::NoApp, Self::MaxConnections, Self::ListenerConnections];
+        let header = [Self::ProxyUntrusted, Self::ProxyMissing, Self::ProxyMalformed, Self::ProxyTimeout];
+        let rules = rules.into_iter().chain(header).chain([Self::Denied, Self::SourceConnections, Self::SourceRate]);
+        let rules = rules.chain([Self::QueueFull, Self::QueueTimedOut]);
+        rules.chain(NoBackend::ALL.into_iter().map(Self::NoBackend))
     }
 
     pub const fn as_str(self) -> &'static str {
@@ -210,6 +277,16 @@ impl RejectReason {
             Self::NoApp => "no_app",
             Self::NoBackend(why) => why.as_str(),
             Self::MaxConnections => "max_connections",
+            Self::ProxyUntrusted => "proxy_untrusted",
+            Self::ProxyMissing => "proxy_missing",
+            Self::ProxyMalformed => "proxy_malformed",
+            Self::ProxyTimeout => "proxy_timeout",
+            Self::ListenerConnections => "listener_connections",
+            Self::Denied => "denied",
+            Self::SourceConnections => "source_connections",
+            Self::SourceRate => "source_rate",
+            Self::QueueFull => "queue_full",
+            Self::QueueTimedOut => "queue_timed_out",
         }
     }
 }

@@ -92,6 +92,12 @@ impl Room {
         self.trusted.blocks.iter().all(|sum| sum_of(sum) == 0)
     }
 
+    /// Whether any member can be drawn; where nobody is trusted, one whose checks fail.
+    pub(super) fn has_any(&self) -> bool {
+        let trusted = [&self.below_soft, &self.over_soft, &self.ejected].into_iter().any(WeightedSet::has_any);
+        trusted || (self.down.has_any() && self.trusts_nobody())
+    }
+
     /// Writes where a member stands, until that is where it stands.
     /// The other half of the answer is whether it is trusted.
     pub(super) fn refresh(&self, at: usize, standing: impl Fn() -> (Option<Standing>, bool)) {
@@ -162,6 +168,10 @@ impl WeightedSet {
                 sum.fetch_sub(weight, Ordering::Relaxed);
             }
         }
+    }
+
+    fn has_any(&self) -> bool {
+        self.bits.iter().any(|bits| bits.load(Ordering::SeqCst) != 0)
     }
 
     fn draw(&self, number: u64, weights: &[u32], admit: &dyn Fn(usize, u64) -> u64) -> Option<usize> {

@@ -1,6 +1,7 @@
 //! From database rows to backends: parse, don't validate. A row that can't become a backend is named and refused
 //! alone. The loader and the `db` commands use this same code.
 
+mod acl;
 mod app;
 mod backend;
 mod listener;
@@ -8,8 +9,12 @@ mod region;
 mod table;
 mod value;
 
-use super::{AddrError, AppError, CheckError, CountryError, LimitError, ListenerError, NameError, StateError};
+use super::{
+    AccessError, AddrError, AppError, CheckError, CountryError, LimitError, ListenerError, NameError, SendProxyError,
+    StateError,
+};
 
+pub use acl::RawAcl;
 pub use app::RawApp;
 pub use backend::RawBackend;
 pub use listener::RawListener;
@@ -25,6 +30,7 @@ pub struct RawRouting {
     pub regions: Vec<RawRegion>,
     pub apps: Vec<RawApp>,
     pub listeners: Vec<RawListener>,
+    pub acl: Vec<RawAcl>,
 }
 
 /// Why a row is refused.
@@ -48,6 +54,15 @@ pub enum RowError {
     Check(#[from] CheckError),
     #[error(transparent)]
     State(#[from] StateError),
+    #[error(transparent)]
+    SendProxy(#[from] SendProxyError),
+    #[error(
+        "same_host and send_proxy exclude each other: bytes that are handed over without TCP leave no place for a header; \
+         set same_host to 0 or send_proxy to off"
+    )]
+    HeaderWithoutTcp,
+    #[error(transparent)]
+    Access(#[from] AccessError),
     #[error(transparent)]
     App(#[from] AppError),
     #[error(transparent)]

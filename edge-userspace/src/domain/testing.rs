@@ -53,7 +53,7 @@ pub(crate) fn turn(backend: &Backend, passes: bool) {
         max_percent: 100,
         slow_start: Duration::ZERO,
     };
-    let pace = Pace { interval: Duration::from_secs(1), timeout: Duration::from_secs(1), rise: 1, fall: 1 };
+    let pace = CheckPace { interval: Duration::from_secs(1), timeout: Duration::from_secs(1), rise: 1, fall: 1 };
     let result = if passes { CheckResult::Passed } else { CheckResult::Refused };
     let report = CheckReport { result, detail: None, took: Duration::ZERO };
     let now = Instant::now();

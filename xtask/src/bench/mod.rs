@@ -5,7 +5,7 @@ mod cell;
 mod generate;
 mod peers;
 mod place;
-mod procfs;
+pub(crate) mod procfs;
 pub mod proxy;
 mod report;
 mod run;

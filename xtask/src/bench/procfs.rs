@@ -180,7 +180,7 @@ fn kib(text: &str, name: &str) -> Option<u64> {
 }
 
 /// Whether anybody listens on the port in the network of the process.
-pub(super) fn is_listening(pid: u32, port: u16) -> Result<bool> {
+pub(crate) fn is_listening(pid: u32, port: u16) -> Result<bool> {
     let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();
     Ok(has_listener(&table, port))
 }

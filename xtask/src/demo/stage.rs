@@ -112,7 +112,7 @@ impl Stage {
         let scenario = Scenario { id, behaviour, up, down, seed: id };
         let (from, to): (_, SocketAddr) = (self.lab.client_of(country, host), self.daemon.addr());
         let before = self.daemon.cpu();
-        let checked = self.lab.run_in(Ns::Clients, || Checked::run(scenario, from, to, &self.ledger));
+        let checked = self.lab.run_in(Ns::Clients, || Checked::run(scenario, from, to, None, &self.ledger));
         let client = checked.client_addr.ok_or_else(|| anyhow!("{:?}", checked.fault()))?;
         let record = self.daemon.record_of(client, SOON);
         let record = record.with_context(|| format!("the access log has no record of {client}"))?;

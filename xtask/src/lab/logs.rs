@@ -15,6 +15,14 @@ pub struct Record {
     pub id: u64,
     client_ip: IpAddr,
     client_port: u16,
+    /// Of all daemons.
+    pub conn_id: String,
+    pub proxy_in: Option<String>,
+    pub proxied_by: Option<SocketAddr>,
+    pub proxied_to: Option<SocketAddr>,
+    pub proxied_id: Option<String>,
+    pub proxied_name: Option<String>,
+    pub proxy_out: Option<String>,
     pub country: Option<String>,
     pub client_region: Option<String>,
     pub backend: Option<String>,
@@ -33,10 +41,14 @@ pub struct Record {
     /// The part of `bytes_up` that the kernel forwarded.
     pub kernel_up: u64,
     pub kernel_down: u64,
+    /// Waiting for a place on a backend.
+    pub queue_ms: Option<f64>,
     pub duration_ms: f64,
     /// Two letters: who ended it, and in which phase.
     pub termination: String,
     pub reject: Option<String>,
+    pub reject_detail: Option<String>,
+    pub denied_by: Option<String>,
 }
 
 /// A forwarder took over a connection.

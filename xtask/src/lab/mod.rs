@@ -17,6 +17,7 @@ mod logs;
 mod loss;
 mod netns;
 mod nginx;
+mod other;
 mod process;
 pub mod requirements;
 mod setup;
@@ -34,6 +35,7 @@ pub use logs::Record;
 pub use loss::{Loss, Where};
 pub use netns::Namespace;
 pub use nginx::Nginx;
+pub use other::OtherProxy;
 pub use process::{cpu as cpu_of, memory_available};
 
 /// The three places of a lab.

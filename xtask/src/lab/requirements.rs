@@ -19,6 +19,8 @@ pub enum Need {
     Namespaces,
     Bpf,
     Nginx,
+    /// HAProxy, and nginx with its module for other protocols than HTTP.
+    OtherProxies,
 }
 
 /// Proof that the needs of a test are met.
@@ -43,9 +45,16 @@ impl Need {
             Self::Root => (!is_root()).then(|| "needs root".to_owned()),
             Self::Namespaces => namespaces_missing(),
             Self::Bpf => bpf_missing(),
+            Self::OtherProxies => other_proxies_missing(),
             Self::Nginx => super::nginx::binary().is_none().then(|| "nginx is not installed".to_owned()),
         }
     }
+}
+
+fn other_proxies_missing() -> Option<String> {
+    let missing = crate::process::find_system("haproxy").is_none() || super::nginx::binary().is_none();
+    let missing = missing || !super::other::nginx_streams();
+    missing.then(|| "haproxy, nginx or libnginx-mod-stream is not installed".to_owned())
 }
 
 fn is_root() -> bool {

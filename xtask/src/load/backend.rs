@@ -16,6 +16,8 @@ use crate::lab::Namespace;
 pub struct BackendReport {
     /// Name of the backend.
     pub backend: String,
+    /// The PROXY header that the connection began with.
+    pub announced: Option<Vec<u8>>,
     pub end: EndReport,
 }
 
@@ -90,32 +92,88 @@ impl CheckedBackend {
 
 fn serve(mut stream: TcpStream, name: &str, ledger: &Ledger) {
     match read_header(&mut stream) {
-        Ok(Some(scenario)) => {
+        Ok(Some(Opening { announced, scenario })) => {
             let end = play(stream, scenario.backend());
-            ledger.write(scenario.id, BackendReport { backend: name.to_owned(), end });
+            ledger.write(scenario.id, BackendReport { backend: name.to_owned(), announced, end });
         }
         Ok(None) => {}
         Err(fault) => lock(&ledger.pages.strays).push(format!("{name}: {fault}")),
     }
 }
 
-/// The scenario of a connection; `None` where the connection brought nothing at all.
-fn read_header(stream: &mut TcpStream) -> Result<Option<Scenario>, String> {
+/// How a connection began.
+struct Opening {
+    /// The PROXY header.
+    announced: Option<Vec<u8>>,
+    scenario: Scenario,
+}
+
+/// The first bytes of a connection; `None` where it brought nothing at all.
+fn read_header(stream: &mut TcpStream) -> Result<Option<Opening>, String> {
+    // No PROXY header is shorter than this, and none as long as a scenario's header and this.
+    let mut first = [0; PROXY_START];
+    if !read_exact(stream, &mut first)? {
+        return Ok(None);
+    }
     let mut header = [0; HEADER];
+    let announced = announced(stream, first)?;
+    if announced.is_none() {
+        header[..PROXY_START].copy_from_slice(&first);
+    }
+    let done = if announced.is_none() { PROXY_START } else { 0 };
+    if !read_exact(stream, &mut header[done..])? {
+        return Err("nothing came after the first bytes".to_owned());
+    }
+    Ok(Some(Opening { announced, scenario: Scenario::parse(&header)? }))
+}
+
+/// The shortest header of either version: `PROXY UNKNOWN` and its line end, and the fixed part of version 2 less one.
+const PROXY_START: usize = 15;
+
+/// The whole of the PROXY header that begins with `first`, read as its specification says, and no further.
+fn announced(stream: &mut TcpStream, first: [u8; PROXY_START]) -> Result<Option<Vec<u8>>, String> {
+    let mut header = first.to_vec();
+    let mut more = |header: &mut Vec<u8>, bytes: usize| {
+        let at = header.len();
+        header.resize(at + bytes, 0);
+        match read_exact(stream, &mut header[at..])? {
+            true => Ok(()),
+            false => Err("the PROXY header ended early".to_owned()),
+        }
+    };
+    if first.starts_with(b"PROXY ") {
+        while !header.ends_with(b"\r\n") {
+            more(&mut header, 1)?;
+        }
+        return Ok(Some(header));
+    }
+    if first.starts_with(b"\r\n\r\n\0\r\nQUIT\n") {
+        more(&mut header, 1)?;
+        let length = usize::from(u16::from_be_bytes([header[14], header[15]]));
+        if length > 0 {
+            more(&mut header, length)?;
+        }
+        return Ok(Some(header));
+    }
+    Ok(None)
+}
+
+/// Fills the buffer; `false` where nothing came at all.
+fn read_exact(stream: &mut TcpStream, buffer: &mut [u8]) -> Result<bool, String> {
     let mut filled = 0;
     // Never blocking, as servers with an event loop are: the same-host path is for those only.
     stream.set_nonblocking(true).map_err(|error| error.to_string())?;
     let deadline = Instant::now() + STALL;
-    while filled < HEADER {
-        match stream.read(&mut header[filled..]) {
+    while filled < buffer.len() {
+        match stream.read(&mut buffer[filled..]) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
                 poll(stream, libc::POLLIN, 1000).map_err(|error| format!("poll: {error}"))?;
             }
-            Ok(0) if filled == 0 => return Ok(None),
+            Ok(0) if filled == 0 => return Ok(false),
             Ok(0) => return Err(format!("the header ended after {filled} bytes")),
             Ok(read) => filled += read,
             Err(error) => return Err(format!("after {filled} bytes of header: {error}")),
         }
     }
-    Scenario::parse(&header).map(Some)
+    Ok(true)
 }

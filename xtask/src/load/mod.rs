@@ -41,12 +41,21 @@ pub struct Load {
     pub seed: u64,
     /// Behaviours, taken in turns.
     pub behaviours: Vec<Behaviour>,
+    /// What each connection begins with.
+    pub preamble: Option<fn(u64) -> Preamble>,
+}
+
+/// What comes before the first byte of a connection, and the client that it names.
+#[derive(Debug, Clone)]
+pub struct Preamble {
+    pub client: SocketAddr,
+    pub bytes: Vec<u8>,
 }
 
 impl Load {
     /// `connections` of all behaviours, up to 1 MiB each way, 64 at once.
     pub fn mixed(connections: u64, seed: u64) -> Self {
-        Self { connections, at_once: 64, max_bytes: 1 << 20, seed, behaviours: Behaviour::ALL.to_vec() }
+        Self { connections, at_once: 64, max_bytes: 1 << 20, seed, behaviours: Behaviour::ALL.to_vec(), preamble: None }
     }
 
     /// Runs all connections from inside `clients`; `route` gives the source and destination of each.
@@ -65,7 +74,8 @@ impl Load {
                 }
                 let scenario = Scenario::nth(self.seed, id, self.max_bytes, &self.behaviours);
                 let (from, to) = route(id);
-                let checked = Checked::run(scenario, from, to, ledger);
+                let preamble = self.preamble.map(|make| make(id));
+                let checked = Checked::run(scenario, from, to, preamble, ledger);
                 done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(checked);
             }
         };
@@ -86,7 +96,7 @@ impl Load {
 #[derive(Debug, Clone)]
 pub struct Checked {
     pub scenario: Scenario,
-    /// Source address of the client; `None` where it could not connect.
+    /// Source address of the client, or the one that its preamble names; `None` where it could not connect.
     pub client_addr: Option<SocketAddr>,
     pub client: EndReport,
     /// `None` where the connection never reached a backend.
@@ -95,9 +105,11 @@ pub struct Checked {
 
 impl Checked {
     /// Plays the client's part in the namespace of the calling thread and collects the backend's report.
-    pub fn run(scenario: Scenario, from: IpAddr, to: SocketAddr, ledger: &Ledger) -> Self {
-        match open(&scenario, from, to) {
+    pub fn run(scenario: Scenario, from: IpAddr, to: SocketAddr, preamble: Option<Preamble>, ledger: &Ledger) -> Self {
+        let first = preamble.as_ref().map_or(&[][..], |preamble| &preamble.bytes);
+        match open(&scenario, from, to, first) {
             Ok((stream, addr)) => {
+                let addr = preamble.map_or(addr, |preamble| preamble.client);
                 let client = end::play(stream, scenario.client());
                 let backend = ledger.take(scenario.id, STALL + Duration::from_secs(5));
                 Self { scenario, client_addr: Some(addr), client, backend }
@@ -176,10 +188,16 @@ impl LoadReport {
 }
 
 /// Connects and sends the header at once, before the POP can have a backend.
-fn open(scenario: &Scenario, from: IpAddr, to: SocketAddr) -> std::io::Result<(TcpStream, SocketAddr)> {
+fn open(
+    scenario: &Scenario,
+    from: IpAddr,
+    to: SocketAddr,
+    preamble: &[u8],
+) -> std::io::Result<(TcpStream, SocketAddr)> {
     let mut stream = connect_from(from, to)?;
     stream.set_nonblocking(true)?;
-    stream.write_all(&scenario.header())?;
+    // In one packet: whoever takes the preamble must not take the header with it.
+    stream.write_all(&[preamble, &scenario.header()].concat())?;
     let addr = stream.local_addr()?;
     Ok((stream, addr))
 }

@@ -111,8 +111,11 @@ fn accept_until<F: Fn(TcpStream) + Send + Sync + 'static>(
             thread::spawn(move || {
                 let _ = stream.set_nonblocking(false);
                 let _ = stream.set_nodelay(true);
+                // A peer must not be told of the end before it is counted: what it does next would be counted, too.
+                let kept = stream.try_clone();
                 serve(stream);
                 drop(entered);
+                drop(kept);
             });
         }
     }

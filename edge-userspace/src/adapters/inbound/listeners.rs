@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -85,6 +85,10 @@ pub async fn serve<C, F>(
             Ok((client, from)) => {
                 pause = FIRST_PAUSE;
                 spawn(&proxy, options, client, from, address);
+                let pause = proxy.admission.pause(Instant::now());
+                if !pause.is_zero() && tokio::time::timeout(pause, stop.as_mut()).await.is_ok() {
+                    break;
+                }
             }
             Err(error) => {
                 if let Some(kind) = shortage(&error) {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::line_writer::LineWriter;
 use super::timestamp::rfc3339;
-use crate::domain::{Fallback, Outcome, Step};
+use crate::domain::{Fallback, Outcome, ProxyVersion, Step};
 
 /// Writes outcomes. Never blocks; what its reader is too slow for is lost and counted.
 #[derive(Debug, Clone)]
@@ -36,8 +36,16 @@ struct Record<'a> {
     /// When the connection was accepted.
     ts: String,
     id: u64,
+    /// The same for those who see connections of several daemons.
+    conn_id: String,
     client_ip: IpAddr,
     client_port: u16,
+    /// The PROXY header that came in: version, who sent it, and what else it said.
+    proxy_in: Option<&'static str>,
+    proxied_by: Option<SocketAddr>,
+    proxied_to: Option<SocketAddr>,
+    proxied_id: Option<&'a str>,
+    proxied_name: Option<&'a str>,
     to: SocketAddr,
     listener: Option<&'a str>,
     app: Option<&'a str>,
@@ -46,6 +54,8 @@ struct Record<'a> {
     backend: Option<&'a str>,
     backend_addr: Option<SocketAddr>,
     backend_region: Option<&'a str>,
+    /// The PROXY header that the backend got.
+    proxy_out: Option<&'static str>,
     /// Why this backend.
     why: Option<&'static str>,
     binding_yielded: Option<&'static str>,
@@ -61,11 +71,15 @@ struct Record<'a> {
     bytes_down: u64,
     kernel_up: u64,
     kernel_down: u64,
+    /// Waiting for a place on a backend.
+    queue_ms: Option<f64>,
     connect_ms: Option<f64>,
     duration_ms: f64,
     termination: &'static str,
     termination_words: &'static str,
     reject: Option<&'static str>,
+    reject_detail: Option<&'a str>,
+    denied_by: Option<&'a str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -91,7 +105,7 @@ struct FailedAttempt<'a> {
 
 impl<'a> Record<'a> {
     fn of(outcome: &'a Outcome) -> Self {
-        let backend = outcome.backend.as_ref();
+        let (backend, proxied) = (outcome.backend.as_ref(), outcome.proxied.as_ref());
         let failed = outcome.failed.iter().map(|attempt| FailedAttempt {
             backend: attempt.backend.as_str(),
             failure: attempt.failure.as_str(),
@@ -101,8 +115,14 @@ impl<'a> Record<'a> {
             target: "access",
             ts: rfc3339(outcome.started),
             id: outcome.id,
+            conn_id: outcome.connection_id().to_string(),
             client_ip: outcome.client.ip().to_canonical(),
             client_port: outcome.client.port(),
+            proxy_in: proxied.map(|header| header.version.as_str()),
+            proxied_by: proxied.map(|_| outcome.peer),
+            proxied_to: proxied.and_then(|header| header.addresses).map(|addresses| addresses.to),
+            proxied_id: proxied.and_then(|header| header.unique_id.as_deref()),
+            proxied_name: proxied.and_then(|header| header.server_name.as_deref()),
             to: outcome.to,
             listener: outcome.listener.as_ref().map(|listener| listener.as_str()),
             app: outcome.app.as_ref().map(|app| app.as_str()),
@@ -111,6 +131,7 @@ impl<'a> Record<'a> {
             backend: backend.map(|backend| backend.id.as_str()),
             backend_addr: backend.map(|backend| backend.addr.socket_addr()),
             backend_region: backend.map(|backend| backend.region.as_str()),
+            proxy_out: outcome.announced.map(ProxyVersion::as_str),
             why: backend.map(|backend| backend.reason.as_str()),
             binding_yielded: backend.and_then(|backend| backend.binding_yielded).map(|skip| skip.as_str()),
             attempts: outcome.failed.len() + usize::from(backend.is_some()),
@@ -122,11 +143,14 @@ impl<'a> Record<'a> {
             bytes_down: outcome.bytes.down,
             kernel_up: outcome.bytes.kernel_up,
             kernel_down: outcome.bytes.kernel_down,
+            queue_ms: outcome.queued.map(millis),
             connect_ms: outcome.connect.map(millis),
             duration_ms: millis(outcome.duration),
             termination: outcome.termination.letters(),
             termination_words: outcome.termination.words(),
             reject: outcome.reject.map(|reject| reject.as_str()),
+            reject_detail: outcome.reject_detail.as_deref(),
+            denied_by: outcome.denied_by.as_ref().map(|rule| rule.as_str()),
         }
     }
 }
@@ -149,6 +173,9 @@ mod tests {
         let line = serde_json::to_value(Record::of(&sample::outcome())).unwrap();
         let expected = serde_json::json!({
             "target": "access", "ts": "1970-01-01T00:00:01.500Z", "id": 7,
+            "conn_id": "00000000000000ab-7",
+            "proxy_in": "v2", "proxied_by": "192.0.2.33:999", "proxied_to": "198.51.100.1:443",
+            "proxied_id": "lb-5", "proxied_name": "www.example.com", "proxy_out": "v1",
             "client_ip": "203.0.113.9", "client_port": 4444, "to": "192.0.2.80:8080",
             "listener": "0.0.0.0:8080",
             "app": "web", "country": "BR", "client_region": "sa",
@@ -161,8 +188,9 @@ mod tests {
                 { "forwarder": "sockmap", "why": "lively", "at_ms": 21.5 },
             ],
             "bytes_up": 100, "bytes_down": 2000, "kernel_up": 40, "kernel_down": 1500,
-            "connect_ms": 1.5, "duration_ms": 2500.0,
+            "queue_ms": 0.5, "connect_ms": 1.5, "duration_ms": 2500.0,
             "termination": "CD", "termination_words": "client reset the connection", "reject": null,
+            "reject_detail": null, "denied_by": null,
         });
         assert_eq!(line, expected);
     }
@@ -174,7 +202,7 @@ mod tests {
         assert_eq!(line["reject"], "all_full");
         assert_eq!(line["attempts"], 0);
         assert!(line["backend"].is_null() && line["connect_ms"].is_null());
-        assert_eq!(line.as_object().unwrap().len(), 29);
+        assert_eq!(line.as_object().unwrap().len(), 39);
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod observer;
 pub mod privileges;
 pub mod prober;
+pub mod refusal_log;
 pub mod sqlite;
 pub mod tcp_options;
 mod timestamp;

@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::access_log::AccessLog;
 use super::metrics::Metrics;
+use super::refusal_log::RefusalLog;
 use crate::application::events::{EventKind, Events, Subject};
 use crate::application::ports::{GeoSource, Observer};
 use crate::domain::{AppName, Backend, CheckReport, Outcome, Transition};
@@ -14,6 +16,7 @@ use crate::domain::{AppName, Backend, CheckReport, Outcome, Transition};
 pub struct Recorder {
     pub metrics: Arc<Metrics>,
     pub access_log: Option<AccessLog>,
+    pub refusals: RefusalLog,
     pub events: Arc<Events>,
 }
 
@@ -28,7 +31,7 @@ impl Observer for Recorder {
 
     fn closed(&self, outcome: &Outcome) {
         self.metrics.closed(outcome);
-        if let Some(log) = &self.access_log {
+        if let Some(log) = self.access_log.as_ref().filter(|_| self.refusals.wants(outcome, Instant::now())) {
             log.record(outcome);
         }
     }
@@ -91,6 +94,18 @@ pub(crate) mod sample {
     pub(crate) fn outcome() -> Outcome {
         Outcome {
             id: 7,
+            instance: Instance::new(0xab),
+            peer: "192.0.2.33:999".parse().unwrap(),
+            proxied: Some(ProxyHeader {
+                version: ProxyVersion::V2,
+                addresses: Some(proxy::ProxiedAddresses {
+                    client: "203.0.113.9:4444".parse().unwrap(),
+                    to: "198.51.100.1:443".parse().unwrap(),
+                }),
+                unique_id: Some("lb-5".to_owned()),
+                server_name: Some("www.example.com".to_owned()),
+            }),
+            announced: Some(ProxyVersion::V1),
             client: "203.0.113.9:4444".parse().unwrap(),
             to: "192.0.2.80:8080".parse().unwrap(),
             listener: Some(ListenerId::parse("0.0.0.0:8080").unwrap()),
@@ -116,10 +131,13 @@ pub(crate) mod sample {
             fallback: Some(Fallback::Entangled),
             bytes: ByteCounts { up: 100, down: 2000, kernel_up: 40, kernel_down: 1500 },
             started: UNIX_EPOCH + Duration::from_millis(1500),
+            queued: Some(Duration::from_micros(500)),
             connect: Some(Duration::from_micros(1500)),
             duration: Duration::from_millis(2500),
             termination: Termination::ClientReset,
             reject: None,
+            reject_detail: None,
+            denied_by: None,
         }
     }
 
@@ -127,11 +145,14 @@ pub(crate) mod sample {
     pub(crate) fn rejected() -> Outcome {
         Outcome {
             client: "[::ffff:203.0.113.9]:4444".parse().unwrap(),
+            proxied: None,
+            announced: None,
             backend: None,
             failed: Vec::new(),
             forwarders: Vec::new(),
             fallback: None,
             bytes: ByteCounts::default(),
+            queued: None,
             connect: None,
             termination: Termination::NoBackendAvailable,
             reject: Some(RejectReason::NoBackend(NoBackend::AllFull)),

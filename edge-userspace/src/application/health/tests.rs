@@ -154,7 +154,8 @@ fn connections_that_are_reset_at_once_eject_and_the_hosts_own_failures_don_t() {
     assert!(backend.load.is_ejected());
 }
 
-const PACE: Pace = Pace { interval: Duration::from_secs(2), timeout: Duration::from_secs(1), rise: 2, fall: 3 };
+const PACE: CheckPace =
+    CheckPace { interval: Duration::from_secs(2), timeout: Duration::from_secs(1), rise: 2, fall: 3 };
 
 impl Ward {
     /// A ward whose backends are checked as `check` says.

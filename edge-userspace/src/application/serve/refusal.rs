@@ -6,19 +6,35 @@ use crate::domain::{Attempt, ConnectFailure, NoBackend, RejectReason, Terminatio
 pub(super) struct Refusal {
     pub(super) termination: Termination,
     pub(super) reject: Option<RejectReason>,
+    /// What exactly was wrong, where the reason leaves that open.
+    pub(super) detail: Option<String>,
 }
 
 impl Refusal {
     pub(super) fn because(termination: Termination) -> Self {
-        Self { termination, reject: None }
+        Self { termination, reject: None, detail: None }
+    }
+
+    /// The client went while it waited for a place on a backend, or for an answer of one.
+    pub(super) fn client_gone(waited: bool) -> Self {
+        Self::because(if waited { Termination::ClientResetQueued } else { Termination::ClientResetConnecting })
     }
 
     pub(super) fn rule(reason: RejectReason) -> Self {
-        Self { termination: Termination::RejectedByRule, reject: Some(reason) }
+        Self { reject: Some(reason), ..Self::because(Termination::RejectedByRule) }
+    }
+
+    /// The client did not say in time what it had to say.
+    pub(super) fn silent(reason: RejectReason) -> Self {
+        Self { reject: Some(reason), ..Self::because(Termination::ClientSilent) }
+    }
+
+    pub(super) fn detail(self, detail: String) -> Self {
+        Self { detail: Some(detail), ..self }
     }
 
     pub(super) fn no_backend(why: NoBackend) -> Self {
-        Self { termination: Termination::NoBackendAvailable, reject: Some(RejectReason::NoBackend(why)) }
+        Self { reject: Some(RejectReason::NoBackend(why)), ..Self::because(Termination::NoBackendAvailable) }
     }
 
     /// Candidates were tried and none answered.

@@ -5,6 +5,6 @@ mod spec;
 mod verdict;
 
 pub use parse::CheckError;
-pub use spec::{CheckDefaults, CheckSpec, HealthCheck, HttpCheck, Pace, Probe, StatusRanges, Tls, Verify};
+pub use spec::{CheckDefaults, CheckPace, CheckSpec, HealthCheck, HttpCheck, Probe, StatusRanges, Tls, Verify};
 pub(super) use verdict::Checked;
 pub use verdict::{CheckChange, CheckReport, CheckResult, CheckVerdict};

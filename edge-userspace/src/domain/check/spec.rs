@@ -119,7 +119,7 @@ pub struct CheckDefaults {
 
 /// How often a backend is checked, and how many answers in a row change its state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pace {
+pub struct CheckPace {
     /// From the beginning of one check to that of the next.
     pub interval: Duration,
     /// For one check, from the first packet to the last.
@@ -137,8 +137,8 @@ impl CheckSpec {
         self.port.map_or(addr, |port| SocketAddr::new(addr.ip(), port.get()))
     }
 
-    pub fn pace(&self, defaults: &CheckDefaults) -> Pace {
-        Pace {
+    pub fn pace(&self, defaults: &CheckDefaults) -> CheckPace {
+        CheckPace {
             interval: self.interval.unwrap_or(defaults.interval),
             timeout: self.timeout.unwrap_or(defaults.timeout),
             rise: self.rise.map_or(defaults.rise, NonZero::get).max(1),

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::Pace;
+use super::CheckPace;
 
 /// How a check ended. A bounded set: it labels a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -117,7 +117,12 @@ pub struct Checked {
 
 impl Checked {
     /// Takes the report of one more check.
-    pub(in crate::domain) fn take(&mut self, report: CheckReport, now: Instant, pace: &Pace) -> Option<CheckChange> {
+    pub(in crate::domain) fn take(
+        &mut self,
+        report: CheckReport,
+        now: Instant,
+        pace: &CheckPace,
+    ) -> Option<CheckChange> {
         let result = report.result;
         self.last = Some((report, now));
         if result == CheckResult::Local {

@@ -6,7 +6,7 @@ use super::value::{count, flag, optional_text, text};
 use super::{RawValue, RowError, raw_row};
 use crate::domain::{
     AppName, BackendAddr, BackendId, BackendSpec, BackendState, CountryCode, DEFAULT_SOFT_LIMIT, HealthCheck, Limits,
-    Region, Weight,
+    ProxyVersion, Region, Weight,
 };
 
 raw_row! {
@@ -26,9 +26,16 @@ impl RawBackend {
     }
 
     /// The backend the row describes. NULL or absent columns mean: healthy 1, weight 1, soft_limit 100 (or
-    /// hard_limit, if that is lower), hard_limit 0 (unlimited), state `ready`, no country, same_host 0, health_check as the app says.
+    /// hard_limit, if that is lower), hard_limit 0 (unlimited), state `ready`, no country, same_host 0,
+    /// send_proxy `off`, health_check as the app says.
     pub fn parse(&self) -> Result<BackendSpec, RowError> {
         flag("deleted", &self.deleted)?;
+        let same_host = flag("same_host", &self.same_host)?.unwrap_or(false);
+        let send_proxy = optional_text("send_proxy", &self.send_proxy)?.unwrap_or("off");
+        let send_proxy = ProxyVersion::parse_sent(send_proxy)?;
+        if same_host && send_proxy.is_some() {
+            return Err(RowError::HeaderWithoutTcp);
+        }
         Ok(BackendSpec {
             id: self.id()?,
             app: AppName::parse(text("app", &self.app)?)?,
@@ -39,7 +46,8 @@ impl RawBackend {
             state: optional_text("state", &self.state)?.map_or(Ok(BackendState::Ready), BackendState::parse)?,
             weight: Weight(count("weight", &self.weight)?.unwrap_or(1)),
             limits: self.limits()?,
-            same_host: flag("same_host", &self.same_host)?.unwrap_or(false),
+            same_host,
+            send_proxy,
             health_check: optional_text("health_check", &self.health_check)?.map(HealthCheck::parse).transpose()?,
         })
     }

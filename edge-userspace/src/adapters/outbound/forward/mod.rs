@@ -70,11 +70,11 @@ impl Forwarders {
     }
 
     /// By the policy of this moment.
-    async fn ordinary(&self, sockets: Both<TcpStream>, flow: &Flow) -> Report {
+    async fn ordinary(&self, sockets: Both<TcpStream>, header: u64, flow: &Flow) -> Report {
         let policy = self.path.policy();
         // Wanted, and not to be had for anybody.
         let unavailable = policy.wants_kernel() && !self.path.is_open();
-        let fresh = Report { fallback: unavailable.then_some(Fallback::Unavailable), ..Report::default() };
+        let fresh = Report { header, fallback: unavailable.then_some(Fallback::Unavailable), ..Report::default() };
         match policy {
             Policy::Sockmap => self.offload(sockets, fresh, Why::Configured, flow).await,
             Policy::Chaos => {
@@ -93,11 +93,12 @@ impl Forwarders {
     }
 
     /// To a backend that the operator marked: straight from application to application, where both are on this host.
-    async fn marked(&self, sockets: Both<TcpStream>, backend: &BackendId, flow: &Flow) -> Report {
-        match Box::pin(self.same_host.forward(sockets, backend, flow, &self.rules.limits, &self.cut)).await {
+    async fn marked(&self, sockets: Both<TcpStream>, backend: &BackendId, header: u64, flow: &Flow) -> Report {
+        let forwarded = self.same_host.forward(sockets, backend, header == 0, flow, &self.rules.limits, &self.cut);
+        match Box::pin(forwarded).await {
             Ok(ended) => Report { bytes: ended.bytes, ..Report::default() }.ended(ended.termination),
             Err(Instead { sockets, why }) => {
-                let report = Box::pin(self.ordinary(sockets, flow)).await;
+                let report = Box::pin(self.ordinary(sockets, header, flow)).await;
                 Report { fallback: why.or(report.fallback), ..report }
             }
         }
@@ -129,7 +130,7 @@ impl Forwarders {
         let (Ok(client), Ok(backend)) = (client.into_std(), backend.into_std()) else {
             return before.ended(Termination::OutOfResources);
         };
-        match Offload::begin(kernel, Both { client, backend }, before.bytes) {
+        match Offload::begin(kernel, Both { client, backend }, before.bytes, before.header) {
             Ok(offload) => {
                 flow.step(ForwarderKind::Sockmap, why);
                 let demotes = || self.path.policy() == Policy::Auto;
@@ -173,6 +174,8 @@ impl Forwarders {
 /// How far a connection got, while forwarders take turns.
 #[derive(Debug, Clone, Copy, Default)]
 struct Report {
+    /// Bytes read from the client before, a PROXY header.
+    header: u64,
     bytes: ByteCounts,
     fallback: Option<Fallback>,
     termination: Option<Termination>,
@@ -192,10 +195,10 @@ impl Forwarder for Forwarders {
     async fn forward(&self, pair: Pair, flow: &Flow) -> ForwardReport {
         let sockets = Both { client: pair.client, backend: pair.backend };
         let report = match &pair.same_host {
-            Some(backend) => self.marked(sockets, backend, flow).await,
+            Some(backend) => self.marked(sockets, backend, pair.header, flow).await,
             None => {
                 self.same_host.release_client(&sockets.client);
-                self.ordinary(sockets, flow).await
+                self.ordinary(sockets, pair.header, flow).await
             }
         };
         ForwardReport {

@@ -57,7 +57,7 @@ pub async fn run(kernel: &Arc<Kernel>) -> Result<(), SelfTestError> {
     proxy_client.set_nonblocking(true)?;
     proxy_backend.set_nonblocking(true)?;
     let sockets = Both { client: proxy_client, backend: proxy_backend };
-    let offload = Offload::begin(kernel, sockets, ByteCounts::default()).map_err(|_| SelfTestError::Refused)?;
+    let offload = Offload::begin(kernel, sockets, ByteCounts::default(), 0).map_err(|_| SelfTestError::Refused)?;
     let addr = client.local_addr()?;
     let sender = spawn_client(client, sent.clone(), reply.clone());
     let receiver = spawn_backend(backend, sent, reply);

@@ -119,11 +119,13 @@ enum Wait {
 impl Offload {
     /// Takes over a pair, or gives it back with the reason why it must be copied.
     ///
-    /// `before` was read from each socket so far, and all of it written out.
+    /// `before` was read from each socket so far, and all of it written out; `header` was read from the client, too,
+    /// and went nowhere.
     pub(super) fn begin(
         kernel: &Arc<Kernel>,
         sockets: Both<TcpStream>,
         before: ByteCounts,
+        header: u64,
     ) -> Result<Self, (Fallback, Both<TcpStream>)> {
         // The map takes established sockets only. Found out now the pair can still be copied in the ordinary way.
         if sockets.iter().any(|socket| socket::tcp_info(socket.as_fd()).map_or(true, |info| info.fin)) {
@@ -138,7 +140,8 @@ impl Offload {
         else {
             return Err((Fallback::InsertRefused, sockets));
         };
-        let lanes = Both { client: Lane::new(before.up, backend_base), backend: Lane::new(before.down, client_base) };
+        let lanes =
+            Both { client: Lane::new(header + before.up, backend_base), backend: Lane::new(before.down, client_base) };
         // Records, then the backend, then the client: a socket whose peer is not in the map passes everything, one
         // without a record too. If the backend is refused nothing is in the map yet.
         let prepared = slot

@@ -16,7 +16,7 @@ use crate::application::ports::GeoSource;
 use crate::application::status::{ConnectionStatus, Status};
 use crate::domain::{
     ByteCounts, CheckReport, CheckResult, Complaint, ConnectFailure, Fallback, ForwarderKind, Outcome, PickReason,
-    RejectReason, Skip, Termination, Why,
+    ProxyVersion, RejectReason, Skip, Termination, Why,
 };
 
 /// Upper bounds in seconds: a LAN connect takes 0.1 ms, one around the world 0.3 s, a lost SYN 1 s, 3 s, 7 s.
@@ -31,6 +31,7 @@ pub struct Metrics {
     closed: Labelled,
     rejected: Labelled,
     connect: Times,
+    queue: Times,
     duration: Times,
     bytes: Bytes,
     /// The counts of bytes that were last shown, in the order of [`Bytes`].
@@ -39,6 +40,8 @@ pub struct Metrics {
     retries: AtomicU64,
     picks: Labelled,
     yielded: Labelled,
+    proxy_in: Labelled,
+    proxy_out: Labelled,
     ejections: Labelled,
     checks: Labelled,
     check_seconds: Times,
@@ -71,6 +74,7 @@ impl Metrics {
             closed: Labelled::new(Termination::ALL.into_iter().map(Termination::letters)),
             rejected: Labelled::new(RejectReason::all().map(RejectReason::as_str)),
             connect: Times::new(&CONNECT_BOUNDS),
+            queue: Times::new(&CONNECT_BOUNDS),
             duration: Times::new(&DURATION_BOUNDS),
             bytes: Bytes::default(),
             shown: Default::default(),
@@ -78,6 +82,8 @@ impl Metrics {
             retries: AtomicU64::new(0),
             picks: Labelled::new(PickReason::ALL.into_iter().map(PickReason::as_str)),
             yielded: Labelled::new(Skip::ALL.into_iter().map(Skip::as_str)),
+            proxy_in: Labelled::new(ProxyVersion::ALL.into_iter().map(ProxyVersion::as_str)),
+            proxy_out: Labelled::new(ProxyVersion::ALL.into_iter().map(ProxyVersion::as_str)),
             ejections: Labelled::new(Complaint::ALL.into_iter().map(Complaint::as_str)),
             checks: Labelled::new(CheckResult::ALL.into_iter().map(CheckResult::as_str)),
             check_seconds: Times::new(&CONNECT_BOUNDS),
@@ -123,8 +129,17 @@ impl Metrics {
         if let Some(reject) = outcome.reject {
             self.rejected.add(reject.as_str(), 1);
         }
+        if let Some(queued) = outcome.queued {
+            self.queue.observe(queued);
+        }
         if let Some(connect) = outcome.connect {
             self.connect.observe(connect);
+        }
+        if let Some(header) = &outcome.proxied {
+            self.proxy_in.add(header.version.as_str(), 1);
+        }
+        if let Some(version) = outcome.announced {
+            self.proxy_out.add(version.as_str(), 1);
         }
         self.count_backend(outcome);
         self.count_forwarders(outcome);

@@ -13,10 +13,24 @@ pub(super) const CONNECT_SECONDS: Name = ("connect_seconds", "Time from accept t
 pub(super) const DURATION_SECONDS: Name = ("connection_duration_seconds", "Time from accept to the end");
 pub(super) const BYTES: Name =
     ("forwarded_bytes", "Payload, running flows included, by direction and by who moved it (userspace or kernel)");
+pub(super) const QUEUE_SECONDS: Name = ("queue_seconds", "Time that clients waited for a place on a backend");
+pub(super) const QUEUE_WAITING: Name = ("queue_waiting", "Clients that wait for a place on a backend, by app");
+pub(super) const QUEUE_LENGTH: Name = ("queue_length", "Clients that may wait for a place on a backend, by app");
+pub(super) const LISTENER_CONNECTIONS: Name = ("listener_connections", "Connections of a listener");
+pub(super) const LISTENER_MAX_CONNECTIONS: Name =
+    ("listener_max_connections", "Connections a listener may have; 0 = no limit of its own");
+pub(super) const SOURCES: Name =
+    ("sources", "Source prefixes that are counted, with connections and remembered without");
+pub(super) const ACCEPT_PAUSES: Name =
+    ("accept_pauses", "Times a listener left clients waiting because of max_connection_rate");
+pub(super) const REFUSALS_NOT_LOGGED: Name =
+    ("refusals_not_logged", "Refused connections left out of the access log because of refusal_log_rate");
 pub(super) const CONNECT_FAILURES: Name = ("connect_failures", "Connects to backends that failed, by how");
 pub(super) const RETRIES: Name = ("connect_retries", "Connects that were tried again on another backend");
 pub(super) const PICKS: Name = ("picks", "Backends connected to, by why they were chosen");
 pub(super) const YIELDED: Name = ("bindings_yielded", "Bindings that were not honoured, by why");
+pub(super) const PROXY_IN: Name = ("proxy_headers_received", "PROXY headers received, by version");
+pub(super) const PROXY_OUT: Name = ("proxy_headers_sent", "PROXY headers sent to backends, by version");
 pub(super) const EJECTIONS: Name = ("ejections", "Backends ejected because they failed connections, by how");
 pub(super) const BACKEND_EJECTED: Name = ("backend_ejected", "1 while a backend is ejected");
 pub(super) const CHECKS: Name = ("health_checks", "Checks of backends, by result");

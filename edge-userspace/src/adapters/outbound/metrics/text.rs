@@ -38,6 +38,7 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let out = &mut Out(&mut encoder);
         self.connections(out)?;
+        self.limits(out)?;
         self.decisions(out)?;
         self.forwarding(out)?;
         self.backends(out)?;
@@ -59,12 +60,32 @@ impl Scrape {
         out.family(names::LOST_RECORDS, MetricType::Counter, lost)
     }
 
+    fn limits(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let limits = &self.status.limits;
+        out.times(names::QUEUE_SECONDS, &self.metrics.queue)?;
+        let queues = || limits.queues.iter().map(|queue| ([("app", queue.app.as_str())], queue));
+        out.family(names::QUEUE_WAITING, MetricType::Gauge, queues().map(|(app, queue)| (app, queue.waiting)))?;
+        out.family(names::QUEUE_LENGTH, MetricType::Gauge, queues().map(|(app, queue)| (app, queue.length.into())))?;
+        let listeners = || limits.listeners.iter().map(|load| ([("listener", load.listener.as_str())], load));
+        let active = listeners().map(|(listener, load)| (listener, load.connections.into()));
+        out.family(names::LISTENER_CONNECTIONS, MetricType::Gauge, active)?;
+        let most = listeners().map(|(listener, load)| (listener, load.max_connections.into()));
+        out.family(names::LISTENER_MAX_CONNECTIONS, MetricType::Gauge, most)?;
+        let sources = [("connected", limits.sources_connected), ("remembered", limits.sources_remembered)];
+        let sources = sources.into_iter().map(|(state, count)| ([("state", state)], count));
+        out.family(names::SOURCES, MetricType::Gauge, sources)?;
+        out.counter(names::ACCEPT_PAUSES, limits.accept_pauses)?;
+        out.counter(names::REFUSALS_NOT_LOGGED, limits.refusals_not_logged)
+    }
+
     fn decisions(&self, out: &mut Out<'_, '_>) -> fmt::Result {
         let (m, status) = (&self.metrics, &self.status);
         out.counters(names::PICKS, "reason", &m.picks)?;
         out.counters(names::CONNECT_FAILURES, "failure", &m.connect_failures)?;
         out.counter(names::RETRIES, m.retries.load(Ordering::Relaxed))?;
         out.counters(names::YIELDED, "reason", &m.yielded)?;
+        out.counters(names::PROXY_IN, "version", &m.proxy_in)?;
+        out.counters(names::PROXY_OUT, "version", &m.proxy_out)?;
         out.counters(names::EJECTIONS, "why", &m.ejections)?;
         out.counters(names::CHECKS, "result", &m.checks)?;
         out.times(names::CHECK_SECONDS, &m.check_seconds)?;

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use self::tls::TlsConfigs;
 use super::connector::classify;
 use crate::application::ports::Prober;
+use crate::domain::proxy::local;
 use crate::domain::{Backend, CheckReport, CheckResult, CheckSpec, ConnectFailure, Probe};
 
 /// What is expected must be among the first bytes of an answer.
@@ -65,14 +66,16 @@ impl From<ConnectFailure> for Failure {
 
 impl Prober for TcpProber {
     async fn probe(&self, backend: &Backend, spec: &CheckSpec, limit: Duration) -> CheckReport {
-        self.check(spec.addr_of(backend), spec, limit).await
+        // A port of its own is that of something else, which need not expect a header.
+        let header = backend.send_proxy.filter(|_| spec.port.is_none()).map(local).unwrap_or_default();
+        self.check(spec.addr_of(backend), &header, spec, limit).await
     }
 }
 
 impl TcpProber {
-    async fn check(&self, addr: SocketAddr, spec: &CheckSpec, limit: Duration) -> CheckReport {
+    async fn check(&self, addr: SocketAddr, header: &[u8], spec: &CheckSpec, limit: Duration) -> CheckReport {
         let started = Instant::now();
-        let outcome = timeout(limit, self.ask(addr, spec)).await;
+        let outcome = timeout(limit, self.ask(addr, header, spec)).await;
         let Failure { result, detail } = match outcome {
             Ok(Ok(())) => Failure { result: CheckResult::Passed, detail: None },
             Ok(Err(failure)) => failure,
@@ -81,8 +84,10 @@ impl TcpProber {
         CheckReport { result, detail: detail.map(short), took: started.elapsed() }
     }
 
-    async fn ask(&self, addr: SocketAddr, spec: &CheckSpec) -> Result<(), Failure> {
-        let stream = connect(addr).await?;
+    /// `header` is sent first: the PROXY header of a connection that is nobody's but the POP's.
+    async fn ask(&self, addr: SocketAddr, header: &[u8], spec: &CheckSpec) -> Result<(), Failure> {
+        let mut stream = connect(addr).await?;
+        stream.write_all(header).await.map_err(|why| Failure::of_stream(&why))?;
         match &spec.probe {
             Probe::Connect => Ok(()),
             Probe::Exchange { send, expect } => exchange(stream, send, expect).await,

@@ -45,7 +45,7 @@ async fn server(answer: Option<&'static [u8]>, tls: Option<TlsAcceptor>) -> Sock
 
 async fn check(addr: SocketAddr, text: &str, limit: Duration) -> (CheckResult, String) {
     let check = HealthCheck::parse(text).unwrap();
-    let report = TcpProber::default().check(addr, check.spec().unwrap(), limit).await;
+    let report = TcpProber::default().check(addr, b"", check.spec().unwrap(), limit).await;
     (report.result, report.detail.unwrap_or_default())
 }
 
@@ -120,4 +120,36 @@ async fn https_believes_whom_it_is_told_to() {
     assert_eq!(check(plain, "https", SECOND * 5).await.0, CheckResult::Tls);
     let silent = server(None, None).await;
     assert_eq!(check(silent, "https", Duration::from_millis(300)).await.0, CheckResult::TimedOut);
+}
+
+#[tokio::test]
+async fn a_backend_that_gets_proxy_headers_gets_one_that_names_nobody() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let row = |send_proxy: &str| crate::domain::RawBackend {
+        wg_ip: "127.0.0.1".into(),
+        port: i64::from(port).into(),
+        send_proxy: send_proxy.into(),
+        ..crate::domain::testing::row("b", "sa")
+    };
+    let ask = HealthCheck::parse("tcp send=PING expect=PONG").unwrap();
+    let other_port = HealthCheck::parse(&format!("tcp send=PING expect=PONG port={port}")).unwrap();
+    for (send_proxy, check, begins) in [
+        ("v1", &ask, &b"PROXY UNKNOWN\r\nPING"[..]),
+        ("v2", &ask, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0PING"),
+        ("off", &ask, b"PING"),
+        ("v1", &other_port, b"PING"),
+    ] {
+        let backend = crate::domain::testing::backends(&[row(send_proxy)]).remove(0);
+        let prober = TcpProber::default();
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut got = vec![0; begins.len()];
+            stream.read_exact(&mut got).await.unwrap();
+            stream.write_all(b"PONG").await.unwrap();
+            got
+        };
+        let (report, got) = tokio::join!(prober.probe(&backend, check.spec().unwrap(), SECOND * 5), serve);
+        assert_eq!((report.result, got.as_slice()), (CheckResult::Passed, begins), "{send_proxy}");
+    }
 }

@@ -37,6 +37,7 @@ pub fn read_routing(connection: &Connection) -> Result<RawRouting, DatabaseError
         regions: optional_rows(connection)?,
         apps: optional_rows(connection)?,
         listeners: optional_rows(connection)?,
+        acl: optional_rows(connection)?,
     })
 }
 

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-const PACE: Pace = Pace { interval: Duration::from_secs(2), timeout: Duration::from_secs(1), rise: 2, fall: 3 };
+const PACE: CheckPace =
+    CheckPace { interval: Duration::from_secs(2), timeout: Duration::from_secs(1), rise: 2, fall: 3 };
 
 /// Takes checks, written `+` (passed), `-` (refused) and `.` (this host's fault); the changes, as `u` and `d`.
 fn take(checked: &mut Checked, checks: &str) -> String {

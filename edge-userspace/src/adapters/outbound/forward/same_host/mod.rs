@@ -139,11 +139,13 @@ impl SameHost {
     }
 
     /// Forwards a connection to a marked backend, or says why the ordinary way is to be taken: nothing, if the client
-    /// is not one of the named applications.
+    /// is not one of the named applications. An `untouched` client is one of which nothing was read: the programs count
+    /// its bytes from the first one.
     pub(super) async fn forward(
         &self,
         sockets: Both<TcpStream>,
         backend: &BackendId,
+        untouched: bool,
         flow: &Flow,
         limits: &TimeLimits,
         cut: &Cut,
@@ -154,7 +156,7 @@ impl SameHost {
             }
             return Err(Instead { sockets, why: None });
         };
-        let pair = match self.pair(programs, sockets, backend).await {
+        let pair = match self.pair(programs, sockets, backend, untouched).await {
             Ok(pair) => pair,
             Err(instead) => return Err(instead),
         };
@@ -173,6 +175,7 @@ impl SameHost {
         programs: &Arc<LocalPrograms>,
         sockets: Both<TcpStream>,
         backend: &BackendId,
+        untouched: bool,
     ) -> Result<LocalPair, Instead> {
         let (Some(client_own), Some(own)) =
             (programs.own(sockets.client.as_fd()), programs.own(sockets.backend.as_fd()))
@@ -187,6 +190,7 @@ impl SameHost {
         let why = match (client, found) {
             (None, _) => None,
             (Some(_), None) => Some(Fallback::NotLocal),
+            _ if !untouched => Some(Fallback::ProxyHeader),
             _ if self.is_withdrawn(backend) => Some(Fallback::Withdrawn),
             (Some(client), Some(found)) => {
                 let ends = Both { client, backend: found };
@@ -240,7 +244,7 @@ impl SameHost {
     }
 }
 
-/// The ordinary way is to be taken. Nothing was read from or written to the sockets.
+/// The ordinary way is to be taken. The sockets are as they were.
 #[derive(Debug)]
 pub(super) struct Instead {
     pub(super) sockets: Both<TcpStream>,

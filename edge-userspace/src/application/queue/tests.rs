@@ -1,0 +1,230 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::*;
+use crate::domain::testing::{app_name, id, region, row};
+use crate::domain::{AffinityPrefix, BackendLoad, ClientAddr, RawApp, RawBackend, RawRouting, Region};
+
+/// Long enough for anything that is to happen.
+const SOON: Duration = Duration::from_secs(60);
+
+/// A table of the app `web` with these backends, which may have `length` clients wait.
+struct Shop {
+    routing: RoutingTable,
+    app: AppName,
+    pop: Region,
+}
+
+impl Shop {
+    fn new(backends: &[RawBackend], length: i64) -> Self {
+        let shop = Self { routing: RoutingTable::new(), app: app_name("web"), pop: region("sa") };
+        shop.load(backends, length);
+        shop
+    }
+
+    fn load(&self, backends: &[RawBackend], length: i64) {
+        let app = RawApp { queue_length: length.into(), ..RawApp::named("web") };
+        let raw = RawRouting { backends: backends.to_vec(), apps: vec![app], ..RawRouting::default() };
+        let report = self.routing.apply(&raw, true).unwrap();
+        assert!(report.rejected.is_empty(), "{report:?}");
+    }
+
+    fn search<'a>(&'a self, client: u32, tried: &'a Tried) -> Search<'a, fastrand::Rng> {
+        let client = ClientAddr::new(Ipv4Addr::from_bits(0x0a00_0000 + client).into());
+        Search {
+            routing: &self.routing,
+            app: &self.app,
+            request: Request { client_region: None, pop_region: &self.pop, bound: None },
+            tried,
+            source: AffinityPrefix::default().prefix(client),
+            random: fastrand::Rng::with_seed(client.ip().is_ipv4().into()),
+        }
+    }
+
+    async fn place(&self, client: u32, limit: Duration) -> Result<Pick, NoPlace> {
+        let tried = Tried::new();
+        let mut search = self.search(client, &tried);
+        match search.now()? {
+            Now::Place(pick) => Ok(pick),
+            Now::Ticket(ticket, _) => search.wait(ticket, limit).await,
+        }
+    }
+
+    fn load_of(&self, backend: &str) -> Arc<BackendLoad> {
+        Arc::clone(&self.routing.load().backend(&id(backend)).unwrap().load)
+    }
+
+    fn waiting(&self) -> usize {
+        self.routing.load().app(&self.app).unwrap().queue().len()
+    }
+}
+
+fn backend(name: &str, hard: i64) -> RawBackend {
+    RawBackend { soft_limit: 0.into(), hard_limit: hard.into(), ..row(name, "sa") }
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(work)
+}
+
+/// Runs `work` while `meanwhile` goes on; that begins when `waiting` wait.
+async fn while_waiting<T>(shop: &Shop, waiting: usize, work: impl Future<Output = T>, meanwhile: impl FnOnce()) -> T {
+    let meanwhile = async {
+        while shop.waiting() < waiting {
+            tokio::task::yield_now().await;
+        }
+        meanwhile();
+    };
+    tokio::join!(work, meanwhile).0
+}
+
+#[test]
+fn a_place_that_becomes_free_goes_to_who_waits() {
+    let shop = Shop::new(&[backend("b", 1)], 10);
+    block_on(async {
+        let held = shop.place(1, SOON).await.unwrap();
+        let next = while_waiting(&shop, 1, shop.place(2, SOON), || drop(held)).await.unwrap();
+        assert_eq!(next.backend.id, id("b"));
+        assert_eq!((shop.waiting(), next.permit.load().active()), (0, 1));
+    });
+    assert_eq!(shop.load_of("b").active(), 0);
+}
+
+#[test]
+fn who_comes_does_not_overtake_those_who_wait() {
+    let shop = Shop::new(&[backend("b", 1)], 10);
+    block_on(async {
+        let held = shop.place(1, SOON).await.unwrap();
+        let tried = Tried::new();
+        let Ok(Now::Ticket(first, _)) = shop.search(2, &tried).now() else { panic!("it has to wait") };
+        drop(held);
+        let Ok(Now::Ticket(second, _)) = shop.search(3, &tried).now() else { panic!("the place is the first one's") };
+        let pick = shop.search(2, &tried).wait(first, SOON).await.unwrap();
+        assert_eq!(
+            shop.search(3, &tried).wait(second, Duration::from_millis(20)).await.unwrap_err(),
+            NoPlace::TimedOut
+        );
+        drop(pick);
+        assert!(matches!(shop.search(4, &tried).now(), Ok(Now::Place(_))));
+    });
+}
+
+#[test]
+fn waiting_ends_by_time_and_by_going_away_and_leaves_nothing() {
+    let shop = Shop::new(&[backend("b", 1)], 2);
+    block_on(async {
+        let _held = shop.place(1, SOON).await.unwrap();
+        assert_eq!(shop.place(2, Duration::from_millis(10)).await.unwrap_err(), NoPlace::TimedOut);
+        assert_eq!(shop.place(2, Duration::ZERO).await.unwrap_err(), NoPlace::TimedOut);
+        let cancelled = tokio::time::timeout(Duration::from_millis(10), shop.place(2, SOON)).await;
+        assert!(cancelled.is_err());
+        assert_eq!(shop.waiting(), 0);
+        let tried = Tried::new();
+        let _line = [2, 3].map(|n| shop.search(n, &tried).now().unwrap());
+        assert_eq!(shop.search(4, &tried).now().unwrap_err(), NoPlace::QueueFull);
+    });
+}
+
+#[test]
+fn without_a_queue_a_full_app_refuses() {
+    let shop = Shop::new(&[backend("b", 1)], 0);
+    let _held = block_on(shop.place(1, SOON)).unwrap();
+    assert_eq!(block_on(shop.place(2, SOON)).unwrap_err(), NoPlace::NoBackend(NoBackend::AllFull));
+}
+
+#[test]
+fn a_reload_that_makes_room_serves_as_many_as_it_makes_room_for() {
+    let shop = Shop::new(&[backend("b", 1)], 10);
+    block_on(async {
+        let _held = shop.place(1, SOON).await.unwrap();
+        let three = async { tokio::join!(shop.place(2, SOON), shop.place(3, SOON), shop.place(4, SOON)) };
+        let (a, b, c) = while_waiting(&shop, 3, three, || shop.load(&[backend("b", 3), backend("c", 1)], 10)).await;
+        let mut names = [a, b, c].map(|pick| pick.unwrap().backend.id.to_string());
+        names.sort();
+        assert_eq!(names, ["b", "b", "c"]);
+    });
+}
+
+#[test]
+fn a_reload_that_takes_everything_away_says_so() {
+    let shop = Shop::new(&[backend("b", 1)], 10);
+    block_on(async {
+        let _held = shop.place(1, SOON).await.unwrap();
+        let two = async { tokio::join!(shop.place(2, SOON), shop.place(3, SOON)) };
+        let drained = RawBackend { state: "drain".into(), ..backend("b", 1) };
+        let (a, b) = while_waiting(&shop, 2, two, || shop.load(&[drained], 10)).await;
+        let none = NoPlace::NoBackend(NoBackend::NoneEligible);
+        assert_eq!([a.unwrap_err(), b.unwrap_err()], [none, none]);
+    });
+}
+
+#[test]
+fn a_daemon_that_ends_sends_those_who_wait_away() {
+    let shop = Shop::new(&[backend("b", 1)], 10);
+    block_on(async {
+        let _held = shop.place(1, SOON).await.unwrap();
+        let end = while_waiting(&shop, 1, shop.place(2, SOON), || shop.routing.lobby().close()).await;
+        assert_eq!(end.unwrap_err(), NoPlace::Ending);
+    });
+}
+
+/// A place on a backend that the first has tried goes to the second.
+#[test]
+fn a_place_that_the_first_can_not_use_goes_to_the_next() {
+    let shop = Shop::new(&[backend("a", 1), backend("b", 1)], 10);
+    block_on(async {
+        let held = [shop.place(1, SOON).await.unwrap(), shop.place(2, SOON).await.unwrap()];
+        let mut tried = Tried::new();
+        tried.push(&held[0].backend);
+        let mut picky = shop.search(3, &tried);
+        let Ok(Now::Ticket(ticket, _)) = picky.now() else { panic!("it has to wait") };
+        let [first, _second] = held;
+        let both = async { tokio::join!(picky.wait(ticket, Duration::from_millis(200)), shop.place(4, SOON)) };
+        let (picky, other) = while_waiting(&shop, 2, both, || drop(first)).await;
+        assert_eq!(picky.unwrap_err(), NoPlace::TimedOut);
+        assert!(other.is_ok());
+    });
+}
+
+/// Threads that come, wait, hold a place for a moment and go, some of them too early: the limits hold, and everybody who
+/// waits long enough is served, because nobody looks now and then here: each place has to be announced.
+#[test]
+fn no_place_is_lost_and_no_limit_exceeded_by_threads() {
+    let shop = Shop::new(&[backend("a", 2), backend("b", 3)], 1000);
+    let (a, b) = (shop.load_of("a"), shop.load_of("b"));
+    let served = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..8_u32 {
+            let (shop, served, a, b) = (&shop, &served, &a, &b);
+            scope.spawn(move || {
+                block_on(async {
+                    let client = |lane: u32| async move {
+                        for turn in 0..150 {
+                            if turn % 10 == 9 {
+                                let _ = shop.place(thread, Duration::from_micros(50)).await;
+                                continue;
+                            }
+                            let pick = shop.place(thread * 8 + lane, SOON).await.expect("a place before long");
+                            assert!(a.active() <= 2 && b.active() <= 3);
+                            tokio::task::yield_now().await;
+                            drop(pick);
+                            served.fetch_add(1, Ordering::SeqCst);
+                        }
+                    };
+                    tokio::join!(client(0), client(1), client(2), client(3), client(4), client(5));
+                });
+            });
+        }
+        scope.spawn(|| {
+            for _ in 0..50 {
+                shop.load(&[backend("a", 2), backend("b", 3)], 1000);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+    });
+    assert_eq!(served.into_inner(), 8 * 6 * 135);
+    assert_eq!((a.active(), b.active(), shop.waiting()), (0, 0, 0));
+}

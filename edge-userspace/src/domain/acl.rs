@@ -1,0 +1,205 @@
+//! Who may connect at all: rules by prefix of the client's address.
+//!
+//! The rule with the longest prefix that holds the client decides; of rules with the same prefix, the one that is about
+//! the fewest connections: a listener's before an app's before one for all. Without a rule a client may connect. So an
+//! allow list is a denial of everybody (`0.0.0.0/0`, `::/0`) and rules for those who may.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::{AppName, ClientAddr, ListenerId, RuleId};
+
+/// What a rule says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    Allow,
+    Deny,
+}
+
+/// A rule, as the routing database describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessRule {
+    pub id: RuleId,
+    /// `None`: of all listeners.
+    pub listener: Option<ListenerId>,
+    /// `None`: of all apps.
+    pub app: Option<AppName>,
+    pub prefix: IpNet,
+    pub access: Access,
+}
+
+/// Why a row is no rule.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AccessError {
+    #[error("action {0:?} is unknown: use allow or deny")]
+    Action(String),
+    #[error("prefix {0:?} is neither an IP address nor a prefix such as 203.0.113.0/24")]
+    Prefix(String),
+    #[error("prefix {found} has bits set beyond its length: write {meant}")]
+    BitsBeyondPrefix { found: IpNet, meant: IpNet },
+    #[error("rule {other} is about the same prefix, listener and app: remove one of them")]
+    Twice { other: RuleId },
+}
+
+impl Access {
+    pub const ALL: [Self; 2] = [Self::Allow, Self::Deny];
+
+    pub fn parse(text: &str) -> Result<Self, AccessError> {
+        let found = Self::ALL.into_iter().find(|access| access.as_str() == text);
+        found.ok_or_else(|| AccessError::Action(text.chars().take(60).collect()))
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+        }
+    }
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl AccessRule {
+    /// An address or a prefix.
+    pub fn parse_prefix(text: &str) -> Result<IpNet, AccessError> {
+        if let Ok(ip) = text.parse::<IpAddr>() {
+            return Ok(ip.to_canonical().into());
+        }
+        let net: IpNet = text.parse().map_err(|_| AccessError::Prefix(text.chars().take(60).collect()))?;
+        match net.trunc() {
+            meant if meant != net => Err(AccessError::BitsBeyondPrefix { found: net, meant }),
+            net => Ok(net),
+        }
+    }
+
+    fn concerns(&self, listener: Option<&ListenerId>, app: &AppName) -> bool {
+        (self.listener.is_none() || self.listener.as_ref() == listener)
+            && self.app.as_ref().is_none_or(|own| own == app)
+    }
+
+    /// Of two with the same prefix the greater counts.
+    fn specificity(&self) -> (bool, bool) {
+        (self.listener.is_some(), self.app.is_some())
+    }
+}
+
+/// All rules, indexed by prefix.
+#[derive(Debug, Clone, Default)]
+pub struct AccessList {
+    /// For each length of prefix that occurs, longest first, the rules of each prefix, those that count first in front.
+    by_length: Vec<(u8, HashMap<IpNet, Vec<AccessRule>>)>,
+}
+
+impl AccessList {
+    /// Adds a rule, unless there is one about the same.
+    pub fn add(&mut self, rule: AccessRule) -> Result<(), AccessError> {
+        let rules = self.rules_of(rule.prefix);
+        let is_twin = |other: &&AccessRule| other.listener == rule.listener && other.app == rule.app;
+        if let Some(twin) = rules.iter().find(is_twin) {
+            return Err(AccessError::Twice { other: twin.id.clone() });
+        }
+        rules.push(rule);
+        rules.sort_by_key(|rule| std::cmp::Reverse(rule.specificity()));
+        Ok(())
+    }
+
+    fn rules_of(&mut self, prefix: IpNet) -> &mut Vec<AccessRule> {
+        let length = prefix.prefix_len();
+        let at = self.by_length.iter().take_while(|(known, _)| *known > length).count();
+        if self.by_length.get(at).is_none_or(|(known, _)| *known != length) {
+            self.by_length.insert(at, (length, HashMap::new()));
+        }
+        #[allow(clippy::indexing_slicing, reason = "it was put there just now, if it was not there before")]
+        self.by_length[at].1.entry(prefix).or_default()
+    }
+
+    /// The rule that decides about a client, if there is one. Without a listener those of listeners are left out.
+    pub fn rule(&self, client: ClientAddr, listener: Option<&ListenerId>, app: &AppName) -> Option<&AccessRule> {
+        self.by_length.iter().find_map(|(length, prefixes)| {
+            let prefix = IpNet::new(client.ip(), *length).ok()?.trunc();
+            prefixes.get(&prefix)?.iter().find(|rule| rule.concerns(listener, app))
+        })
+    }
+
+    /// The rule that keeps a client away.
+    pub fn denies(&self, client: ClientAddr, listener: Option<&ListenerId>, app: &AppName) -> Option<&RuleId> {
+        self.rule(client, listener, app).filter(|rule| rule.access == Access::Deny).map(|rule| &rule.id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+    use super::*;
+
+    fn rule(id: &str, prefix: &str, listener: &str, app: &str, access: Access) -> AccessRule {
+        AccessRule {
+            id: RuleId::parse(id).unwrap(),
+            listener: ListenerId::parse(listener).ok(),
+            app: AppName::parse(app).ok(),
+            prefix: AccessRule::parse_prefix(prefix).unwrap(),
+            access,
+        }
+    }
+
+    fn decided(list: &AccessList, client: &str, listener: &str, app: &str) -> Option<String> {
+        let client = ClientAddr::new(client.parse().unwrap());
+        let (listener, app) = (ListenerId::parse(listener).unwrap(), AppName::parse(app).unwrap());
+        list.rule(client, Some(&listener), &app).map(|rule| rule.id.to_string())
+    }
+
+    #[test]
+    fn the_longest_prefix_then_the_narrowest_rule_decides() {
+        let mut list = AccessList::default();
+        for rule in [
+            rule("all", "0.0.0.0/0", "", "", Access::Deny),
+            rule("net", "198.51.100.0/24", "", "", Access::Allow),
+            rule("net-mail", "198.51.100.0/24", "", "mail", Access::Deny),
+            rule("net-front", "198.51.100.0/24", "front", "", Access::Deny),
+            rule("host", "198.51.100.7", "", "", Access::Deny),
+            rule("six", "2001:db8::/32", "", "web", Access::Deny),
+        ] {
+            list.add(rule).unwrap();
+        }
+        for (client, listener, app, expected) in [
+            ("192.0.2.1", "back", "web", Some("all")),
+            ("198.51.100.8", "back", "web", Some("net")),
+            ("198.51.100.8", "back", "mail", Some("net-mail")),
+            ("198.51.100.8", "front", "mail", Some("net-front")),
+            ("198.51.100.7", "front", "mail", Some("host")),
+            ("::ffff:198.51.100.7", "front", "mail", Some("host")),
+            ("2001:db8::1", "front", "web", Some("six")),
+            ("2001:db8::1", "front", "mail", None),
+        ] {
+            assert_eq!(decided(&list, client, listener, app).as_deref(), expected, "{client} {listener} {app}");
+        }
+    }
+
+    #[test]
+    fn two_rules_about_the_same_contradict_each_other() {
+        let mut list = AccessList::default();
+        list.add(rule("a", "198.51.100.0/24", "", "web", Access::Deny)).unwrap();
+        let why = list.add(rule("b", "198.51.100.0/24", "", "web", Access::Allow)).unwrap_err().to_string();
+        assert!(why.starts_with("rule a is about the same"), "{why}");
+        assert!(list.add(rule("c", "198.51.100.0/24", "", "", Access::Allow)).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_prefix_or_action_is_refused_with_the_remedy() {
+        assert!(
+            AccessRule::parse_prefix("198.51.100.7/24").unwrap_err().to_string().ends_with("write 198.51.100.0/24")
+        );
+        assert!(AccessRule::parse_prefix("everybody").is_err());
+        assert!(Access::parse("permit").unwrap_err().to_string().ends_with("use allow or deny"));
+    }
+}
