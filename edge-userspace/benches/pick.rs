@@ -85,7 +85,7 @@ fn main() {
 fn new_client(world: &World) -> impl FnMut() {
     let mut rng = fastrand::Rng::with_seed(7);
     let (index, regions) = (world.index(), world.snapshot.regions());
-    let request = Request { client_region: Some(&world.region), pop_region: &world.region, bound: None };
+    let request = Request { client_region: Some(&world.region), pop_region: &world.region, client: None, bound: None };
     move || drop(black_box(pick(index, regions, &request, &Tried::new(), &mut rng)))
 }
 
@@ -103,7 +103,12 @@ fn bound_client(world: &World, clients: u32) -> impl FnMut() {
     let (index, regions) = (world.index(), world.snapshot.regions());
     move || {
         let bound = bindings.get(&keys[rng.usize(..keys.len())]);
-        let request = Request { client_region: Some(&world.region), pop_region: &world.region, bound: bound.as_ref() };
+        let request = Request {
+            client_region: Some(&world.region),
+            pop_region: &world.region,
+            client: None,
+            bound: bound.as_ref(),
+        };
         drop(black_box(pick(index, regions, &request, &Tried::new(), &mut rng)));
     }
 }

@@ -7,7 +7,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
 
-use edgeproxy::domain::{AppName, BackendLoad, RawBackend, Region, Regions, Request, SlotPool, Snapshot, Tried, pick};
+use edgeproxy::domain::{
+    AffinityPrefix, AppName, AppSpec, BackendLoad, ClientAddr, RawBackend, Region, Request, Selection, SlotPool,
+    Snapshot, Tried, World, pick,
+};
 
 struct Counting;
 
@@ -32,7 +35,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-fn snapshot(backends: usize) -> Snapshot {
+fn snapshot(backends: usize, selection: Selection) -> Snapshot {
     let slots = SlotPool::new(backends as u32);
     let regions = ["sa", "us", "eu"];
     let backend = |at: usize| {
@@ -47,23 +50,29 @@ fn snapshot(backends: usize) -> Snapshot {
         };
         Arc::new(row.parse().unwrap().with_load(BackendLoad::new(slots.take().unwrap())))
     };
-    Snapshot::new(1, (0..backends).map(backend).collect(), Regions::default())
+    let app = AppSpec { selection, ..AppSpec::new(AppName::parse("web").unwrap()) };
+    let world = World { apps: [(app.name.clone(), app)].into(), ..World::default() };
+    Snapshot::new(1, (0..backends).map(backend).collect(), world)
 }
 
 #[test]
 fn picking_allocates_nothing() {
     let (app, sa, ap) = (AppName::parse("web").unwrap(), Region::parse("sa").unwrap(), Region::parse("ap").unwrap());
-    for backends in [3, 300, 3000] {
-        let snapshot = snapshot(backends);
+    let sizes = [3, 300, 3000];
+    for (backends, selection) in sizes.into_iter().flat_map(|size| Selection::ALL.map(|selection| (size, selection))) {
+        let snapshot = snapshot(backends, selection);
         let mut rng = fastrand::Rng::with_seed(1);
         let mut held = Vec::with_capacity(2 * backends);
         for round in 0..2 * backends {
             // Near and far clients, bound and retrying ones, below and above the soft limit.
             let client = if round % 2 == 0 { &sa } else { &ap };
             let bound = held.last().map(|pick: &edgeproxy::domain::Pick| pick.backend.id.clone());
+            let address = ClientAddr::new(std::net::Ipv4Addr::from_bits(round as u32).into());
+            let key = AffinityPrefix::default().key(&app, address);
             let request = Request {
                 client_region: Some(client),
                 pop_region: &ap,
+                client: Some(&key.client),
                 bound: bound.as_ref().filter(|_| round % 5 == 0),
             };
             let before = COUNT.with(Cell::get);
@@ -74,7 +83,7 @@ fn picking_allocates_nothing() {
             let second = pick(index, snapshot.regions(), &request, &tried, &mut rng).unwrap();
             held.push(first);
             drop(second);
-            assert_eq!(COUNT.with(Cell::get), before, "round {round} of {backends}");
+            assert_eq!(COUNT.with(Cell::get), before, "round {round} of {backends}, {selection}");
         }
     }
 }

@@ -8,7 +8,7 @@ use super::routing::RoutingTable;
 use super::serve::Rules;
 use super::status::QueueStatus;
 use crate::domain::{
-    Affinity, AppName, ClientAddr, NoBackend, Plan, PlanEntry, RandomSource, RejectReason, Request, Tried, explain,
+    AppName, ClientAddr, NoBackend, Plan, PlanEntry, RandomSource, RejectReason, Request, Tried, explain,
 };
 
 /// Everything an answer is made of.
@@ -31,6 +31,9 @@ pub struct Explanation {
     pub pop_region: String,
     /// `None` where the listeners lead to no app.
     pub app: Option<String>,
+    /// How the app's backends are chosen: `least_load`, `maglev`, `nearest_rtt`.
+    #[serde(default)]
+    pub selection: Option<String>,
     /// Generation of the routing snapshot that was asked.
     pub generation: u64,
     /// The backend the client is bound to, and why the binding yields if it does.
@@ -120,9 +123,14 @@ impl Oracle<'_> {
             return explanation;
         };
         explanation.queue = QueueStatus::of(index);
-        let binds = index.spec().affinity != Affinity::None;
-        let bound = binds.then(|| self.bindings.peek(&self.rules.affinity.key(&app, client))).flatten();
-        let request = Request { client_region, pop_region: &self.rules.pop_region, bound: bound.as_ref() };
+        let key = self.rules.affinity.key(&app, client);
+        let bound = index.spec().affinity.binds().then(|| self.bindings.peek(&key)).flatten();
+        let request = Request {
+            client_region,
+            pop_region: &self.rules.pop_region,
+            client: Some(&key.client),
+            bound: bound.as_ref(),
+        };
         let attempts = self.rules.connect_attempts;
         explanation.take_over(explain(index, snapshot.regions(), &request, &Tried::new(), attempts, rng));
         explanation
@@ -131,6 +139,7 @@ impl Oracle<'_> {
 
 impl Explanation {
     fn take_over(&mut self, plan: Plan) {
+        self.selection = Some(plan.selection.to_string());
         self.bound = plan.bound.map(|id| id.to_string());
         self.binding_yielded = plan.binding_yielded.map(|skip| skip.to_string());
         self.winner = plan.winner.map(|id| id.to_string());

@@ -31,9 +31,9 @@ use super::ports::{Bindings, Connector, Forwarder, GeoResolver, Observer, Pair};
 use super::queue::NoPlace;
 use super::routing::RoutingTable;
 use crate::domain::{
-    Affinity, AffinityPrefix, AppName, Attempt, Backend, BindingKey, ChosenBackend, ClientAddr, ConnectFailure,
-    Endpoint, Endpoints, Instance, ListenerSpec, Permit, Pick, RandomSource, Region, RejectReason, Request, Skip,
-    Snapshot, Tried,
+    AffinityPrefix, AppName, Attempt, Backend, BindingKey, ChosenBackend, ClientAddr, ConnectFailure, Endpoint,
+    Endpoints, Instance, ListenerSpec, Permit, Pick, RandomSource, Region, RejectReason, Request, Skip, Snapshot,
+    Tried,
 };
 
 /// What serving a connection takes. One for each worker; the parts are shared.
@@ -200,8 +200,8 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         key: &BindingKey,
         record: &mut Record<'_>,
     ) -> Result<(TcpStream, Arc<Backend>, Permit), Refusal> {
-        let affinity = self.affinity(app);
-        let bound = if affinity == Affinity::None { None } else { self.bindings.get(key) };
+        let binds = self.binds(app);
+        let bound = binds.then(|| self.bindings.get(key)).flatten();
         let mut deadline = Instant::now() + self.rules.connect_budget;
         let mut tried = Tried::new();
         let client_region = record.outcome.client_region.clone();
@@ -213,6 +213,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             let request = Request {
                 client_region: client_region.as_ref(),
                 pop_region: &self.rules.pop_region,
+                client: Some(&key.client),
                 bound: bound.as_ref(),
             };
             let asked = Instant::now();
@@ -234,7 +235,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
                 Ok(stream) => {
                     self.health.connected(&backend, Instant::now());
                     // A binding that yields for a crowd stays: the crowd may be smaller the next time.
-                    if affinity != Affinity::None && binding_yielded != Some(Skip::AtSoftLimit) {
+                    if binds && binding_yielded != Some(Skip::AtSoftLimit) {
                         self.bindings.bind(key.clone(), &backend.id);
                     }
                     record.connected(ChosenBackend {
@@ -274,7 +275,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     /// The time to live of a binding counts from the end of the last connection: a client that was connected for
     /// longer still comes back to its backend. One that was bound elsewhere meanwhile stays there.
     fn renew(&self, key: BindingKey, backend: Option<&ChosenBackend>) {
-        if self.affinity(&key.app) == Affinity::None {
+        if !self.binds(&key.app) {
             return;
         }
         if let (None, Some(backend)) = (self.bindings.get(&key), backend) {
@@ -282,9 +283,9 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         }
     }
 
-    /// What the app wants of bindings now.
-    fn affinity(&self, app: &AppName) -> Affinity {
-        self.routing.load().app(app).map_or_else(Affinity::default, |index| index.spec().affinity)
+    /// Whether clients of the app are bound to their backends.
+    fn binds(&self, app: &AppName) -> bool {
+        self.routing.load().app(app).is_none_or(|index| index.spec().affinity.binds())
     }
 }
 

@@ -55,7 +55,8 @@ fn text(explanation: &Explanation) -> String {
     let region = explanation.client_region.as_deref().unwrap_or("no region");
     line("client", format!("{} · {country} ({}) · {region}", explanation.client, explanation.geo_source));
     line("pop", format!("{} · routing generation {}", explanation.pop_region, explanation.generation));
-    line("app", explanation.app.clone().unwrap_or_else(|| "none".to_owned()));
+    let selection = explanation.selection.as_ref().map(|selection| format!(" · {selection}")).unwrap_or_default();
+    line("app", format!("{}{selection}", explanation.app.as_deref().unwrap_or("none")));
     line("binding", binding(explanation));
     match (&explanation.winner, &explanation.why) {
         (Some(winner), Some(why)) => line("next", format!("{winner} ({why})")),
@@ -132,6 +133,7 @@ mod tests {
         for part in [
             "200.160.2.1 · BR (database) · sa",
             "to sa-2, yields: drain",
+            "· least_load",
             "next        sa-1 (client_region)",
             "if it fails us-1 (nearest_region)",
             "sa-1     sa      192.0.2.1:80  below soft limit    0.100     0     0     10   100     -       1",

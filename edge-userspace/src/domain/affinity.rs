@@ -12,6 +12,21 @@ pub struct ClientPrefix {
     bits: u8,
 }
 
+impl ClientPrefix {
+    /// Address (IPv4 as IPv4-mapped IPv6) and length, in network order.
+    pub(super) fn octets(&self) -> [u8; 17] {
+        let address = match self.ip {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        let mut octets = [0; 17];
+        let (prefix, length) = octets.split_at_mut(16);
+        prefix.copy_from_slice(&address.octets());
+        length.fill(self.bits);
+        octets
+    }
+}
+
 impl fmt::Display for ClientPrefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.ip, self.bits)

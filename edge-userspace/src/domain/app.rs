@@ -116,6 +116,11 @@ impl Affinity {
         found.ok_or_else(|| AppError::Affinity(text.chars().take(60).collect()))
     }
 
+    /// Whether clients are bound at all.
+    pub const fn binds(self) -> bool {
+        !matches!(self, Self::None)
+    }
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Strict => "strict",

@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use super::index::{Group, Member};
+use super::maglev::{ClientHash, hashed};
 use super::room::{Bits, Standing};
 use super::{RandomSource, Tried};
 
@@ -11,6 +12,8 @@ use super::{RandomSource, Tried};
 pub(super) struct Draw<'a> {
     pub(super) rng: &'a mut dyn RandomSource,
     pub(super) tried: &'a Tried,
+    /// `None` where the client is not known: then chance chooses.
+    pub(super) client: Option<ClientHash>,
     /// Whether the groups' sequences move on; `explain` only looks at them.
     pub(super) advance: bool,
 }
@@ -52,8 +55,13 @@ impl Member {
 
 /// The member of the group that should get the connection, and whether it is below its soft limit.
 pub(super) fn best<'a>(group: &'a Group, draw: &mut Draw<'_>) -> Option<(&'a Member, Standing)> {
-    let number = draw.first(group);
     let standings = [Standing::BelowSoft, Standing::OverSoft];
+    if let (Some(table), Some(client)) = (&group.maglev, draw.client) {
+        return standings
+            .into_iter()
+            .find_map(|standing| Some((hashed(group, table, client, draw, standing)?, standing)));
+    }
+    let number = draw.first(group);
     standings.into_iter().find_map(|standing| Some((lighter_of_two(group, standing, number, draw)?, standing)))
 }
 
@@ -78,7 +86,13 @@ const DRAWS: usize = 64;
 
 impl Group {
     /// A member that stands so, was not tried and is not `other`.
-    fn drawn(&self, standing: Standing, number: u64, tried: &Tried, other: Option<usize>) -> Option<(usize, &Member)> {
+    pub(super) fn drawn(
+        &self,
+        standing: Standing,
+        number: u64,
+        tried: &Tried,
+        other: Option<usize>,
+    ) -> Option<(usize, &Member)> {
         let has_tried = |first: usize, bit: usize| {
             self.members.get(first + bit).is_some_and(|member| tried.contains(&member.backend))
         };

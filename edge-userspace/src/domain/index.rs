@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use super::maglev::{Entrant, Maglev};
 use super::random::spread;
 use super::room::{Room, Seat};
 use super::{
     AccessList, AppName, AppQueue, AppSpec, Backend, BackendId, BackendLoad, CheckSpec, Endpoints, Limits, Lobby,
-    Region, Regions,
+    Region, Regions, Selection,
 };
 
 /// One immutable, validated, indexed view of the routing database.
@@ -140,7 +141,16 @@ impl AppIndex {
         let everywhere: Vec<usize> = by_region.values().flatten().copied().collect();
         let unplaced = (!unplaced.is_empty()).then(|| group(None, &unplaced));
         let everywhere = (!everywhere.is_empty()).then(|| group(None, &everywhere));
-        let groups = by_region.iter().map(|(region, members)| group(Some(region), members)).collect();
+        let mut groups: Vec<Group> = by_region.iter().map(|(region, members)| group(Some(region), members)).collect();
+        let (mut unplaced, mut everywhere) = (unplaced, everywhere);
+        if spec.selection == Selection::Maglev {
+            unplaced.iter_mut().for_each(|group| group.hash(&backends, |backend| !is_placed(&backend.region)));
+            everywhere.iter_mut().for_each(|group| group.hash(&backends, |_| true));
+            for group in &mut groups {
+                let region = group.region.clone();
+                group.hash(&backends, |backend| region.as_ref() == Some(&backend.region));
+            }
+        }
         // Those without a seat, too: they lose the ones they had.
         backends.iter().zip(seats).for_each(|(backend, seats)| backend.load.seat(seats, &queue));
         Self { spec, queue, backends, by_id, groups, unplaced, everywhere }
@@ -215,6 +225,8 @@ pub(super) struct Group {
     pub(super) members: Vec<Member>,
     /// Which members can be chosen now.
     pub(super) room: Arc<Room>,
+    /// Where clients belong, in apps that hash them.
+    pub(super) maglev: Option<Maglev>,
     /// State of the low-discrepancy sequence that spreads first choices over the members.
     pub(super) sequence: AtomicU64,
 }
@@ -239,8 +251,26 @@ impl Group {
             place: region.and_then(|region| regions.index_of(region)).filter(|at| regions.has_position(*at)),
             members: chosen,
             room,
+            maglev: None,
             sequence: AtomicU64::new(seed),
         }
+    }
+}
+
+impl Group {
+    /// Builds the table for those of the app's backends that belong to the group, be they in service or not. Weight 0
+    /// has no share.
+    fn hash(&mut self, backends: &[Arc<Backend>], belongs: impl Fn(&Backend) -> bool) {
+        let places: HashMap<&BackendId, usize> =
+            self.members.iter().enumerate().map(|(at, member)| (&member.backend.id, at)).collect();
+        let entrant = |backend: &'_ Arc<Backend>| {
+            (backend.weight.0 > 0 && belongs(backend)).then(|| places.get(&backend.id).copied())
+        };
+        let entrants = backends.iter().filter_map(|backend| {
+            let member = entrant(backend)?;
+            Some(Entrant { id: backend.id.as_str(), weight: backend.weight.0, member })
+        });
+        self.maglev = Some(Maglev::new(entrants.collect()));
     }
 }
 

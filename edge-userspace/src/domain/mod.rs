@@ -18,6 +18,7 @@ mod health;
 mod index;
 mod listener;
 mod load;
+mod maglev;
 mod name;
 mod outcome;
 mod plan;

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::group::Draw;
+use super::maglev::ClientHash;
 use super::select::{choose, distrusted, honoured, origin, why_none};
 use super::{
     AppIndex, AppName, Backend, BackendAddr, BackendId, BackendState, CountryCode, NoBackend, Phase, PickReason,
-    RandomSource, Region, Regions, Request, Skip, Tried, Weight,
+    RandomSource, Region, Regions, Request, Selection, Skip, Tried, Weight,
 };
 
 /// Load never outranks geography: its part of the score stays below the 100 that part two regions.
@@ -16,6 +17,8 @@ const MAX_LOAD_SCORE: f64 = 99.999;
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub app: AppName,
+    /// How the app's backends are chosen.
+    pub selection: Selection,
     pub client_region: Option<Region>,
     pub pop_region: Region,
     /// The binding of the client, and why it yields if it does.
@@ -82,6 +85,7 @@ pub fn explain(
     entries.sort_by(|a, b| rank(a).partial_cmp(&rank(b)).unwrap_or(std::cmp::Ordering::Equal).then(a.id.cmp(&b.id)));
     Plan {
         app: app.name().clone(),
+        selection: app.spec().selection,
         client_region: request.client_region.cloned(),
         pop_region: request.pop_region.clone(),
         bound: request.bound.cloned(),
@@ -104,12 +108,13 @@ fn order_of_attempts(
     rng: &mut dyn RandomSource,
 ) -> Vec<(BackendId, PickReason)> {
     let mut tried = tried.clone();
+    let client = request.client.map(ClientHash::of);
     let mut order = Vec::new();
     while order.len() < attempts {
         let honoured = request.bound.and_then(|id| honoured(app, regions, request, id, &tried, rng).ok());
         let next = match honoured {
             Some(backend) => Some((backend, PickReason::Affinity)),
-            None => choose(app, regions, request, &mut Draw { rng: &mut *rng, tried: &tried, advance: false })
+            None => choose(app, regions, request, &mut Draw { rng: &mut *rng, tried: &tried, client, advance: false })
                 .map(|(member, reason)| (&member.backend, reason)),
         };
         let Some((backend, reason)) = next else { break };

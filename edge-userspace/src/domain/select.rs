@@ -23,8 +23,9 @@ use serde::Serialize;
 use super::group::{Draw, best, last_resort};
 use super::health::Distrust;
 use super::index::{Group, Member};
+use super::maglev::ClientHash;
 use super::room::Standing;
-use super::{Affinity, AppIndex, Backend, BackendId, Permit, RandomSource, Region, Regions, Skip, Tried};
+use super::{Affinity, AppIndex, Backend, BackendId, ClientPrefix, Permit, RandomSource, Region, Regions, Skip, Tried};
 
 /// What is known about a connection before a backend is chosen.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +33,8 @@ pub struct Request<'a> {
     /// `None` if the client's country is unknown; private clients count as being in the POP's region.
     pub client_region: Option<&'a Region>,
     pub pop_region: &'a Region,
+    /// Who the client is, for apps that hash clients; `None` where that is not known.
+    pub client: Option<&'a ClientPrefix>,
     /// The backend the client is bound to by affinity.
     pub bound: Option<&'a BackendId>,
 }
@@ -145,7 +148,7 @@ pub fn pick(
             Err(skip) => binding_yielded = Some(skip),
         }
     }
-    let mut draw = Draw { rng, tried, advance: true };
+    let mut draw = Draw { rng, tried, client: request.client.map(ClientHash::of), advance: true };
     loop {
         let (member, reason) = choose(app, regions, request, &mut draw).ok_or_else(|| why_none(app, tried))?;
         // Another thread may have taken the last place since; then the member counts as full and others are chosen.
@@ -167,7 +170,8 @@ pub(super) fn honoured<'a>(
 ) -> Result<&'a Arc<Backend>, Skip> {
     let backend = bound(app, id, tried)?;
     if app.spec().affinity == Affinity::Soft && backend.limits.is_over_soft(backend.load.active()) {
-        let found = choose(app, regions, request, &mut Draw { rng, tried, advance: false });
+        let client = request.client.map(ClientHash::of);
+        let found = choose(app, regions, request, &mut Draw { rng, tried, client, advance: false });
         if found.is_some_and(|(other, _)| other.load.standing(other.limits) == Some(Standing::BelowSoft)) {
             return Err(Skip::AtSoftLimit);
         }

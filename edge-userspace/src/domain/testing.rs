@@ -105,11 +105,14 @@ impl World {
     /// A client in `client` that comes to a POP in `pop`.
     pub(crate) fn route(&mut self, client: Option<&str>, pop: &str) -> Result<Pick, NoBackend> {
         let (client, pop) = (client.map(region), region(pop));
-        self.pick(&Request { client_region: client.as_ref(), pop_region: &pop, bound: None }, &Tried::new())
+        self.pick(
+            &Request { client_region: client.as_ref(), pop_region: &pop, client: None, bound: None },
+            &Tried::new(),
+        )
     }
 
     pub(crate) fn bound(&mut self, backend: &str) -> Result<Pick, NoBackend> {
         let (pop, bound) = (region("sa"), id(backend));
-        self.pick(&Request { client_region: None, pop_region: &pop, bound: Some(&bound) }, &Tried::new())
+        self.pick(&Request { client_region: None, pop_region: &pop, client: None, bound: Some(&bound) }, &Tried::new())
     }
 }

@@ -69,7 +69,7 @@ impl Ward {
 
     fn pick(&mut self, bound: Option<&str>, tried: &Tried) -> Result<Pick, NoBackend> {
         let (snapshot, sa, bound) = (self.routing.snapshot(), region("sa"), bound.map(id));
-        let request = Request { client_region: None, pop_region: &sa, bound: bound.as_ref() };
+        let request = Request { client_region: None, pop_region: &sa, client: None, bound: bound.as_ref() };
         let index = snapshot.app(&app_name("web")).unwrap();
         pick(index, snapshot.regions(), &request, tried, &mut self.rng)
     }

@@ -19,8 +19,9 @@ impl RawApp {
         Ok(AppName::parse(text("name", &self.name)?)?)
     }
 
-    /// How the app is to be served. NULL or absent columns mean: selection `least_load`, affinity `strict` (`none` with
-    /// `maglev`), no queue, no health check.
+    /// How the app is to be served. NULL or absent columns mean: selection `least_load`, affinity `strict`
+    /// (`none` where clients are hashed: a binding would hold them where they were sent when their backend was out),
+    /// no queue, no health check.
     pub fn parse(&self) -> Result<AppSpec, RowError> {
         flag("deleted", &self.deleted)?;
         let default = AppSpec::new(self.name()?);

@@ -105,7 +105,7 @@ fn a_dead_backend_does_not_tilt_the_shares_of_the_living() {
     for seed in 0..20 {
         let mut world = World::seeded(&weighted(&[1, 1, 1]), seed);
         let (sa, mut got) = (region("sa"), BTreeMap::new());
-        let request = Request { client_region: Some(&sa), pop_region: &sa, bound: None };
+        let request = Request { client_region: Some(&sa), pop_region: &sa, client: None, bound: None };
         for _ in 0..3000 {
             let mut tried = Tried::new();
             let mut pick = world.pick(&request, &tried).unwrap();
@@ -204,7 +204,8 @@ fn bindings_are_honoured_and_yield_with_a_reason() {
     let (sa, far) = (region("sa"), id("far"));
     let mut tried = Tried::new();
     tried.push(world.app().backend(&far).unwrap());
-    let pick = world.pick(&Request { client_region: None, pop_region: &sa, bound: Some(&far) }, &tried).unwrap();
+    let pick =
+        world.pick(&Request { client_region: None, pop_region: &sa, client: None, bound: Some(&far) }, &tried).unwrap();
     assert_eq!(pick.binding_yielded, Some(Skip::Tried));
 }
 
@@ -216,7 +217,7 @@ fn having_none_says_why() {
     let mut tried = Tried::new();
     tried.push(&world.app().backends()[0]);
     let sa = region("sa");
-    let request = Request { client_region: None, pop_region: &sa, bound: None };
+    let request = Request { client_region: None, pop_region: &sa, client: None, bound: None };
     assert_eq!(world.pick(&request, &tried).unwrap_err(), NoBackend::AllTried);
 }
 
@@ -313,7 +314,7 @@ proptest! {
         let bound = bound.map(|at| id(&format!("b{at:02}")));
         let mut tried = Tried::new();
         tried_ids.iter().filter_map(|at| snapshot.backend(&id(&format!("b{at:02}")))).for_each(|b| tried.push(b));
-        let request = Request { client_region: client.as_ref(), pop_region: &pop, bound: bound.as_ref() };
+        let request = Request { client_region: client.as_ref(), pop_region: &pop, client: None, bound: bound.as_ref() };
         let mut rng = fastrand::Rng::with_seed(seed);
 
         let plan = crate::domain::explain(app, snapshot.regions(), &request, &tried, 3, &mut rng.clone());
@@ -374,7 +375,7 @@ fn threads_with_and_without_bindings_never_exceed_the_hard_limit() {
                 let mut held = VecDeque::new();
                 for round in 0..5000 {
                     let bound = (round % 2 == 0).then_some(a);
-                    let request = Request { client_region: Some(sa), pop_region: sa, bound };
+                    let request = Request { client_region: Some(sa), pop_region: sa, client: None, bound };
                     let index = snapshot.app(app).unwrap();
                     match pick(index, snapshot.regions(), &request, &Tried::new(), &mut rng) {
                         Ok(pick) => held.push_back(pick),
@@ -408,7 +409,7 @@ fn who_fails_its_checks_gets_nobody_while_another_is_trusted() {
     let mut tried = Tried::new();
     tried.push(&b);
     let (sa, request_region) = (region("sa"), region("sa"));
-    let request = Request { client_region: Some(&request_region), pop_region: &sa, bound: None };
+    let request = Request { client_region: Some(&request_region), pop_region: &sa, bound: None, client: None };
     assert_eq!(world.pick(&request, &tried).unwrap_err(), NoBackend::AllTried);
     assert!(!world.app().fails_open());
 }
