@@ -33,7 +33,8 @@ CREATE TABLE backends (
     state      TEXT DEFAULT 'ready' CHECK (state IN ('ready', 'drain', 'maint')),
     -- 1: the backend runs on this host and what is said in docs/same-host.md holds for it.
     same_host  INTEGER DEFAULT 0 CHECK (same_host IN (0, 1)),
-    -- How this POP finds out whether the backend is well; NULL: as the app says, or not at all.
+    -- How POPs find out whether the backend is well, such as 'http path=/healthz', 'tcp' or 'none' (docs/health.md); NULL:
+    -- as the app says, or not at all.
     health_check TEXT,
     -- The PROXY header that the backend gets, which names the client.
     send_proxy TEXT DEFAULT 'off' CHECK (send_proxy IN ('off', 'v1', 'v2')),

@@ -71,6 +71,16 @@ kinds! {
     BackendBack = "backend_back", Info;
     /// A backend has its whole share of clients again.
     BackendRecovered = "backend_recovered", Info;
+    /// The checks of a backend fail: it gets no clients, as long as another in service is trusted.
+    BackendDown = "backend_down", Warn;
+    /// The checks of a backend pass again.
+    BackendUp = "backend_up", Info;
+    /// The address or the check of a backend has changed: what was known of it is forgotten.
+    BackendAnew = "backend_anew", Info;
+    /// All backends of an app that are in service are out: those whose checks fail are asked, too.
+    FailOpenBegan = "fail_open_began", Error;
+    /// A backend of the app is trusted again.
+    FailOpenEnded = "fail_open_ended", Info;
     /// An operator told the daemon to give a backend no new connections.
     BackendDraining = "backend_draining", Info;
     /// The deadline of a backend's drain has passed: what was left is cut.

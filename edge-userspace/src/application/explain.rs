@@ -100,6 +100,9 @@ pub struct Candidate {
     pub over_soft: bool,
     /// Why it is out.
     pub out: Option<String>,
+    /// What its connections and checks say (`up`, `ejected`, `slow_start`, `down`), and the last check in words.
+    pub health: String,
+    pub last_check: Option<String>,
 }
 
 impl Oracle<'_> {
@@ -190,6 +193,8 @@ impl From<&PlanEntry> for Candidate {
             score: entry.score,
             over_soft: entry.over_soft,
             out: entry.skip.map(|skip| skip.to_string()),
+            health: entry.phase.as_str().to_owned(),
+            last_check: entry.last_check.clone(),
         }
     }
 }

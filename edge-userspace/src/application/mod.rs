@@ -4,6 +4,7 @@ pub mod admission;
 pub mod arrival;
 pub mod backend_drain;
 pub mod bindings;
+pub mod checks;
 pub mod drain;
 pub mod events;
 pub mod explain;

@@ -10,8 +10,8 @@ use tokio::net::TcpStream;
 use super::flows::Flow;
 use crate::domain::row::RawRouting;
 use crate::domain::{
-    Backend, BackendAddr, BackendId, BindingKey, ByteCounts, ConnectFailure, CountryCode, Fallback, Greeting, Outcome,
-    Position, Termination, Transition,
+    AppName, Backend, BackendAddr, BackendId, BindingKey, ByteCounts, CheckReport, CheckSpec, ConnectFailure,
+    CountryCode, Fallback, Greeting, Outcome, Position, Termination, Transition,
 };
 
 /// Knows where addresses are.
@@ -86,6 +86,12 @@ pub trait Connector: Send + Sync {
     ) -> impl Future<Output = Result<TcpStream, ConnectFailure>> + Send;
 }
 
+/// Asks a backend whether it is well.
+pub trait Prober: Send + Sync + 'static {
+    /// Makes the check of `backend` that `spec` describes, within `limit`.
+    fn probe(&self, backend: &Backend, spec: &CheckSpec, limit: Duration) -> impl Future<Output = CheckReport> + Send;
+}
+
 /// Moves the bytes of an established pair until it ends, in both directions, and closes both sockets. Tells `flow`
 /// who does it, and how far it is.
 pub trait Forwarder: Send + Sync {
@@ -121,6 +127,10 @@ pub trait Observer: Send + Sync {
     fn closed(&self, outcome: &Outcome);
     /// Connections have shown a backend to be ill, or well again.
     fn health_changed(&self, backend: &Backend, transition: Transition);
+    /// A check was made.
+    fn checked(&self, report: &CheckReport);
+    /// All backends of an app are out by their checks, and are asked all the same; or no longer so.
+    fn fail_open(&self, app: &AppName, begins: bool);
     /// `accept(2)` failed; `kind` is a bounded set (`emfile`, `enfile`, `nomem`, `other`).
     fn accept_failed(&self, listener: SocketAddr, kind: &'static str);
 }

@@ -9,7 +9,7 @@ use arc_swap::{ArcSwap, Guard};
 use edge_common::MAX_BACKENDS;
 
 use self::intake::{Intake, Memory};
-use crate::domain::{Lobby, RawRouting, Snapshot, World};
+use crate::domain::{BackendId, Lobby, RawRouting, Snapshot, World};
 
 /// Holds the snapshot that routes. Readers never wait; a new snapshot takes the place of the old one at once.
 #[derive(Debug)]
@@ -41,6 +41,8 @@ pub struct ReloadReport {
     /// Backends whose new row was refused and whose last good version stays.
     pub kept: usize,
     pub apps: usize,
+    /// Backends whose address or check is another now and of which something bad was known: that is forgotten.
+    pub anew: Vec<BackendId>,
 }
 
 /// How the last reloads went, for `status`, logs and metrics.
@@ -132,7 +134,10 @@ impl RoutingTable {
         report.generation = snapshot.generation();
         report.accepted = snapshot.len();
         report.apps = snapshot.apps().len();
-        self.current.store(Arc::new(snapshot));
+        let snapshot = Arc::new(snapshot);
+        self.current.store(Arc::clone(&snapshot));
+        // Only now: what is still said of the former one is not taken for the new one's any more.
+        report.anew = forget_changed(&last, &snapshot);
         writer.retired.push(last);
         writer.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
         // Limits may be higher now, or backends more.
@@ -168,6 +173,27 @@ impl RoutingTable {
             status
         });
     }
+}
+
+/// A backend that has come, moved or is checked in another way begins anew. Those that had trouble before.
+fn forget_changed(last: &Snapshot, now: &Snapshot) -> Vec<BackendId> {
+    let mut anew = Vec::new();
+    for app in now.apps() {
+        let before = last.app(app.name());
+        // What was taken over as it is has not changed.
+        if before.is_some_and(|before| std::ptr::eq(before, app)) {
+            continue;
+        }
+        for backend in app.backends() {
+            let same = before
+                .and_then(|app| Some((app, app.backend(&backend.id)?)))
+                .is_some_and(|(before, was)| was.addr == backend.addr && before.check_of(was) == app.check_of(backend));
+            if !same && backend.load.forget_health() {
+                anew.push(backend.id.clone());
+            }
+        }
+    }
+    anew
 }
 
 #[cfg(test)]

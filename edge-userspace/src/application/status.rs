@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use super::bindings::BindingFileStatus;
 pub use super::listening::{ListenerStatus, SteeringStatus};
 use super::routing::{ReloadReport, RoutingTable};
-use crate::domain::{AppIndex, Backend, ProxyVersion};
+use crate::domain::{AppIndex, Backend, CheckSpec, ProxyVersion};
 
 /// Everything an operator wants to know first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,6 +28,8 @@ pub struct Status {
     pub capabilities: Vec<String>,
     pub routing: RoutingStatus,
     pub backends: Vec<BackendStatus>,
+    /// Apps whose backends in service are all out: those whose checks fail are asked all the same.
+    pub fail_open: Vec<String>,
     pub forwarder: ForwarderStatus,
     pub connections: ConnectionStatus,
     pub limits: LimitsStatus,
@@ -111,9 +113,11 @@ pub struct BackendStatus {
     /// Seconds until what is left of its connections is cut; `None`: never.
     #[serde(default)]
     pub cut_in_secs: Option<f64>,
-    /// As its connections see it: `up`, `ejected` or `slow_start`, and why it is ejected.
+    /// As its connections and its checks see it: `up`, `ejected`, `slow_start` or `down`, and why it is ejected or down.
     pub health: String,
     pub health_why: Option<String>,
+    /// `None` where it is not checked.
+    pub check: Option<CheckStatus>,
     pub weight: u32,
     pub soft_limit: u32,
     /// 0 = unlimited.
@@ -124,6 +128,23 @@ pub struct BackendStatus {
     pub connections: u32,
     /// As the kernel counts them, read back from the BPF map; `None` without one.
     pub kernel_connections: Option<u32>,
+}
+
+/// What the checks of a backend say.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CheckStatus {
+    /// The check, as the operator wrote it.
+    pub check: String,
+    /// `unknown` before the first check (trusted), `up` or `down`, and for how long.
+    pub state: String,
+    pub since_secs: Option<f64>,
+    /// Checks in a row that speak against the state.
+    pub against: u32,
+    /// The last check: its result, more in words, how long it took, and how long ago it was.
+    pub result: Option<String>,
+    pub detail: Option<String>,
+    pub took_ms: Option<f64>,
+    pub age_secs: Option<f64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -297,8 +318,8 @@ impl RoutingStatus {
 }
 
 impl BackendStatus {
-    /// `kernel` is the kernel's count of the backend's connections.
-    pub fn of(backend: &Backend, kernel: Option<u32>) -> Self {
+    /// `kernel` is the kernel's count of the backend's connections; `check` is how it is checked.
+    pub fn of(backend: &Backend, kernel: Option<u32>, check: Option<&CheckSpec>) -> Self {
         let phase = backend.load.phase();
         Self {
             id: backend.id.to_string(),
@@ -311,6 +332,7 @@ impl BackendStatus {
             cut_in_secs: None,
             health: phase.as_str().to_owned(),
             health_why: phase.why().map(str::to_owned),
+            check: check.map(|check| CheckStatus::of(backend, check, Instant::now())),
             weight: backend.weight.0,
             soft_limit: backend.limits.soft(),
             hard_limit: backend.limits.hard(),
@@ -318,6 +340,26 @@ impl BackendStatus {
             connections: backend.load.active(),
             kernel_connections: kernel,
         }
+    }
+}
+
+impl CheckStatus {
+    fn of(backend: &Backend, check: &CheckSpec, now: Instant) -> Self {
+        let secs = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
+        backend.load.look(|health| {
+            let checked = health.checked();
+            let last = checked.last.as_ref();
+            Self {
+                check: check.to_string(),
+                state: checked.verdict.as_str().to_owned(),
+                since_secs: checked.since.map(secs),
+                against: checked.against,
+                result: last.map(|(report, _)| report.result.as_str().to_owned()),
+                detail: last.and_then(|(report, _)| report.detail.clone()),
+                took_ms: last.map(|(report, _)| report.took.as_secs_f64() * 1000.0),
+                age_secs: last.map(|(_, at)| secs(*at)),
+            }
+        })
     }
 }
 
@@ -403,6 +445,16 @@ pub(crate) mod sample {
                 cut_in_secs: None,
                 health: "ejected".to_owned(),
                 health_why: Some("timed_out".to_owned()),
+                check: Some(CheckStatus {
+                    check: "http path=/healthz".to_owned(),
+                    state: "down".to_owned(),
+                    since_secs: Some(12.4),
+                    against: 1,
+                    result: Some("wrong_status".to_owned()),
+                    detail: Some("status 503".to_owned()),
+                    took_ms: Some(3.25),
+                    age_secs: Some(0.7),
+                }),
                 weight: 2,
                 soft_limit: 10,
                 hard_limit: 0,
@@ -410,6 +462,7 @@ pub(crate) mod sample {
                 connections: 3,
                 kernel_connections: Some(3),
             }],
+            fail_open: vec!["web".to_owned()],
             forwarder: ForwarderStatus {
                 configured: "auto".to_owned(),
                 active: "copy".to_owned(),

@@ -62,7 +62,7 @@ pub enum DbCommand {
     Set {
         id: String,
         /// What to change: app, region, wg_ip, port, healthy, weight, soft_limit, hard_limit, country, state,
-        /// same_host or send_proxy;
+        /// same_host, send_proxy or health_check;
         /// an empty value restores the default
         #[arg(required = true, value_name = "COLUMN=VALUE")]
         changes: Vec<String>,

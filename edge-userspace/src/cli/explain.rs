@@ -114,6 +114,9 @@ fn candidates(candidates: &[Candidate], out: &mut String) {
 
 fn row(candidate: &Candidate) -> [String; 11] {
     let status = match &candidate.out {
+        Some(why) if why == "check_failed" => {
+            format!("out: {why} ({})", candidate.last_check.as_deref().unwrap_or("no check"))
+        }
         Some(why) => format!("out: {why}"),
         None if candidate.over_soft => "over soft limit".to_owned(),
         None => "below soft limit".to_owned(),
@@ -156,6 +159,13 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn the_check_that_keeps_a_backend_out_is_named() {
+        let down = Candidate { out: Some("check_failed".to_owned()), ..sample_explanation().candidates[0].clone() };
+        let explanation = Explanation { candidates: vec![down], ..sample_explanation() };
+        assert!(text(&explanation).contains("out: check_failed (wrong_status: status 503)"));
     }
 
     #[test]

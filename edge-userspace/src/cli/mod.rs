@@ -97,7 +97,8 @@ pub enum Command {
     /// What has happened to the running daemon: health of backends, reloads, drains
     #[command(after_help = exit::HELP)]
     Events(EventsArgs),
-    /// Stop giving a backend new connections at this POP, and end those it has
+    /// The backends of the running daemon: state, health, last check, connections, limits; drain one
+    #[command(after_help = exit::HELP)]
     Backends(BackendsArgs),
     /// Show or change the forwarder of the running daemon
     #[command(after_help = exit::HELP)]

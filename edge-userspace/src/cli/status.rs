@@ -97,6 +97,10 @@ fn table(status: &Status) -> String {
     forwarder(status, &mut line);
     routing(status, &mut line);
     line("geo", status.geo.to_string());
+    for app in &status.fail_open {
+        let why = "no backend in service is trusted: those whose checks fail are asked all the same";
+        line("fail open", format!("app {app}: {why}"));
+    }
     backends(&status.backends, &mut out);
     out
 }
@@ -233,7 +237,7 @@ fn condition(backend: &BackendStatus) -> String {
 }
 
 /// E.g. `1h 02m`.
-fn age(seconds: u64) -> String {
+pub(super) fn age(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),
         60..3600 => format!("{}m {:02}s", seconds / 60, seconds % 60),
@@ -270,6 +274,7 @@ mod tests {
             "last reload: file is locked",
             "rejected backend b9: port 0",
             "embedded · 2026-01-01 · PDDL",
+            "fail open    app web: no backend in service is trusted",
             "sa-\"1\"   web  sa      10.0.0.1:80  ready, ejected: timed_out       2      3    10     -       3",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");

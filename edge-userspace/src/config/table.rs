@@ -135,10 +135,20 @@ settings! {
     ejection_longest: Duration, "ejection_longest_secs" = "300", Rule::seconds(0.1, 86_400.0);
     /// Part of an app's backends that may be ejected at once, in percent, rounded up; never all of them.
     ejection_max_percent: u32, "ejection_max_percent" = "50", Rule::count(0, 100);
-    /// How long a backend that comes back after an ejection gets less than its share of new clients.
+    /// How long a backend that comes back after an ejection or failed health checks gets less than its share of new clients.
     slow_start: Duration, "slow_start_secs" = "30", Rule::seconds(0.0, 3600.0);
     /// Where the TLS server name decides between listeners: how long a client may take to name one.
     server_name_timeout: Duration, "server_name_timeout_ms" = "5000", Rule::millis(1, 600_000);
+    /// How often a backend is checked that is to be checked (column `health_check`), give or take a tenth; for checks that don't say it themselves.
+    health_interval: Duration, "health_interval_ms" = "2000", Rule::millis(100, 3_600_000);
+    /// Time limit of one health check, likewise.
+    health_timeout: Duration, "health_timeout_ms" = "1000", Rule::millis(10, 600_000);
+    /// Checks in a row that pass and bring a backend back, likewise.
+    health_rise: u32, "health_rise" = "2", Rule::count(1, 100);
+    /// Checks in a row that fail and take a backend out, likewise.
+    health_fall: u32, "health_fall" = "3", Rule::count(1, 100);
+    /// Health checks under way at once; others wait for them. Never more than a sixteenth of the limit on open files.
+    health_checks_at_once: u32, "health_checks_at_once" = "256", Rule::count(1, 65_536);
     /// A connection without a byte in either direction is closed after this time.
     idle_timeout: Duration, "idle_timeout_secs" = "3600", Rule::seconds(0.1, 31_536_000.0);
     /// A connection that one side has half-closed is closed after this time without a byte.

@@ -23,7 +23,7 @@ use edgeproxy::application::status::{
     QueueStatus, ReloadAnswer, RoutingStatus, SameHostStatus, Status,
 };
 use edgeproxy::config::ForwarderChoice;
-use edgeproxy::domain::{Backend, BackendId, ClientAddr, ListenerId};
+use edgeproxy::domain::{AppIndex, Backend, BackendId, ClientAddr, ListenerId};
 use tokio::sync::{Notify, oneshot};
 
 use super::{Shared, kernel_path, workers};
@@ -95,11 +95,14 @@ impl DaemonControl {
         let counted = |slot| counts.map(|counts| u32::try_from(counts.connections(slot)).unwrap_or(u32::MAX));
         let snapshot = self.shared.routing.snapshot();
         let now = Instant::now();
-        let status = |backend: &Arc<Backend>| BackendStatus {
-            cut_in_secs: self.shared.backend_drains.state(&backend.id, now).flatten(),
-            ..BackendStatus::of(backend, counted(backend.load.slot()))
+        let of_app = |app: &AppIndex| -> Vec<_> {
+            let status = |backend: &Arc<Backend>| BackendStatus {
+                cut_in_secs: self.shared.backend_drains.state(&backend.id, now).flatten(),
+                ..BackendStatus::of(backend, counted(backend.load.slot()), app.check_of(backend).map(Arc::as_ref))
+            };
+            app.backends().iter().map(status).collect()
         };
-        snapshot.backends().map(status).collect()
+        snapshot.apps().flat_map(of_app).collect()
     }
 
     /// Why there is no kernel path, where there should be one.
@@ -157,6 +160,7 @@ impl Control for DaemonControl {
             capabilities: privileges::names(shared.privileges),
             routing: RoutingStatus::of(&shared.routing, SystemTime::now()),
             backends: self.backends(),
+            fail_open: shared.health.failing_open().iter().map(ToString::to_string).collect(),
             forwarder: self.forwarder(),
             connections: shared.recorder.metrics.connections(),
             limits: self.limits(),

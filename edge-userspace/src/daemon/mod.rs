@@ -1,5 +1,6 @@
 //! `edgeproxy run`: puts the parts together, in the order in which they can fail, and takes them apart again.
 
+mod checks;
 mod control;
 mod keep;
 mod kernel_path;
@@ -189,6 +190,7 @@ async fn serve(
     memory::spawn_trim(&shared);
     spawn_health_ticks(&shared);
     limits::spawn_upkeep(&shared);
+    checks::spawn(&shared).map_err(failed)?;
     let control = Arc::new(DaemonControl::new(Arc::clone(&shared), commands.clone()));
     let admin_addr = admin.tcp_addr();
     let admin = tokio::spawn(admin.run(Arc::clone(&control) as _));

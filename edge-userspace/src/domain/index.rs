@@ -8,8 +8,8 @@ use super::maglev::{Entrant, Maglev};
 use super::random::spread;
 use super::room::{Room, Seat};
 use super::{
-    AccessList, AppName, AppQueue, AppSpec, Backend, BackendId, BackendLoad, Endpoints, Limits, Lobby, Overrides,
-    Region, Regions, Selection,
+    AccessList, AppName, AppQueue, AppSpec, Backend, BackendId, BackendLoad, CheckSpec, Endpoints, Limits, Lobby,
+    Overrides, Region, Regions, Selection,
 };
 
 /// One immutable, validated, indexed view of the routing database.
@@ -218,6 +218,19 @@ impl AppIndex {
 
     pub fn backend(&self, id: &BackendId) -> Option<&Arc<Backend>> {
         self.backends.get(*self.by_id.get(id)?)
+    }
+
+    /// How one of the app's backends is checked: as it says itself, else as the app says; `None`: not.
+    pub fn check_of<'a>(&'a self, backend: &'a Backend) -> Option<&'a Arc<CheckSpec>> {
+        backend.health_check.as_ref().or(self.spec.health_check.as_ref())?.spec()
+    }
+
+    /// Whether all that the operator has in service are out by their checks or by what clients say: then those whose
+    /// checks fail are asked, too. A check that is wrong must not take an app off the air.
+    pub fn fails_open(&self) -> bool {
+        let asked = |member: &Member| member.load.distrust().is_some() && !member.load.is_draining();
+        // The members are looked at only where there is trouble, and then the first one will mostly do.
+        self.everywhere.as_ref().is_some_and(|group| group.room.trusts_nobody() && group.members.iter().any(asked))
     }
 
     pub(super) fn group(&self, region: &Region) -> Option<&Group> {

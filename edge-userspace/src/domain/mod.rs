@@ -8,6 +8,7 @@ mod addr;
 mod affinity;
 mod app;
 mod backend;
+mod check;
 mod connection_id;
 mod country;
 mod endpoints;
@@ -42,6 +43,10 @@ pub use affinity::{AffinityPrefix, BindingKey, ClientPrefix, PrefixError};
 pub use app::{Affinity, AppError, AppSpec, QueueRules, Selection};
 pub use backend::{
     Backend, BackendSpec, BackendState, DEFAULT_SOFT_LIMIT, LimitError, Limits, Skip, StateError, Weight,
+};
+pub use check::{
+    CheckChange, CheckDefaults, CheckError, CheckPace, CheckReport, CheckResult, CheckSpec, CheckVerdict, HealthCheck,
+    HttpCheck, Probe, StatusRanges, Tls, Verify,
 };
 pub use connection_id::{ConnectionId, Instance};
 pub use country::{CountryCode, CountryError};

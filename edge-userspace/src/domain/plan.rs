@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::group::Draw;
 use super::maglev::ClientHash;
-use super::select::{choose, honoured, origin, why_none};
+use super::select::{choose, distrusted, honoured, origin, why_none};
 use super::{
-    AppIndex, AppName, Backend, BackendAddr, BackendId, BackendState, CountryCode, NoBackend, PickReason, RandomSource,
-    Region, Regions, Request, Selection, Skip, Tried, Weight,
+    AppIndex, AppName, Backend, BackendAddr, BackendId, BackendState, CountryCode, NoBackend, Phase, PickReason,
+    RandomSource, Region, Regions, Request, Selection, Skip, Tried, Weight,
 };
 
 /// Load never outranks geography: its part of the score stays below the 100 that part two regions.
@@ -63,6 +63,9 @@ pub struct PlanEntry {
     pub over_soft: bool,
     /// Why it is out for a new client.
     pub skip: Option<Skip>,
+    /// What its connections and its checks say, and the last check in words.
+    pub phase: Phase,
+    pub last_check: Option<String>,
 }
 
 /// Explains what [`pick`](super::pick) would do with the loads of this moment, for up to `attempts` connects.
@@ -78,7 +81,7 @@ pub fn explain(
     let order = order_of_attempts(app, regions, request, tried, attempts, rng);
     let (winner, reason) = order.first().cloned().unzip();
     let mut entries: Vec<PlanEntry> =
-        app.backends().iter().map(|backend| entry(backend, regions, request, tried)).collect();
+        app.backends().iter().map(|backend| entry(app, backend, regions, request, tried)).collect();
     entries.sort_by(|a, b| rank(a).partial_cmp(&rank(b)).unwrap_or(std::cmp::Ordering::Equal).then(a.id.cmp(&b.id)));
     Plan {
         app: app.name().clone(),
@@ -127,7 +130,7 @@ fn rank(entry: &PlanEntry) -> (bool, u8, bool, f64, f64) {
     (entry.skip.is_some(), entry.region_score, entry.over_soft, distance, entry.score)
 }
 
-fn entry(backend: &Arc<Backend>, regions: &Regions, request: &Request<'_>, tried: &Tried) -> PlanEntry {
+fn entry(app: &AppIndex, backend: &Arc<Backend>, regions: &Regions, request: &Request<'_>, tried: &Tried) -> PlanEntry {
     let active = backend.load.active();
     let region_score = region_score(&backend.region, request);
     let load_score = backend.relative_load(active).min(MAX_LOAD_SCORE);
@@ -147,7 +150,9 @@ fn entry(backend: &Arc<Backend>, regions: &Regions, request: &Request<'_>, tried
         load_factor: backend.limits.load_factor(active),
         score: f64::from(region_score) * 100.0 + load_score,
         over_soft: backend.limits.is_over_soft(active),
-        skip: skip(backend, active, tried),
+        skip: skip(app, backend, active, tried),
+        phase: backend.load.phase(),
+        last_check: backend.load.look(|health| health.checked().last.as_ref().map(|(report, _)| report.words())),
     }
 }
 
@@ -165,12 +170,12 @@ fn distance(region: &Region, regions: &Regions, request: &Request<'_>) -> Option
     regions.distance_at(&origin(regions, request)?, regions.index_of(region)?)
 }
 
-fn skip(backend: &Backend, active: u32, tried: &Tried) -> Option<Skip> {
+fn skip(app: &AppIndex, backend: &Backend, active: u32, tried: &Tried) -> Option<Skip> {
     backend
         .closed_to_new()
         .or_else(|| backend.load.is_draining().then_some(Skip::Drain))
         .or_else(|| tried.contains(backend).then_some(Skip::Tried))
-        .or_else(|| backend.load.is_ejected().then_some(Skip::Ejected))
+        .or_else(|| distrusted(app, backend))
         .or_else(|| backend.limits.is_full(active).then_some(Skip::AtHardLimit))
 }
 

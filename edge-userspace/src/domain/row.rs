@@ -11,7 +11,7 @@ mod table;
 mod value;
 
 use super::{
-    AccessError, AddrError, AppError, CountryError, LimitError, ListenerError, NameError, OverrideError,
+    AccessError, AddrError, AppError, CheckError, CountryError, LimitError, ListenerError, NameError, OverrideError,
     SendProxyError, StateError,
 };
 
@@ -53,6 +53,8 @@ pub enum RowError {
     Dial(#[from] AddrError),
     #[error(transparent)]
     Limits(#[from] LimitError),
+    #[error(transparent)]
+    Check(#[from] CheckError),
     #[error(transparent)]
     State(#[from] StateError),
     #[error(transparent)]

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::group::{Draw, best, last_resort};
+use super::health::Distrust;
 use super::index::{Group, Member};
 use super::maglev::ClientHash;
 use super::room::Standing;
@@ -59,11 +60,20 @@ pub enum PickReason {
     Elsewhere,
     /// It was ejected, and no other was left.
     LastResort,
+    /// Its checks fail, as do those of all others in service.
+    FailOpen,
 }
 
 impl PickReason {
-    pub const ALL: [Self; 6] =
-        [Self::Affinity, Self::ClientRegion, Self::PopRegion, Self::NearestRegion, Self::Elsewhere, Self::LastResort];
+    pub const ALL: [Self; 7] = [
+        Self::Affinity,
+        Self::ClientRegion,
+        Self::PopRegion,
+        Self::NearestRegion,
+        Self::Elsewhere,
+        Self::LastResort,
+        Self::FailOpen,
+    ];
 
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -73,6 +83,7 @@ impl PickReason {
             Self::NearestRegion => "nearest_region",
             Self::Elsewhere => "elsewhere",
             Self::LastResort => "last_resort",
+            Self::FailOpen => "fail_open",
         }
     }
 }
@@ -180,17 +191,27 @@ pub(super) fn bound<'a>(app: &'a AppIndex, id: &BackendId, tried: &Tried) -> Res
         Some(skip) => Err(skip),
         None if backend.load.is_draining() => Err(Skip::Drain),
         None if tried.contains(backend) => Err(Skip::Tried),
-        None if backend.load.is_ejected() => Err(Skip::Ejected),
+        None if let Some(skip) = distrusted(app, backend) => Err(skip),
         None if backend.limits.is_full(backend.load.active()) => Err(Skip::AtHardLimit),
         None => Ok(backend),
     }
 }
 
+/// Why a backend is not to be trusted. Where an app fails open, checks don't count: they may be what is wrong.
+pub(super) fn distrusted(app: &AppIndex, backend: &Backend) -> Option<Skip> {
+    match backend.load.distrust()? {
+        Distrust::Down if app.fails_open() => None,
+        distrust => Some(distrust.skip()),
+    }
+}
+
 pub(super) fn why_none(app: &AppIndex, tried: &Tried) -> NoBackend {
     let members = || app.groups().iter().flat_map(|group| &group.members);
+    // Those whose checks fail would not be asked, if the others had room.
+    let asked = |member: &&Member| app.fails_open() || !member.load.is_down();
     if members().all(|member| member.load.is_draining()) {
         NoBackend::NoneEligible
-    } else if members().all(|member| tried.contains(&member.backend)) {
+    } else if members().filter(asked).all(|member| tried.contains(&member.backend)) {
         NoBackend::AllTried
     } else {
         NoBackend::AllFull
@@ -213,15 +234,22 @@ pub(super) fn choose<'a>(
             return Some((member, reason));
         }
     }
-    elsewhere(app, regions, request, draw).or_else(|| ejected(app, request, draw))
+    elsewhere(app, regions, request, draw).or_else(|| distrusted_one(app, request, draw))
 }
 
-/// Who was ejected may be well again, and otherwise the client would be refused. Near ones first.
-fn ejected<'a>(app: &'a AppIndex, request: &Request<'_>, draw: &mut Draw<'_>) -> Option<Choice<'a>> {
-    let near = [request.client_region, Some(request.pop_region)].into_iter().flatten();
-    let groups = near.filter_map(|region| app.group(region)).chain(app.everywhere());
-    let found = groups.filter_map(|group| last_resort(group, draw)).next();
-    found.map(|member| (member, PickReason::LastResort))
+/// Who was ejected may be well again, and otherwise the client would be refused. Where nobody is trusted, checks don't
+/// count. Near ones first.
+fn distrusted_one<'a>(app: &'a AppIndex, request: &Request<'_>, draw: &mut Draw<'_>) -> Option<Choice<'a>> {
+    let mut nearest = |standing| {
+        let near = [request.client_region, Some(request.pop_region)].into_iter().flatten();
+        let groups = near.filter_map(|region| app.group(region)).chain(app.everywhere());
+        groups.filter_map(|group| last_resort(group, standing, draw)).next()
+    };
+    if let Some(member) = nearest(Standing::Ejected) {
+        return Some((member, PickReason::LastResort));
+    }
+    let member = if app.fails_open() { nearest(Standing::Down)? } else { return None };
+    Some((member, PickReason::FailOpen))
 }
 
 /// The nearest group with a member below its soft limit, else the nearest with any.

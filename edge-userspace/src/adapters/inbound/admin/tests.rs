@@ -111,6 +111,8 @@ pub(crate) fn sample_explanation() -> Explanation {
         score: f64::from(region_score) * 100.0 + 0.1,
         over_soft: false,
         out: None,
+        health: "up".to_owned(),
+        last_check: Some("wrong_status: status 503".to_owned()),
     };
     let step = |backend: &str, why: &str| Step { backend: backend.to_owned(), why: why.to_owned() };
     let out = Candidate { state: "drain".to_owned(), out: Some("drain".to_owned()), ..candidate("sa-2", "sa", 0) };

@@ -16,8 +16,8 @@ use dashmap::DashMap;
 use crate::application::ports::GeoSource;
 use crate::application::status::{ConnectionStatus, Status};
 use crate::domain::{
-    ByteCounts, Complaint, ConnectFailure, Fallback, ForwarderKind, ListenerId, Outcome, PickReason, ProxyVersion,
-    RejectReason, Skip, Termination, Why,
+    ByteCounts, CheckReport, CheckResult, Complaint, ConnectFailure, Fallback, ForwarderKind, ListenerId, Outcome,
+    PickReason, ProxyVersion, RejectReason, Skip, Termination, Why,
 };
 
 /// Upper bounds in seconds: a LAN connect takes 0.1 ms, one around the world 0.3 s, a lost SYN 1 s, 3 s, 7 s.
@@ -44,6 +44,8 @@ pub struct Metrics {
     proxy_in: Labelled,
     proxy_out: Labelled,
     ejections: Labelled,
+    checks: Labelled,
+    check_seconds: Times,
     geo: Labelled,
     flows: Labelled,
     chosen: Chosen,
@@ -87,6 +89,8 @@ impl Metrics {
             proxy_in: Labelled::new(ProxyVersion::ALL.into_iter().map(ProxyVersion::as_str)),
             proxy_out: Labelled::new(ProxyVersion::ALL.into_iter().map(ProxyVersion::as_str)),
             ejections: Labelled::new(Complaint::ALL.into_iter().map(Complaint::as_str)),
+            checks: Labelled::new(CheckResult::ALL.into_iter().map(CheckResult::as_str)),
+            check_seconds: Times::new(&CONNECT_BOUNDS),
             geo: Labelled::new(GeoSource::ALL.into_iter().map(GeoSource::as_str)),
             flows: Labelled::new(ForwarderKind::ALL.into_iter().map(ForwarderKind::as_str)),
             chosen: ForwarderKind::ALL.map(|kind| (kind, Labelled::new(Why::all().map(Why::as_str)))),
@@ -110,6 +114,12 @@ impl Metrics {
     /// A backend was ejected.
     pub fn ejected(&self, why: Complaint) {
         self.ejections.add(why.as_str(), 1);
+    }
+
+    /// A backend was checked.
+    pub fn checked(&self, report: &CheckReport) {
+        self.checks.add(report.result.as_str(), 1);
+        self.check_seconds.observe(report.took);
     }
 
     /// `accept(2)` failed.

@@ -33,6 +33,12 @@ pub(super) const PROXY_IN: Name = ("proxy_headers_received", "PROXY headers rece
 pub(super) const PROXY_OUT: Name = ("proxy_headers_sent", "PROXY headers sent to backends, by version");
 pub(super) const EJECTIONS: Name = ("ejections", "Backends ejected because they failed connections, by how");
 pub(super) const BACKEND_EJECTED: Name = ("backend_ejected", "1 while a backend is ejected");
+pub(super) const CHECKS: Name = ("health_checks", "Checks of backends, by result");
+pub(super) const CHECK_SECONDS: Name = ("health_check_seconds", "Time that a check of a backend took");
+pub(super) const BACKEND_CHECK_UP: Name =
+    ("backend_check_up", "0 while a backend is down by its checks, 1 otherwise; only for backends that are checked");
+pub(super) const APP_FAIL_OPEN: Name =
+    ("app_fail_open", "1 while all backends of an app in service are out and those whose checks fail are asked");
 pub(super) const BINDINGS: Name = ("bindings", "Clients bound to a backend");
 pub(super) const BINDING_SAVES: Name = ("binding_saves", "Times the bindings were saved to disk, by result");
 pub(super) const BINDINGS_SAVED: Name = ("bindings_saved", "Bindings in the file after the last save");

@@ -1,5 +1,6 @@
 //! The OpenMetrics text of the counters and of what is derived from the status.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -105,6 +106,8 @@ impl Scrape {
         out.counters(names::PROXY_IN, "version", &m.proxy_in)?;
         out.counters(names::PROXY_OUT, "version", &m.proxy_out)?;
         out.counters(names::EJECTIONS, "why", &m.ejections)?;
+        out.counters(names::CHECKS, "result", &m.checks)?;
+        out.times(names::CHECK_SECONDS, &m.check_seconds)?;
         out.gauge(names::BINDINGS, status.bindings)?;
         if let Some(file) = &status.binding_file {
             let saves = [("ok", file.saves_ok), ("failed", file.saves_failed)];
@@ -159,7 +162,12 @@ impl Scrape {
         gauge(names::BACKEND_KERNEL_CONNECTIONS, |b| b.kernel_connections.map(u64::from))?;
         gauge(names::BACKEND_HARD_LIMIT, |b| Some(b.hard_limit.into()))?;
         gauge(names::BACKEND_EJECTED, |b| Some(u64::from(b.health == "ejected")))?;
-        gauge(names::BACKEND_AVAILABLE, |b| Some(u64::from(b.healthy && b.state == "ready")))
+        gauge(names::BACKEND_AVAILABLE, |b| Some(u64::from(b.healthy && b.state == "ready")))?;
+        gauge(names::BACKEND_CHECK_UP, |b| b.check.as_ref().map(|check| u64::from(check.state != "down")))?;
+        let apps: BTreeSet<_> = self.status.backends.iter().map(|backend| &backend.app).collect();
+        let failing =
+            apps.into_iter().map(|app| ([("app", app.as_str())], u64::from(self.status.fail_open.contains(app))));
+        out.family(names::APP_FAIL_OPEN, MetricType::Gauge, failing)
     }
 }
 
