@@ -69,6 +69,48 @@ fn urgent(forwarder: &str, needs: &[Need], test: &str) {
     assert_eq!(daemon.status().unwrap().text("/forwarder/active"), Some(forwarder));
 }
 
+#[test]
+fn copy_carries_what_came_with_an_urgent_byte() {
+    burst("copy", NETWORK, "copy_carries_what_came_with_an_urgent_byte");
+}
+
+#[test]
+fn splice_carries_what_came_with_an_urgent_byte() {
+    burst("splice", NETWORK, "splice_carries_what_came_with_an_urgent_byte");
+}
+
+#[test]
+fn sockmap_carries_what_came_with_an_urgent_byte() {
+    burst("sockmap", KERNEL, "sockmap_carries_what_came_with_an_urgent_byte");
+}
+
+#[test]
+fn auto_carries_what_came_with_an_urgent_byte() {
+    burst("auto", KERNEL, "auto_carries_what_came_with_an_urgent_byte");
+}
+
+/// A read stops short at an urgent byte, and no event tells of what is behind it: all of it was there before.
+fn burst(forwarder: &str, needs: &[Need], test: &str) {
+    let Some(world) = World::new(needs, test) else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let daemon = world.daemon(&[("forwarder", forwarder), ("connect_timeout_ms", "8000")]);
+    // The first SYN to the backend is lost, so that everything waits in the client's socket when forwarding begins.
+    world.lab.mute(world.lab.backend(1)).unwrap();
+    let mut client = client(&world, &daemon);
+    client.write_all(b"before").unwrap();
+    SockRef::from(&client).send_out_of_band(b"!").unwrap();
+    client.write_all(b"after").unwrap();
+    thread::sleep(Duration::from_millis(300));
+    world.lab.unmute(world.lab.backend(1)).unwrap();
+    client.set_read_timeout(Some(SOON)).unwrap();
+    let mut back = [0; "b1\nbefore!after".len()];
+    client.read_exact(&mut back).unwrap();
+    assert_eq!(&back, b"b1\nbefore!after");
+    client.shutdown(Shutdown::Write).unwrap();
+    let record = daemon.record_of(client.local_addr().unwrap(), SOON).unwrap();
+    assert_eq!((record.bytes_up, record.termination.as_str()), (12, "--"), "{record:?}");
+}
+
 /// Behind an urgent byte splice(2) moves nothing, and once the end has come it says so by a 0 like that of the end.
 #[test]
 fn an_urgent_byte_in_a_spliced_stream_is_not_its_end() {

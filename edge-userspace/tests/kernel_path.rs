@@ -3,16 +3,15 @@
 
 mod common;
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, Map, MapData, MapInfo};
-use aya::programs::loaded_programs;
-use common::{KERNEL, SOON, World, eventually};
+use aya::maps::{Array, Map, MapData};
+use common::maps::map_of;
+use common::{KERNEL, SOON, SetWhenDropped, World, eventually};
 use edge_common::Flow;
 use socket2::SockRef;
 use xtask::lab::Daemon;
@@ -113,14 +112,6 @@ fn a_disagreement_switches_the_kernel_path_off_and_running_pairs_go_on() {
     assert!(daemon.metrics().unwrap().contains("edgeproxy_byte_mismatches_total 1\n"));
 }
 
-struct SetWhenDropped<'a>(&'a AtomicBool);
-
-impl Drop for SetWhenDropped<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
 /// Echoes random amounts of changing bytes until `switched`, and as much again afterwards.
 fn talk(mut visit: Visit, rounds: &AtomicU64, switched: &AtomicBool) -> (SocketAddr, u64) {
     let (mut bytes, mut left) = (0, 50);
@@ -219,12 +210,7 @@ struct Flows(Array<MapData, Flow>);
 
 impl Flows {
     fn of(daemon: &Daemon) -> Self {
-        let programs = held_programs(daemon);
-        let maps = loaded_programs().map(Result::unwrap).filter(|program| programs.contains(&program.id()));
-        let maps: Vec<_> = maps.flat_map(|program| program.map_ids().unwrap().unwrap()).collect();
-        let is_flows = |id: &&u32| MapInfo::from_id(**id).unwrap().name_as_str() == Some("FLOWS");
-        let id = maps.iter().find(is_flows).unwrap();
-        Self(Array::try_from(Map::Array(MapData::from_id(*id).unwrap())).unwrap())
+        Self(Array::try_from(Map::Array(map_of(daemon, "forward", "FLOWS"))).unwrap())
     }
 
     /// Changes the record of the client's direction that has moved so many bytes. Nothing may be under way.
@@ -239,12 +225,4 @@ impl Flows {
         change(&mut flow);
         self.0.set(slot, flow, 0).unwrap();
     }
-}
-
-/// Ids of the BPF programs that the daemon has open.
-fn held_programs(daemon: &Daemon) -> Vec<u32> {
-    let files = fs::read_dir(format!("/proc/{}/fdinfo", daemon.pid())).unwrap();
-    let infos = files.filter_map(|file| fs::read_to_string(file.unwrap().path()).ok());
-    let id = |info: String| info.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok());
-    infos.filter_map(id).collect()
 }

@@ -1,8 +1,11 @@
 //! The benchmark itself: a tiny one, whose figures must make sense. Nothing here depends on how fast they are.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, unsafe_code)]
 
 use std::fs;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use xtask::lab::requirements::{Need, require};
@@ -67,6 +70,79 @@ fn memory_and_fixed_rates_are_measured() {
     assert_eq!(idle["faults"], 0, "{idle}");
     assert!((100.0..1e6).contains(&median(idle, "user_memory")), "{idle}");
     assert!(median(idle, "user_before") > 1e6, "{idle}");
+}
+
+/// In the middle of a measurement, with a daemon, a peer of ours, namespaces, cgroups and files.
+#[test]
+fn an_interrupted_benchmark_leaves_nothing_behind() {
+    if require(&[Need::Root, Need::Namespaces, Need::Bpf], "an_interrupted_benchmark_leaves_nothing_behind").is_none() {
+        return;
+    }
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let temporary = tempfile::tempdir().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        command.args(["bench", "--debug-build", "--rounds", "9", "--seconds", "60", "--only", "local-rr64-1"]);
+        command.args(["--candidates", "same-host"]).env("TMPDIR", temporary.path());
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let pid = child.id();
+        let deadline = Instant::now() + PATIENCE;
+        // It starts each candidate once to see whether it is there; the next one stays.
+        while !has_stayed(&descendants(pid)) {
+            assert!(Instant::now() < deadline, "no daemon was started");
+            thread::sleep(Duration::from_millis(50));
+        }
+        let started = descendants(pid);
+        assert!(fs::read_dir(temporary.path()).unwrap().count() > 0 && !cgroups_of(pid).is_empty());
+        // SAFETY: our own child, which is not yet waited for.
+        unsafe { libc::kill(pid.cast_signed(), signal) };
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains("error: interrupted"), "{said}");
+        let left: Vec<_> = started.iter().filter(|id| Path::new(&format!("/proc/{id}")).exists()).collect();
+        assert!(left.is_empty(), "processes {left:?} are left");
+        let left: Vec<_> = fs::read_dir(temporary.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(left.is_empty(), "{left:?} are left");
+        assert_eq!(cgroups_of(pid), Vec::<PathBuf>::new(), "are left");
+    }
+}
+
+/// How long it may take until the benchmark is at work; it may have to be built first.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A daemon that has run for a second is one that is measured.
+fn has_stayed(processes: &[u32]) -> bool {
+    let age = |id: &u32| fs::metadata(format!("/proc/{id}")).and_then(|it| it.modified()).ok()?.elapsed().ok();
+    processes.iter().any(|id| name_of(*id) == "edgeproxy" && age(id).is_some_and(|age| age > Duration::from_secs(1)))
+}
+
+fn name_of(process: u32) -> String {
+    fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default().trim().to_owned()
+}
+
+/// All processes that `process` started, and those that they did.
+fn descendants(process: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    let children: Vec<u32> =
+        children.flat_map(|ids| ids.split(' ').filter_map(|id| id.parse().ok()).collect::<Vec<_>>()).collect();
+    children.iter().copied().chain(children.iter().flat_map(|child| descendants(*child))).collect()
+}
+
+/// Directories of cgroups that the process has made.
+fn cgroups_of(process: u32) -> Vec<PathBuf> {
+    let is_its = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.starts_with("edgeproxy-") && name.contains(&format!("-{process}"))
+    };
+    let mut found = Vec::new();
+    let mut todo = vec![PathBuf::from("/sys/fs/cgroup")];
+    while let Some(directory) = todo.pop() {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        let below: Vec<_> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+        found.extend(below.iter().filter(|path| is_its(path)).cloned());
+        todo.extend(below);
+    }
+    found
 }
 
 #[test]

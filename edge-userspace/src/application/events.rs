@@ -111,6 +111,8 @@ kinds! {
     ForwarderSet = "forwarder_set", Info;
     /// The kernel path was switched off because byte counts disagreed.
     KernelPathCondemned = "kernel_path_condemned", Error;
+    /// A backend lost the mark `same_host` because byte counts disagreed.
+    MarkWithdrawn = "mark_withdrawn", Error;
 }
 
 /// What an event is about.

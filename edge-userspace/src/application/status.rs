@@ -174,6 +174,8 @@ pub struct ForwarderStatus {
 pub struct SameHostStatus {
     /// Why the mark has no effect; `None` while it has.
     pub why: Option<String>,
+    /// Backends that have it, those included that lost it.
+    pub marked: u64,
     pub flows: u64,
     /// Bytes handed over by flows that have ended.
     pub bytes: u64,
@@ -475,6 +477,7 @@ pub(crate) mod sample {
                 kernel_bytes: 1_000_000,
                 same_host: SameHostStatus {
                     why: Some("same_host_cgroup names no cgroup".to_owned()),
+                    marked: 1,
                     flows: 0,
                     bytes: 0,
                     withdrawn: BTreeMap::from([("sa-2".to_owned(), "counts disagree".to_owned())]),

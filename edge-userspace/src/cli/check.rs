@@ -17,7 +17,7 @@ use crate::domain::Snapshot;
 /// Prints what was found good; the error lists all that was not.
 pub fn run(args: &SettingArgs) -> Result<(), CliError> {
     let settings = args.load()?.settings;
-    let mut findings = Findings { good: "configuration  ok\n".to_owned(), bad: Vec::new() };
+    let mut findings = Findings { good: "configuration  ok\n".to_owned(), ..Findings::default() };
     findings.database(&settings);
     findings.geo(&settings);
     findings.kernel(&settings);
@@ -32,9 +32,12 @@ pub fn run(args: &SettingArgs) -> Result<(), CliError> {
     }
 }
 
+#[derive(Default)]
 struct Findings {
     good: String,
     bad: Vec<String>,
+    /// Backends with the mark `same_host`.
+    marked: Vec<String>,
 }
 
 impl Findings {
@@ -49,6 +52,7 @@ impl Findings {
             Err(error) => return self.bad.push(error.to_string()),
         };
         self.bad.extend(report.rejected.iter().map(|(row, why)| format!("routing database, {row}: {why}")));
+        self.marked = table.load().same_host().map(|backend| backend.id.to_string()).collect();
         let before = self.bad.len();
         self.listeners(settings, &table.load());
         if self.bad.len() == before {
@@ -124,14 +128,29 @@ impl Findings {
         let _ = writeln!(self.good, "kernel         {judgement}");
     }
 
-    /// Whether the applications' cgroups can be told from this daemon's.
+    /// Whether marks can have an effect, and whether the applications' cgroups can be told from this daemon's. Which
+    /// clients are on this host, only their connections tell.
     fn same_host(&mut self, settings: &Settings) {
         let cgroups: Vec<_> = settings.same_host_cgroup.iter().map(|path| path.as_path().to_owned()).collect();
-        match check_cgroups(&cgroups) {
-            _ if cgroups.is_empty() => {}
-            Ok(()) => _ = writeln!(self.good, "same host      ok: {} cgroups", cgroups.len()),
-            Err(why) => self.bad.push(why.to_string()),
+        if let Err(why) = check_cgroups(&cgroups) {
+            return self.bad.push(why.to_string());
         }
+        let in_vain = match settings.forwarder {
+            _ if cgroups.is_empty() => {
+                Some("same_host_cgroup names no cgroup: name those of the applications".to_owned())
+            }
+            ForwarderChoice::Auto | ForwarderChoice::Sockmap => None,
+            other => Some(format!("forwarder = {} asks for userspace only", other.as_str())),
+        };
+        let (count, names) = (self.marked.len(), self.marked.iter().take(5).cloned().collect::<Vec<_>>().join(", "));
+        // No problem: they are served the ordinary way, and an operator who goes back to userspace must be able to.
+        let _ = match in_vain {
+            Some(why) if count > 0 => {
+                writeln!(self.good, "same host      no effect: the mark of {count} backends ({names}), as {why}")
+            }
+            Some(_) => Ok(()),
+            None => writeln!(self.good, "same host      ok: {} cgroups, {count} marked backends", cgroups.len()),
+        };
     }
 
     fn geo(&mut self, settings: &Settings) {
@@ -150,7 +169,7 @@ mod tests {
     use crate::cli::db::{EXAMPLE, SCHEMA};
     use crate::config::Sources;
 
-    fn findings(sql: Option<&str>, env: &[(&str, &str)]) -> Vec<String> {
+    fn findings(sql: Option<&str>, env: &[(&str, &str)]) -> (String, Vec<String>) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("routing.db");
         if let Some(sql) = sql {
@@ -159,40 +178,60 @@ mod tests {
         let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let path = ("EDGEPROXY_DB_PATH".to_owned(), path.to_str().unwrap().to_owned());
         let settings = Settings::load(Sources { env: env.chain([path]).collect(), ..Sources::default() }).unwrap();
-        let mut findings = Findings { good: String::new(), bad: Vec::new() };
+        let mut findings = Findings::default();
         findings.database(&settings);
         findings.geo(&settings);
         findings.same_host(&settings);
-        findings.bad
+        (findings.good, findings.bad)
+    }
+
+    fn problems(sql: Option<&str>, env: &[(&str, &str)]) -> Vec<String> {
+        findings(sql, env).1
     }
 
     #[test]
     fn the_example_is_good() {
-        assert_eq!(findings(Some(&format!("{SCHEMA}{EXAMPLE}")), &[]), [""; 0]);
+        assert_eq!(problems(Some(&format!("{SCHEMA}{EXAMPLE}")), &[]), [""; 0]);
     }
 
     #[test]
     fn a_missing_database_names_its_remedy() {
-        assert!(findings(None, &[])[0].contains("edgeproxy db init --example"));
+        assert!(problems(None, &[])[0].contains("edgeproxy db init --example"));
     }
 
     #[test]
     fn an_app_without_backends_and_an_empty_table_are_problems() {
         let example = format!("{SCHEMA}{EXAMPLE}");
-        assert!(findings(Some(&example), &[("EDGEPROXY_APP", "nobody")])[0].contains("app nobody has no backends"));
-        assert!(findings(Some(SCHEMA), &[])[0].contains("has no backends: add one"));
+        assert!(problems(Some(&example), &[("EDGEPROXY_APP", "nobody")])[0].contains("app nobody has no backends"));
+        assert!(problems(Some(SCHEMA), &[])[0].contains("has no backends: add one"));
     }
 
     #[test]
     fn a_cgroup_that_is_not_there_is_a_problem() {
         let env = [("EDGEPROXY_SAME_HOST_CGROUP", "/nowhere")];
-        let findings = findings(Some(&format!("{SCHEMA}{EXAMPLE}")), &env);
+        let findings = problems(Some(&format!("{SCHEMA}{EXAMPLE}")), &env);
         assert!(findings[0].contains("/nowhere"), "{findings:?}");
     }
 
     #[test]
+    fn marks_that_can_have_no_effect_are_told() {
+        let marked = format!("{SCHEMA}{EXAMPLE}UPDATE backends SET same_host = 1 WHERE id = 'sa-node-1';");
+        let (told, bad) = findings(Some(&marked), &[]);
+        assert!(told.contains("no effect: the mark of 1 backends (sa-node-1), as same_host_cgroup names no"), "{told}");
+        assert_eq!(bad, [""; 0]);
+        assert!(problems(Some(&marked), &[("EDGEPROXY_SAME_HOST_CGROUP", "/tmp")])[0].contains("cgroup v2"));
+    }
+
+    #[test]
+    fn a_mark_beside_a_proxy_header_is_a_problem() {
+        let both =
+            format!("{SCHEMA}{EXAMPLE}UPDATE backends SET same_host = 1, send_proxy = 'v2' WHERE id = 'sa-node-1';");
+        assert!(problems(Some(&both), &[])[0].contains("same_host and send_proxy exclude each other"));
+    }
+
+    #[test]
     fn bad_geo_data_is_reported_beside_other_problems() {
-        let findings = findings(None, &[("EDGEPROXY_GEOIP_PATH", "/dev/null")]);
+        let findings = problems(None, &[("EDGEPROXY_GEOIP_PATH", "/dev/null")]);
         assert_eq!(findings.len(), 2, "{findings:?}");
         assert!(findings[1].contains("geo database /dev/null"));
     }

@@ -176,6 +176,9 @@ fn forwarder(status: &Status, line: &mut impl FnMut(&str, String)) {
     }
     let same_host = &forwarder.same_host;
     let text = match &same_host.why {
+        Some(why) if same_host.marked > 0 => {
+            format!("the mark of {} backends has no effect: {why}", same_host.marked)
+        }
         Some(why) => format!("off: {why}"),
         None => format!("{} flows now, {} bytes handed over by ended ones", same_host.flows, same_host.bytes),
     };

@@ -187,6 +187,8 @@ settings! {
     auto_bytes_per_sec: u32, "auto_bytes_per_sec" = "0", Rule::count(0, 4_000_000_000);
     /// With `auto`: messages a second, back and forth, from which a connection takes the kernel path.
     auto_messages_per_sec: u32, "auto_messages_per_sec" = "500", Rule::count(1, 1_000_000_000);
+    /// With `auto`: lively conversations of small messages (below 8 KiB) up to which a worker gives them to the kernel path; more are copied.
+    auto_conversations: u32, "auto_conversations" = "8", Rule::count(0, 1_000_000);
     /// With `auto`: the shortest time over which these rates are taken.
     auto_window: Duration, "auto_window_ms" = "20", Rule::millis(1, 60_000);
     /// With `chaos`, for tests: of 1,000 operations on a socket, how many fail as if the peer had reset it.

@@ -122,6 +122,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let mut steer = listening::load_steering();
     // Before privileges go: the thread, which has them as well, has ended then.
     let (routing, reload) = routing.join().map_err(|_| failed("the thread that reads the routing database died"))??;
+    same_host.look_at(&routing.load());
     let privileges = give_up_privileges(&settings, &loaded, &mut steer)?;
     let (path, kernel_path_off) = kernel_path::open(&settings, loaded).await;
     let path = Arc::new(path);
@@ -333,12 +334,13 @@ fn spawn_reload(
             events.emit(EventKind::GeoRefused, Subject::geo(), reason);
         }
     };
-    let routing = Arc::clone(&shared.routing);
+    let (routing, same_host) = (Arc::clone(&shared.routing), Arc::clone(&shared.same_host));
     let mut seen = 0;
     let also = move || {
         look_after_geo();
-        let generation = routing.load().generation();
-        if std::mem::replace(&mut seen, generation) != generation {
+        let snapshot = routing.snapshot();
+        if std::mem::replace(&mut seen, snapshot.generation()) != snapshot.generation() {
+            same_host.look_at(&snapshot);
             listeners.look();
         }
     };
@@ -377,7 +379,7 @@ fn health_rules(settings: &Settings) -> HealthRules {
     }
 }
 
-/// Ends ejections in time and lets shares grow; tells when the kernel path was condemned.
+/// Ends ejections in time and lets shares grow; tells when the kernel path was condemned or a mark withdrawn.
 fn spawn_health_ticks(shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
     let mut mismatches = 0;
@@ -391,6 +393,10 @@ fn spawn_health_ticks(shared: &Arc<Shared>) {
                 && let Some(why) = shared.path.why_not()
             {
                 shared.events.emit(EventKind::KernelPathCondemned, Subject::forwarder(), why.to_string());
+            }
+            for (backend, why) in shared.same_host.newly_withdrawn() {
+                let why = format!("the mark same_host is withdrawn until a restart: {why}");
+                shared.events.emit(EventKind::MarkWithdrawn, Subject::backend_id(&backend), why);
             }
         }
     });

@@ -4,11 +4,12 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use edgeproxy::adapters::inbound::client_hello::ClientHellos;
 use edgeproxy::adapters::inbound::listeners::{self, Job};
 use edgeproxy::adapters::outbound::connector::TcpConnector;
-use edgeproxy::adapters::outbound::forward::{ForwardRules, Forwarders, Odds, Thresholds, TimeLimits, crowd};
+use edgeproxy::adapters::outbound::forward::{ForwardRules, Forwarders, Odds, Thresholds, TimeLimits};
 use edgeproxy::adapters::outbound::tcp_options::TcpOptions;
 use edgeproxy::application::drain::{Connections, Cut};
 use edgeproxy::application::serve::{Proxy, Rules};
@@ -68,11 +69,11 @@ impl Workers {
         proxy: Arc<Proxy<TcpConnector, Forwarders>>,
         mut jobs: Receiver<Job>,
     ) -> io::Result<()> {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().on_thread_park(crowd::pause).build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let options = tcp_options(shared);
         let (phase, accepting) = (self.phase.subscribe(), Arc::clone(&self.accepting));
         let work = async move {
+            tokio::spawn(tick());
             let over = reached(phase.clone(), Phase::Over);
             let serve_all = async {
                 while let Some(job) = jobs.recv().await {
@@ -208,6 +209,7 @@ fn forward_rules(settings: &Settings) -> ForwardRules {
         thresholds: Thresholds {
             bytes_per_sec: settings.auto_bytes_per_sec.into(),
             messages_per_sec: settings.auto_messages_per_sec.into(),
+            conversations: settings.auto_conversations,
             window: settings.auto_window,
         },
         odds: Odds { fail: settings.chaos_fail_permille, delay: settings.chaos_delay_permille },
@@ -222,4 +224,14 @@ fn affinity(shared: &Shared) -> AffinityPrefix {
 
 fn tcp_options(shared: &Shared) -> TcpOptions {
     TcpOptions { keepalive: shared.settings.keepalive, user_timeout: shared.settings.tcp_user_timeout }
+}
+
+/// A timer that is always there and always soon. tokio writes to an eventfd, and with that wakes its own thread, for a
+/// new timer that is due before all others; a connection that lives for a moment would do so three times.
+async fn tick() {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+    }
 }

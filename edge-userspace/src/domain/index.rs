@@ -111,6 +111,11 @@ impl Snapshot {
         self.apps.values().flat_map(|app| &app.backends)
     }
 
+    /// Backends with the mark `same_host`.
+    pub fn same_host(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.backends().filter(|backend| backend.same_host)
+    }
+
     pub fn backend(&self, id: &BackendId) -> Option<&Arc<Backend>> {
         self.apps.values().find_map(|app| app.backend(id))
     }

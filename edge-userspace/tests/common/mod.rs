@@ -3,9 +3,12 @@
 
 pub mod bench;
 pub mod http;
+pub mod maps;
+pub mod stage;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -194,6 +197,16 @@ pub fn execute(path: &Path, sql: &str) {
     let connection = rusqlite::Connection::open(path).unwrap();
     connection.busy_timeout(SOON).unwrap();
     connection.execute_batch(sql).unwrap();
+}
+
+/// Tells others to end, however a test ends.
+#[derive(Debug)]
+pub struct SetWhenDropped<'a>(pub &'a AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// Waits until `condition` holds.

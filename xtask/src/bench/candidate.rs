@@ -105,10 +105,13 @@ impl Candidate {
         let database: &Path = place.database(self == Self::SameHost)?;
         // The others log no connections either.
         let mut config = Config::new(place.binary(), database).set("forwarder", forwarder).set("access_log", false);
+        // As it comes; the lab's own is for tests, which are in a hurry.
+        config = config.set("db_reload_secs", 5);
+        if let Ok(cgroups) = place.cgroups() {
+            config = config.cgroup(cgroups.daemon());
+        }
         if self == Self::SameHost {
-            let cgroups = place.cgroups()?;
-            let applications = cgroups.applications().display().to_string();
-            config = config.set("same_host_cgroup", applications).cgroup(cgroups.daemon());
+            config = config.set("same_host_cgroup", place.cgroups()?.applications().display());
         }
         let daemon = Daemon::start(place.lab(), &config)?;
         let status = daemon.status()?;

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::candidate::{Candidate, Running};
 use super::generate::{Backend, Client, Control, Counts, Outcome};
+use super::interrupt;
 use super::place::Place;
 use super::procfs::{self, Machine, Memory, Processes};
 use super::sample::{Metric, Sample, Unit};
@@ -30,6 +31,8 @@ const GIGA: f64 = 1e9;
 pub(super) struct Times {
     pub(super) warm_up: Duration,
     pub(super) window: Duration,
+    /// The window of workloads at a fixed rate, which can't be hurried.
+    pub(super) fixed_rate: Duration,
 }
 
 /// One candidate with one workload.
@@ -93,7 +96,7 @@ impl Cell<'_> {
         let mut measured = measured?;
         add_latency(&mut measured, &outcome);
         if let Some(before) = before {
-            thread::sleep(GIVE_BACK);
+            interrupt::sleep(GIVE_BACK)?;
             let after = Footprint::settled(processes.as_ref())?;
             measured.values.insert(Metric::UserBefore, before.proxy as f64);
             measured.values.insert(Metric::UserAfter, after.proxy as f64);
@@ -110,22 +113,22 @@ impl Cell<'_> {
             if Instant::now() > deadline {
                 bail!("only {} of {wanted} connections were through after {SETUP:?}", control.established());
             }
-            thread::sleep(STEP);
+            interrupt::sleep(STEP)?;
         }
         Ok(())
     }
 
     fn work(&self, processes: Option<&Processes>, control: &Control) -> Result<Measured> {
-        thread::sleep(self.times.warm_up);
+        interrupt::sleep(self.times.warm_up)?;
         let window = match self.workload.shape {
-            Shape::Open { .. } => self.times.window * 2,
+            Shape::Open { .. } => self.times.fixed_rate,
             _ => self.times.window,
         };
         let proxy = || processes.map(Processes::cpu).unwrap_or_default();
         let (foreign, proxy_before, machine) = (procfs::foreign(), proxy(), Machine::now()?);
         control.record(true);
         let (began, counts) = (Instant::now(), control.counts());
-        thread::sleep(window);
+        interrupt::sleep(window)?;
         let (done, took) = (control.counts().since(counts), began.elapsed());
         control.record(false);
         let machine_after = Machine::now()?;

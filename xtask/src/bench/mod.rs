@@ -3,6 +3,7 @@
 mod candidate;
 mod cell;
 mod generate;
+mod interrupt;
 mod peers;
 mod place;
 pub(crate) mod procfs;
@@ -24,6 +25,7 @@ pub use self::candidate::Candidate;
 use self::cell::Times;
 use self::run::Plan;
 use self::workload::{WORKLOADS, Workload};
+use crate::lab::Cgroups;
 use crate::lab::requirements::Need;
 use crate::{process, setup, workspace};
 
@@ -95,6 +97,8 @@ pub fn run(args: &Args) -> Result<()> {
         return again_optimised();
     }
     generate::raise_open_files()?;
+    interrupt::install()?;
+    let _out_again = Cgroups::leave_at_the_end();
     let results = run::run(&plan, &binary)?;
     report::print(&results);
     if let Some(path) = &args.json {
@@ -111,7 +115,9 @@ pub fn run(args: &Args) -> Result<()> {
 fn plan(args: &Args) -> Result<Plan> {
     let (rounds, window, warm_up) = if args.quick { (2, 400, 150) } else { (ROUNDS, 900, 250) };
     let window = args.seconds.unwrap_or(Duration::from_millis(window));
-    let times = Times { warm_up: Duration::from_millis(warm_up).min(window), window };
+    // 1,000 messages at 200/s; a quick run has to do with 200.
+    let fixed_rate = window.max(Duration::from_secs(if args.quick { 1 } else { 5 }));
+    let times = Times { warm_up: Duration::from_millis(warm_up).min(window), window, fixed_rate };
     let candidates = if args.candidates.is_empty() { candidate::CANDIDATES.to_vec() } else { args.candidates.clone() };
     let memory_rounds = if args.quick { 1 } else { u32::MAX };
     let rounds = args.rounds.unwrap_or(rounds);

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow};
 use tempfile::TempDir;
 
 use super::workload::Group;
@@ -33,8 +33,8 @@ pub(super) struct Place {
     plain: Result<PathBuf, String>,
     /// The same with the backend marked as `same_host`.
     same_host: Result<PathBuf, String>,
-    /// Where applications and proxies are told apart, on one host.
-    cgroups: Option<Result<Cgroups, String>>,
+    /// Where applications and our daemon are told apart.
+    cgroups: Result<Cgroups, String>,
 }
 
 impl Place {
@@ -51,8 +51,9 @@ impl Place {
         let backend = (lab.backend(1), BACKEND_PORT).into();
         let database = |name, options: &[&str]| make_database(&directory.path().join(name), binary, backend, options);
         let (plain, same_host) = (database("routing.db", &[]), database("same-host.db", &["--same-host"]));
-        // This process is client and backend: from here on its sockets are applications'.
-        let cgroups = (group == Group::Local).then(|| Cgroups::create().map_err(|why| why.to_string()));
+        // This process is client and backend: from here on its sockets are applications', and programs that our
+        // daemon attaches to its own cgroup, which as a service it has for itself, don't run for them.
+        let cgroups = Cgroups::create().map_err(|why| why.to_string());
         Ok(Self { lab, binary: binary.to_owned(), _directory: directory, plain, same_host, cgroups })
     }
 
@@ -73,12 +74,9 @@ impl Place {
         (self.lab.pop(), PEER_PORT).into()
     }
 
-    /// The cgroups of applications and proxies.
+    /// The cgroups of applications and of our daemon.
     pub(super) fn cgroups(&self) -> Result<&Cgroups> {
-        match &self.cgroups {
-            Some(cgroups) => cgroups.as_ref().map_err(|why| anyhow!("{why}")),
-            None => bail!("there are none where client and backend are on hosts of their own"),
-        }
+        self.cgroups.as_ref().map_err(|why| anyhow!("{why}"))
     }
 
     pub(super) fn database(&self, same_host: bool) -> Result<&Path> {

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 
 use super::candidate::Candidate;
 use super::cell::{Cell, Times};
+use super::interrupt;
 use super::place::Place;
 use super::report::Results;
 use super::sample::{Metric, Sample};
@@ -49,6 +50,7 @@ pub(super) fn run(plan: &Plan, binary: &Path) -> Result<Results> {
             let first = round as usize % candidates.len().max(1);
             for candidate in candidates.iter().cycle().skip(first).take(candidates.len()) {
                 let sample = bench.cell(workload, *candidate)?.run(round);
+                interrupt::check()?;
                 progress(&sample, plan.rounds);
                 samples.push(sample);
             }
@@ -78,6 +80,7 @@ impl<'a> Bench<'a> {
     /// Starts each candidate once.
     fn find_absent(&mut self) -> Result<()> {
         for candidate in &self.plan.candidates {
+            interrupt::check()?;
             let groups = [Group::Remote, Group::Local].into_iter().filter(|group| candidate.is_in(*group));
             let Some(place) = groups.filter_map(|group| self.places.get(&(group as u8))).next() else { continue };
             if let Err(error) = candidate.start(place) {
@@ -98,7 +101,9 @@ impl<'a> Bench<'a> {
             let Some(unpaced) = unpaced else { bail!("no workload is {} without a pace", workload.name) };
             let cell = self.cell(unpaced, Candidate::Direct)?;
             let rates = (0..3).filter_map(|round| cell.run(round).values.get(&Metric::Rate).copied());
-            let Some(rate) = Summary::of(rates) else { bail!("direct does not work with {}", unpaced.name) };
+            let rate = Summary::of(rates);
+            interrupt::check()?;
+            let Some(rate) = rate else { bail!("direct does not work with {}", unpaced.name) };
             let pace = rate.median / 2.0 / f64::from(streams);
             eprintln!("{}: {:.2} GB/s in all, half of what direct reaches", workload.name, rate.median / 2e9);
             self.pace.insert(workload.name, pace as u64);

@@ -42,6 +42,13 @@ impl Cgroups {
         Ok(cgroups)
     }
 
+    /// Moves this process back when the guard is dropped, and removes the cgroup it was in: for a program that ends
+    /// then. Tests leave theirs to the next one, as others of them may still run.
+    #[must_use]
+    pub fn leave_at_the_end() -> impl Drop {
+        Out
+    }
+
     /// The applications', in which this process is.
     pub fn applications(&self) -> &'static Path {
         match APPLICATIONS.get() {
@@ -58,6 +65,18 @@ impl Cgroups {
     /// The daemon's.
     pub fn daemon(&self) -> &Path {
         &self.daemon
+    }
+}
+
+struct Out;
+
+impl Drop for Out {
+    fn drop(&mut self) {
+        let Some(Ok(applications)) = APPLICATIONS.get() else { return };
+        let moved = applications.parent().map(|parent| fs::write(parent.join("cgroup.procs"), "0"));
+        if moved.is_some_and(|moved| moved.is_ok()) {
+            let _ = fs::remove_dir(applications);
+        }
     }
 }
 

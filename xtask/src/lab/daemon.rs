@@ -157,6 +157,20 @@ pub fn edgeproxy(binary: &Path, database: &Path) -> Command {
     command
 }
 
+/// Starts a process. A binary that was copied a moment ago may still be open for writing in a child that another thread
+/// of the tests has forked and that has not come to its own program yet.
+fn patiently(command: &mut Command) -> io::Result<Child> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match command.spawn() {
+            Err(why) if why.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < deadline => {
+                thread::sleep(STEP);
+            }
+            started => return started,
+        }
+    }
+}
+
 /// A running daemon; killed when dropped. It dies with the thread that started it.
 #[derive(Debug)]
 pub struct Daemon {
@@ -200,7 +214,7 @@ impl Daemon {
         );
         let mut command = with_own.command(lab, &["run"]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("start {}", config.binary.display()))?;
+        let mut child = patiently(&mut command).with_context(|| format!("start {}", config.binary.display()))?;
         let logs = Logs::default();
         let readers = match (child.stdout.take(), child.stderr.take()) {
             (Some(stdout), Some(stderr)) => logs.collect(stdout, stderr).into(),

@@ -19,6 +19,7 @@ pub mod mmdb;
 mod netns;
 mod nginx;
 mod other;
+mod poll_server;
 mod process;
 pub mod requirements;
 mod setup;
@@ -37,6 +38,7 @@ pub use loss::{Loss, Where};
 pub use netns::Namespace;
 pub use nginx::Nginx;
 pub use other::OtherProxy;
+pub use poll_server::PollServer;
 pub use process::{cpu as cpu_of, memory_available};
 
 /// The three places of a lab.

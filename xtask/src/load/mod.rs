@@ -8,6 +8,7 @@ mod backend;
 mod end;
 #[cfg(test)]
 mod faulty;
+mod poll_server;
 mod scenario;
 mod server;
 mod simple;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 pub use backend::{BackendReport, CheckedBackend, Ledger};
 pub use end::{EndReport, STALL, poll};
+pub use poll_server::serve as serve_by_poll;
 pub use scenario::{Behaviour, HEADER, Scenario};
 pub use server::Gauge;
 pub use simple::{Manner, NamedBackend, Visit, connect_from};

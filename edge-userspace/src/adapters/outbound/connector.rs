@@ -34,17 +34,19 @@ impl Connector for TcpConnector {
         let socket = socket.map_err(|why| classify(&why))?;
         // Before connecting: TCP_USER_TIMEOUT and keepalive count from the first packet.
         self.options.apply(&socket);
-        // Given up half-way it must be closed at once, or the kernel counts it out only after its name is gone.
-        let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
         // Dropped after the socket, in every way out.
         let named = self.counts.as_ref().and_then(|counts| counts.name(socket.as_fd(), slot));
+        // Given up half-way it must be closed at once, or the kernel counts it out only after its name is gone.
+        if named.is_some() {
+            let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+        }
         let stream = match timeout(limit, socket.connect(addr)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(classify(&error)),
             Err(_) => return Err(ConnectFailure::TimedOut),
         };
-        let _ = SockRef::from(&stream).set_linger(None);
         if let Some(named) = named {
+            let _ = SockRef::from(&stream).set_linger(None);
             named.established();
         }
         Ok(stream)

@@ -18,7 +18,8 @@ pub struct TcpOptions {
 }
 
 impl TcpOptions {
-    /// Sets the options. A socket that refuses one works without it.
+    /// Sets the options. A socket that refuses one works without it. What a listening socket accepts has its options,
+    /// which spares seven system calls for each client.
     pub fn apply(&self, socket: &impl AsFd) {
         let socket = SockRef::from(socket);
         // A proxy that waits for more to send turns a write-write-read conversation from 0.6 into 44 ms.
@@ -42,16 +43,31 @@ impl TcpOptions {
 mod tests {
     use super::*;
 
+    const KEEPALIVE: Duration = Duration::from_secs(60);
+    const USER_TIMEOUT: Duration = Duration::from_secs(300);
+    const OPTIONS: TcpOptions = TcpOptions { keepalive: KEEPALIVE, user_timeout: USER_TIMEOUT };
+
     #[test]
     fn the_kernel_has_every_option_that_was_set() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (keepalive, user_timeout) = (Duration::from_secs(60), Duration::from_secs(300));
-        TcpOptions { keepalive, user_timeout }.apply(&stream);
-        let socket = SockRef::from(&stream);
+        OPTIONS.apply(&stream);
+        assert_set(&stream);
+    }
+
+    #[test]
+    fn accepted_sockets_have_the_options_of_their_listener() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        OPTIONS.apply(&listener);
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_set(&listener.accept().unwrap().0);
+    }
+
+    fn assert_set(stream: &std::net::TcpStream) {
+        let socket = SockRef::from(stream);
         assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap() && socket.out_of_band_inline().unwrap());
-        assert_eq!(socket.tcp_keepalive_time().unwrap(), keepalive);
-        assert_eq!(socket.tcp_keepalive_interval().unwrap(), keepalive / 3);
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(user_timeout));
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE / 3);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
     }
 }

@@ -23,6 +23,21 @@ fn null_columns_have_defaults() {
 }
 
 #[test]
+fn a_proxy_header_and_a_hand_over_exclude_each_other() {
+    let both = |same_host: i64, kind: &'static str| {
+        move |row: &mut RawBackend| {
+            (row.same_host, row.send_proxy) = (same_host.into(), kind.into());
+        }
+    };
+    assert!(refused(both(1, "v2")).contains("same_host and send_proxy exclude each other"));
+    for (same_host, kind) in [(1, "off"), (0, "v1")] {
+        let mut row = row("b", "sa");
+        both(same_host, kind)(&mut row);
+        assert_eq!(row.parse().unwrap().same_host, same_host == 1);
+    }
+}
+
+#[test]
 fn addresses_are_of_either_family_with_or_without_brackets() {
     for (text, want) in [
         (" 192.0.2.9 ", "192.0.2.9:8080"),

@@ -226,7 +226,8 @@ mod tests {
 
     fn results(faults: u64) -> Results {
         let workloads = WORKLOADS.iter().filter(|workload| workload.name == "rr64-64").collect();
-        let times = Times { warm_up: Duration::ZERO, window: Duration::from_secs(1) };
+        let times =
+            Times { warm_up: Duration::ZERO, window: Duration::from_secs(1), fixed_rate: Duration::from_secs(1) };
         let candidates = vec![Candidate::Direct, Candidate::Haproxy, Candidate::Copy, Candidate::Nginx];
         let plan = Plan { workloads, candidates, rounds: 2, memory_rounds: 2, times };
         let samples = (0..2).flat_map(|round| {

@@ -57,7 +57,9 @@ where
         Err(why) => return tracing::error!(%why, "a listening socket can't be served"),
     };
     let Ok(own) = listener.local_addr() else { return };
-    let way = Way { options, door: &door, own, address };
+    // What it accepts has them, too.
+    options.apply(&listener);
+    let way = Way { door: &door, own, address };
     let mut stop = pin!(stop);
     let mut removed = pin!(async move { _ = closed.wait_for(|closed| *closed).await });
     let mut pause = FIRST_PAUSE;
@@ -107,7 +109,6 @@ where
 
 /// What all connections of a listening socket have in common.
 struct Way<'a> {
-    options: TcpOptions,
     door: &'a Arc<Door>,
     /// The socket's own address.
     own: SocketAddr,
@@ -121,7 +122,6 @@ where
     C: Connector + 'static,
     F: Forwarder + 'static,
 {
-    way.options.apply(&client);
     let to = way.address.or_else(|| client.local_addr().ok()).unwrap_or(way.own);
     let arrival = Arrival { from, to: canonical(to), door: Arc::clone(way.door) };
     let proxy = Arc::clone(proxy);

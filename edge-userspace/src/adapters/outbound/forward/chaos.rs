@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::time::{Sleep, sleep};
 
 use super::pipe::Pipe;
+use super::socket::Received;
 use super::stream::Stream;
 
 /// How long an operation stalls at most.
@@ -75,7 +76,7 @@ impl<S: AsFd> AsFd for Chaos<S> {
 }
 
 impl<S: Stream> Stream for Chaos<S> {
-    fn poll_receive(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_receive(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<Received>> {
         ready!(roll(cx, self.odds, &mut self.receiving))?;
         let len = shorten(buffer.len());
         self.stream.poll_receive(cx, buffer.get_mut(..len).unwrap_or_default())

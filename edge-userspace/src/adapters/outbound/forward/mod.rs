@@ -2,7 +2,7 @@
 
 mod chaos;
 mod choice;
-pub mod crowd;
+mod crowd;
 pub mod kernel;
 mod lane;
 pub mod pipe;
@@ -97,7 +97,9 @@ impl Forwarders {
     async fn marked(&self, sockets: Both<TcpStream>, backend: &BackendId, header: u64, flow: &Flow) -> Report {
         let forwarded = self.same_host.forward(sockets, backend, header == 0, flow, &self.rules.limits, &self.cut);
         match Box::pin(forwarded).await {
-            Ok(ended) => Report { bytes: ended.bytes, ..Report::default() }.ended(ended.termination),
+            Ok(ended) => {
+                Report { bytes: ended.bytes, fallback: ended.fallback, ..Report::default() }.ended(ended.termination)
+            }
             Err(Instead { sockets, why }) => {
                 let report = Box::pin(self.ordinary(sockets, header, flow)).await;
                 Report { fallback: why.or(report.fallback), ..report }

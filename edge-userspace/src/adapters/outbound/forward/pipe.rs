@@ -167,6 +167,39 @@ mod tests {
         assert_eq!(pipe.fill(from.as_fd(), 100).unwrap(), 0);
     }
 
+    /// Each slot takes a page, or what TCP has joined, however many bytes the pipe was asked to hold: the kernel moves
+    /// what fits, and a grown pipe more.
+    #[test]
+    fn a_pipe_whose_slots_ran_out_takes_more_once_it_has_grown() {
+        const BYTES: usize = 200_000;
+        let fill = |pipe: &mut Pipe| {
+            let (mut near, mut from) = connected();
+            let sender = std::thread::spawn(move || near.write_all(&[7; BYTES]).unwrap());
+            while socket_holds(&from) < BYTES / 4 {
+                std::thread::yield_now();
+            }
+            let filled = pipe.fill(from.as_fd(), 1 << 20).unwrap();
+            let mut rest = Vec::new();
+            from.read_to_end(&mut rest).unwrap();
+            sender.join().unwrap();
+            assert_eq!(filled + rest.len(), BYTES, "nothing is lost between a fill and a read");
+            filled
+        };
+        let mut pipe = Pipe::new().unwrap();
+        pipe.resize(4096);
+        let first = fill(&mut pipe);
+        assert!(first < BYTES / 4, "{first} bytes in one go: the one slot did not run out");
+        let mut grown = Pipe::new().unwrap();
+        grown.resize(4096);
+        grown.grow();
+        assert!(fill(&mut grown) > first);
+    }
+
+    fn socket_holds(socket: &TcpStream) -> usize {
+        let mut buffer = vec![0; 200_000];
+        socket.peek(&mut buffer).unwrap()
+    }
+
     #[test]
     fn a_pipe_with_bytes_in_it_is_not_kept() {
         let (mut near, from) = connected();

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::choice::Choice;
 use super::lane::{Both, MAX_READ, Pending, Side, TURN, with_scratch};
 use super::pipe::Pipe;
+use super::socket::Received;
 use super::sockmap::RESET_LINGER;
 use super::stream::Stream;
 use super::{TimeLimits, socket};
@@ -133,6 +134,7 @@ impl Lane {
 impl<'a, S: Stream> Pump<'a, S> {
     /// `before` was moved by other forwarders.
     pub(super) fn new(sockets: Both<S>, flow: &'a Flow, before: ByteCounts) -> Self {
+        sockets.iter().for_each(|socket| socket::count_what_is_left(socket.as_fd()));
         let moved = Both { client: before.up, backend: before.down };
         let spliced = Both { client: before.kernel_up, backend: before.kernel_down };
         Self { sockets, moved, spliced, lanes: Both::of(|_| Lane::new()), reset: None, splices: false, flow }
@@ -292,9 +294,9 @@ impl<'a, S: Stream> Pump<'a, S> {
             let room = lane.read_size.min(buffer.len());
             lane.empty = true;
             let received = ready!(source.poll_receive(cx, buffer.get_mut(..room).unwrap_or_default()));
-            let Ok(len) = received else { return Poll::Ready(Err(side)) };
+            let Ok(Received { len, more }) = received else { return Poll::Ready(Err(side)) };
             let bytes = buffer.get(..len).unwrap_or_default();
-            lane.empty = len < room;
+            lane.empty = !more;
             lane.ended = bytes.is_empty();
             if lane.ended {
                 return Poll::Ready(Ok(()));
@@ -369,10 +371,14 @@ impl<'a, S: Stream> Pump<'a, S> {
     }
 
     fn pass_on_end(&mut self, side: Side) {
-        if !self.lanes[side].shut {
-            let _ = SockRef::from(&self.sockets[side.other()].as_fd()).shutdown(Shutdown::Write);
-            self.lanes[side].shut = true;
+        if self.lanes[side].shut {
+            return;
         }
+        // With the other direction at its end, too, both sockets are about to be closed, which says the same.
+        if !self.lanes[side.other()].shut {
+            let _ = SockRef::from(&self.sockets[side.other()].as_fd()).shutdown(Shutdown::Write);
+        }
+        self.lanes[side].shut = true;
     }
 
     fn time_limit(&self, limits: &TimeLimits) -> Duration {

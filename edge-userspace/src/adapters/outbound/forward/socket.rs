@@ -16,6 +16,55 @@ pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<u
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
+/// What one read brought.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Received {
+    pub(super) len: usize,
+    /// There is more to be read at once: bytes, or the end of the stream.
+    pub(super) more: bool,
+}
+
+/// Receives what is there, and learns whether that was all, from a socket with [`count_what_is_left`]. That costs a
+/// tenth of a microsecond; a second read that finds nothing costs twice as much.
+pub(super) fn receive_counted(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
+    let mut piece = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // Room for one control message that holds an int; as u64s, which are aligned as its header must be.
+    let mut control = [0_u64; 3];
+    // SAFETY: all zeroes is a valid msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut piece;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    // SAFETY: the message points to a piece and a control buffer that are valid for their lengths.
+    let n = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+    let len = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: the kernel has filled in the message.
+    let left = unsafe { left_in_queue(&message) };
+    Ok(Received { len, more: left.map_or(len == buffer.len(), |left| left > 0) })
+}
+
+/// What the kernel says is left to be read, behind a read from a socket with [`count_what_is_left`].
+///
+/// # Safety
+/// `message` was filled in by `recvmsg`, and its control buffer is still there.
+unsafe fn left_in_queue(message: &libc::msghdr) -> Option<libc::c_int> {
+    // SAFETY: the caller's; the macro checks that the buffer holds a header.
+    let header = unsafe { libc::CMSG_FIRSTHDR(message).as_ref() }?;
+    let is_count = header.cmsg_level == libc::IPPROTO_TCP && header.cmsg_type == TCP_INQ;
+    // SAFETY: such a message holds one int.
+    is_count.then(|| unsafe { libc::CMSG_DATA(header).cast::<libc::c_int>().read_unaligned() })
+}
+
+/// Of `linux/tcp.h`. The control message has the number of the option.
+const TCP_INQ: libc::c_int = 36;
+
+/// Has reads tell how much is left in the queue.
+pub(super) fn count_what_is_left(socket: BorrowedFd<'_>) {
+    // Without it, a read that fills its buffer counts as one behind which there is more.
+    let _ = set_option(socket, libc::IPPROTO_TCP, TCP_INQ, 1);
+}
+
 /// Queues as much as fits.
 pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;

@@ -5,14 +5,15 @@ use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
 
 use super::pipe::Pipe;
+use super::socket::{self, Received};
 
 /// A connected socket. A ready read of nothing is the end of its stream.
 pub(super) trait Stream: AsFd {
-    fn poll_receive(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
+    fn poll_receive(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<Received>>;
     fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
     /// Moves up to `most` bytes into the empty `pipe`. `None`: there was nothing to move that way; a read tells why,
     /// and arranges to be woken.
@@ -22,10 +23,23 @@ pub(super) trait Stream: AsFd {
 }
 
 impl Stream for TcpStream {
-    fn poll_receive(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        let mut buffer = ReadBuf::new(buffer);
-        ready!(Pin::new(self).poll_read(cx, &mut buffer))?;
-        Poll::Ready(Ok(buffer.filled().len()))
+    /// tokio's own read takes a short one for all there was and waits for the next event. But a read also stops short
+    /// at an urgent byte, and for what came behind it there is no other event: so the kernel is asked.
+    fn poll_receive(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<Received>> {
+        loop {
+            ready!(self.poll_read_ready(cx))?;
+            let mut received = None;
+            let result = self.try_io(Interest::READABLE, || {
+                let all = *received.insert(socket::receive_counted(self.as_fd(), buffer)?);
+                // For tokio "would block" means to wait for the next event, as is right when nothing is left.
+                if all.more || all.len == 0 { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+            });
+            match (received, result) {
+                (Some(received), _) => return Poll::Ready(Ok(received)),
+                (None, Err(why)) if !is_to_be_tried_again(&why) => return Poll::Ready(Err(why)),
+                _ => {}
+            }
+        }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
@@ -52,4 +66,8 @@ impl Stream for TcpStream {
             }
         }
     }
+}
+
+fn is_to_be_tried_again(why: &io::Error) -> bool {
+    matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

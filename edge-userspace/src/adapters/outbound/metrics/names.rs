@@ -61,6 +61,7 @@ pub(super) const BYTE_MISMATCHES: Name =
 pub(super) const KERNEL_BYTES: Name =
     ("kernel_forwarded_bytes", "Payload the kernel has forwarded, running flows included");
 pub(super) const SAME_HOST: Name = ("same_host_path_active", "1 while the mark same_host of backends has an effect");
+pub(super) const SAME_HOST_MARKED: Name = ("same_host_marked", "Backends with the mark same_host");
 pub(super) const SAME_HOST_FLOWS: Name = ("same_host_flows", "Connections between applications of this host now");
 pub(super) const SAME_HOST_BYTES: Name =
     ("same_host_bytes", "Payload handed over without TCP by connections that have ended");

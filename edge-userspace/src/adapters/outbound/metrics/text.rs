@@ -148,6 +148,7 @@ impl Scrape {
         out.counter(names::KERNEL_BYTES, forwarder.kernel_bytes)?;
         let same_host = &forwarder.same_host;
         out.gauge(names::SAME_HOST, u64::from(same_host.why.is_none()))?;
+        out.gauge(names::SAME_HOST_MARKED, same_host.marked)?;
         out.gauge(names::SAME_HOST_FLOWS, same_host.flows)?;
         out.counter(names::SAME_HOST_BYTES, same_host.bytes)?;
         out.gauge(names::SAME_HOST_WITHDRAWN, same_host.withdrawn.len() as u64)

@@ -2,13 +2,21 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The cgroup v2 directory of this process.
 pub(super) fn own() -> io::Result<PathBuf> {
     own_path(&fs::read_to_string("/proc/self/mountinfo")?, &fs::read_to_string("/proc/self/cgroup")?)
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no cgroup v2 file system is mounted"))
 }
+
+/// Whether the directory is one of a cgroup v2 file system.
+pub(super) fn is_one(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|file_system| file_system.f_type == CGROUP2)
+}
+
+/// `CGROUP2_SUPER_MAGIC` (`linux/magic.h`).
+const CGROUP2: rustix::fs::FsWord = 0x6367_7270;
 
 /// Opens the cgroup v2 directory of this process.
 pub(super) fn open_own() -> io::Result<File> {

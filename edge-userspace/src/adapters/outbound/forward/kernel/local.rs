@@ -61,8 +61,10 @@ pub enum SameHostError {
     Kernel(#[from] KernelError),
     #[error("same_host_cgroup {0} can't be opened: {1}")]
     NoCgroup(PathBuf, std::io::Error),
-    #[error("same_host_cgroup {0} can't be attached to: is it a directory of a cgroup v2 file system? ({1})")]
-    NotACgroup(PathBuf, ProgramError),
+    #[error("same_host_cgroup {0} is not a directory of a cgroup v2 file system (usually below /sys/fs/cgroup)")]
+    NotACgroup(PathBuf),
+    #[error("same_host_cgroup {0} can't be attached to: {1}")]
+    Attach(PathBuf, ProgramError),
     #[error(
         "same_host_cgroup {0} holds this daemon: its own sockets must not be among the applications'. Name the applications' cgroups, or run the daemon in another one"
     )]
@@ -98,6 +100,9 @@ pub fn check_cgroups(cgroups: &[PathBuf]) -> Result<(), SameHostError> {
     let own = cgroup::own().map_err(SameHostError::NoOwnCgroup)?;
     for path in cgroups {
         let named = path.canonicalize().map_err(|why| SameHostError::NoCgroup(path.clone(), why))?;
+        if !cgroup::is_one(&named) {
+            return Err(SameHostError::NotACgroup(path.clone()));
+        }
         if own.starts_with(&named) {
             return Err(SameHostError::HoldsDaemon(path.clone()));
         }
@@ -264,10 +269,7 @@ where
 fn attach(adopt: &mut SockOps, path: &Path) -> Result<(), SameHostError> {
     let cgroup = File::open(path).map_err(|why| SameHostError::NoCgroup(path.to_owned(), why))?;
     // As a bpf_link, which other programs in the same cgroup don't disturb.
-    adopt
-        .attach(cgroup, CgroupAttachMode::Single)
-        .map(drop)
-        .map_err(|why| SameHostError::NotACgroup(path.to_owned(), why))
+    adopt.attach(cgroup, CgroupAttachMode::Single).map(drop).map_err(|why| SameHostError::Attach(path.to_owned(), why))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

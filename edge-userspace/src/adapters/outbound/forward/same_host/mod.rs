@@ -1,18 +1,19 @@
 //! The path between two applications of this host: what a local client sends is handed straight to a local backend,
 //! and back. For backends with the mark `same_host` only. The rules are in `docs/same-host.md`.
 
+mod marks;
 mod pair;
 mod self_test;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use edge_common::{LocalSocket, OwnSocket};
 use tokio::net::TcpStream;
 
+use self::marks::Marks;
 pub(super) use self::pair::Report;
 use self::pair::{LocalPair, find_backend};
 use super::TimeLimits;
@@ -20,7 +21,10 @@ use super::kernel::{LocalPrograms, SameHostError};
 use super::lane::Both;
 use crate::application::drain::Cut;
 use crate::application::flows::Flow;
-use crate::domain::{BackendId, Fallback, ForwarderKind, Why};
+use crate::domain::{BackendId, Fallback, ForwarderKind, Snapshot, Why};
+
+/// So many backends are named in one line of the log.
+const TOLD: usize = 10;
 
 /// Bounds on what the path may take.
 #[derive(Debug, Clone)]
@@ -42,9 +46,9 @@ pub struct SameHost {
     expected: Mutex<BTreeSet<u16>>,
     /// Why there is none.
     why_not: Option<String>,
-    said: AtomicBool,
-    /// Backends that lost the mark for the life of the daemon, and why.
-    withdrawn: Mutex<BTreeMap<BackendId, String>>,
+    /// Marked backends of which it was said that their mark has no effect.
+    told: Mutex<BTreeSet<BackendId>>,
+    marks: Arc<Marks>,
 }
 
 impl SameHost {
@@ -80,14 +84,7 @@ impl SameHost {
     }
 
     fn new(programs: Option<Arc<LocalPrograms>>, budget: u32, why_not: Option<String>) -> Self {
-        Self {
-            programs,
-            budget,
-            expected: Mutex::default(),
-            why_not,
-            said: AtomicBool::new(false),
-            withdrawn: Mutex::default(),
-        }
+        Self { programs, budget, expected: Mutex::default(), why_not, told: Mutex::default(), marks: Arc::default() }
     }
 
     /// A connection to a marked backend is about to be opened.
@@ -111,6 +108,20 @@ impl SameHost {
         self.why_not.as_deref()
     }
 
+    /// Says which backends are marked in vain, once, when the routing database or the daemon begins to say so and not
+    /// only when a client comes.
+    pub fn look_at(&self, snapshot: &Snapshot) {
+        let Some(why) = self.why_not() else { return };
+        let marked: BTreeSet<BackendId> = snapshot.same_host().map(|backend| backend.id.clone()).collect();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let news: Vec<String> = marked.difference(&told).map(ToString::to_string).collect();
+        if !news.is_empty() {
+            let backends = news.get(..TOLD).unwrap_or(&news);
+            tracing::warn!(count = news.len(), ?backends, why, "the mark same_host of backends has no effect");
+        }
+        *told = marked;
+    }
+
     /// Pairs at this moment.
     pub fn pairs_in_use(&self) -> u32 {
         self.programs.as_ref().map_or(0, |programs| programs.pairs_in_use())
@@ -123,19 +134,12 @@ impl SameHost {
 
     /// Backends that lost the mark, and why.
     pub fn withdrawn(&self) -> BTreeMap<BackendId, String> {
-        self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.marks.withdrawn()
     }
 
-    /// The first sign of trouble: nothing is handed over to or from this backend any more until a restart.
-    fn withdraw(&self, backend: &BackendId, what: &str) {
-        let mut withdrawn = self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner);
-        if withdrawn.insert(backend.clone(), what.to_owned()).is_none() {
-            tracing::error!(%backend, what, "the mark same_host is withdrawn until a restart");
-        }
-    }
-
-    fn is_withdrawn(&self, backend: &BackendId) -> bool {
-        self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner).contains_key(backend)
+    /// Those of them that were not asked for yet.
+    pub fn newly_withdrawn(&self) -> BTreeMap<BackendId, String> {
+        self.marks.take_news()
     }
 
     /// Forwards a connection to a marked backend, or says why the ordinary way is to be taken: nothing, if the client
@@ -150,22 +154,13 @@ impl SameHost {
         limits: &TimeLimits,
         cut: &Cut,
     ) -> Result<Report, Instead> {
-        let Some(programs) = &self.programs else {
-            if !self.said.swap(true, Ordering::Relaxed) {
-                tracing::warn!(%backend, why = self.why_not(), "the mark same_host has no effect");
-            }
-            return Err(Instead { sockets, why: None });
-        };
+        let Some(programs) = &self.programs else { return Err(Instead { sockets, why: None }) };
         let pair = match self.pair(programs, sockets, backend, untouched).await {
             Ok(pair) => pair,
             Err(instead) => return Err(instead),
         };
         flow.step(ForwarderKind::SkMsg, Why::SameHost);
-        let report = Box::pin(pair.run(flow, limits, cut)).await;
-        if let Some(what) = &report.corrupt {
-            self.withdraw(backend, what);
-        }
-        Ok(report)
+        Ok(Box::pin(pair.run(flow, limits, cut)).await)
     }
 
     /// Finds both applications and makes them a pair, before a byte was written to either. If that can't be, neither
@@ -191,10 +186,11 @@ impl SameHost {
             (None, _) => None,
             (Some(_), None) => Some(Fallback::NotLocal),
             _ if !untouched => Some(Fallback::ProxyHeader),
-            _ if self.is_withdrawn(backend) => Some(Fallback::Withdrawn),
+            _ if self.marks.is_withdrawn(backend) => Some(Fallback::Withdrawn),
             (Some(client), Some(found)) => {
                 let ends = Both { client, backend: found };
-                return self.prepare(programs, sockets, Both { client: client_own, backend: own }, ends).await;
+                let own = Both { client: client_own, backend: own };
+                return self.prepare(programs, sockets, own, ends, backend).await;
             }
         };
         [client, found].into_iter().flatten().for_each(|end| programs.release(end.cookie));
@@ -207,6 +203,7 @@ impl SameHost {
         sockets: Both<TcpStream>,
         own: Both<OwnSocket>,
         ends: Both<LocalSocket>,
+        backend: &BackendId,
     ) -> Result<LocalPair, Instead> {
         let relays = (programs.adopt(sockets.client.as_fd()), programs.adopt(sockets.backend.as_fd()));
         let release = || {
@@ -217,15 +214,17 @@ impl SameHost {
                 programs.release(socket.cookie);
             }
         };
-        let (Ok(client), Ok(backend)) = &relays else {
+        let (Ok(client_relay), Ok(backend_relay)) = &relays else {
             release();
             return Err(Instead { sockets, why: Some(Fallback::InsertRefused) });
         };
-        let Some(slot) = programs.pair(own, Both { client: *client, backend: *backend }, ends) else {
+        let Some(slot) = programs.pair(own, Both { client: *client_relay, backend: *backend_relay }, ends) else {
             release();
             return Err(Instead { sockets, why: Some(Fallback::NoFreeRecord) });
         };
-        let pair = LocalPair::new(sockets, slot, self.budget);
+        let slot = Arc::new(slot);
+        let mark = self.marks.enter(backend, &slot);
+        let pair = LocalPair::new(sockets, slot, mark, self.budget);
         if pair.is_suited().await {
             return Ok(pair);
         }

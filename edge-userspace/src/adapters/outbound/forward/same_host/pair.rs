@@ -10,6 +10,7 @@ use std::io::ErrorKind;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -21,9 +22,10 @@ use super::super::kernel::{LocalPrograms, LocalSlot};
 use super::super::lane::{Both, Pending, Side, TURN, with_scratch};
 use super::super::sockmap::RESET_LINGER;
 use super::super::{TimeLimits, socket};
+use super::marks::Mark;
 use crate::application::drain::Cut;
 use crate::application::flows::Flow;
-use crate::domain::{ByteCounts, Termination};
+use crate::domain::{ByteCounts, Fallback, ForwarderKind, Termination, Why};
 
 /// How soon to look again for what the kernel gives no event for, the longer the more often nothing had changed.
 const RETRY_MILLIS: [u64; 9] = [1, 1, 2, 4, 8, 16, 32, 64, 100];
@@ -44,21 +46,23 @@ const SWEEP: Duration = Duration::from_secs(30);
 pub(in super::super) struct Report {
     pub(in super::super) bytes: ByteCounts,
     pub(in super::super) termination: Termination,
-    /// What the byte counts disagree about.
-    pub(in super::super) corrupt: Option<String>,
+    /// The backend lost its mark meanwhile.
+    pub(in super::super) fallback: Option<Fallback>,
 }
 
 /// A client and a backend on this host.
 #[derive(Debug)]
 pub(super) struct LocalPair {
     sockets: Both<TcpStream>,
-    slot: LocalSlot,
+    slot: Arc<LocalSlot>,
+    mark: Mark,
     lanes: Both<Lane>,
     /// The largest piece handed over at once.
     piece: usize,
     /// What may wait for one reader.
     budget: usize,
-    corrupt: Option<String>,
+    /// The backend lost its mark: the daemon hands over everything.
+    gated: bool,
 }
 
 /// What went through TCP in one direction.
@@ -106,15 +110,16 @@ pub(super) async fn find_backend(programs: &LocalPrograms, own: OwnSocket) -> Op
 }
 
 impl LocalPair {
-    pub(super) fn new(sockets: Both<TcpStream>, slot: LocalSlot, budget: u32) -> Self {
+    pub(super) fn new(sockets: Both<TcpStream>, slot: Arc<LocalSlot>, mark: Mark, budget: u32) -> Self {
         let budget = budget as usize;
         Self {
             sockets,
             slot,
+            mark,
             lanes: Both::of(|_| Lane::default()),
             piece: PIECE.min(budget / 4),
             budget,
-            corrupt: None,
+            gated: false,
         }
     }
 
@@ -192,6 +197,7 @@ impl LocalPair {
                 if let Err(reset) = self.examine() {
                     return self.carry_reset(reset).await;
                 }
+                self.look_for_withdrawal(flow);
             }
         }
     }
@@ -225,7 +231,7 @@ impl LocalPair {
     }
 
     /// Compares the byte counts.
-    fn audit(&mut self, side: Side) {
+    fn audit(&self, side: Side) {
         let (look, lane) = (self.slot.look(side), &self.lanes[side]);
         let unread = look.written.map(|written| written.wrapping_sub(low(lane.read)).cast_signed());
         // The end of a stream that was passed on and read counts as one.
@@ -236,10 +242,17 @@ impl LocalPair {
         }
     }
 
-    /// The first sign of trouble.
-    fn mismatch(&mut self, side: Side, what: &str) {
-        self.slot.gate();
-        self.corrupt.get_or_insert_with(|| format!("{what} ({side:?})"));
+    fn mismatch(&self, side: Side, what: &str) {
+        self.mark.withdraw(&format!("{what} ({side:?})"));
+    }
+
+    /// Whether the mark is gone, be it for the trouble of another connection: then nothing is handed over any more
+    /// but by the daemon, and that is on record.
+    fn look_for_withdrawal(&mut self, flow: &Flow) {
+        if !self.gated && self.mark.is_withdrawn() {
+            self.gated = true;
+            flow.step(ForwarderKind::Copy, Why::Fallback(Fallback::Withdrawn));
+        }
     }
 
     /// Hands over pending bytes; false if the reader has no room for them now, of which there is no event.
@@ -284,7 +297,7 @@ impl LocalPair {
     }
 
     /// What no event tells: counts that disagree, and a reset of a side that is not read.
-    fn examine(&mut self) -> Result<(), Reset> {
+    fn examine(&self) -> Result<(), Reset> {
         for side in Side::BOTH {
             self.audit(side);
             let lane = &self.lanes[side];
@@ -395,7 +408,7 @@ impl LocalPair {
     }
 
     /// Closes both sockets, with a reset where the end is not a clean one.
-    fn finish(mut self, termination: Termination) -> Report {
+    fn finish(self, termination: Termination) -> Report {
         Side::BOTH.into_iter().for_each(|side| self.audit(side));
         self.slot.gate();
         let in_kernel = self.redirected();
@@ -404,7 +417,8 @@ impl LocalPair {
         }
         let Both { client: up, backend: down } = in_kernel;
         let bytes = self.through_tcp() + ByteCounts { up, down, kernel_up: up, kernel_down: down };
-        Report { bytes, termination, corrupt: self.corrupt }
+        let fallback = self.mark.is_withdrawn().then_some(Fallback::Withdrawn);
+        Report { bytes, termination, fallback }
     }
 }
 

@@ -16,9 +16,10 @@ use super::super::kernel::{KernelError, LocalPrograms, LocalSlot};
 use super::super::lane::{Both, Side};
 use super::super::self_test::nobodys;
 use super::super::{TimeLimits, socket};
+use super::marks::Marks;
 use super::pair::{LocalPair, Report};
 use crate::application::drain::Cut;
-use crate::domain::Termination;
+use crate::domain::{BackendId, Termination};
 
 const BURST: usize = 3 * 1024 * 1024;
 const REPLY: usize = 200_000;
@@ -64,7 +65,10 @@ pub(super) async fn run(programs: &Arc<LocalPrograms>, budget: u32) -> Result<()
     what_waits(&slot, &client, &backend)?;
 
     let sockets = Both { client: into_tokio(own_client)?, backend: into_tokio(own_backend)? };
-    let pair = LocalPair::new(sockets, slot, budget);
+    let nobody = BackendId::parse("self-test").map_err(|_| SelfTestError::Unseen)?;
+    let slot = Arc::new(slot);
+    let mark = Arc::<Marks>::default().enter(&nobody, &slot);
+    let pair = LocalPair::new(sockets, slot, mark, budget);
     let up = pattern(BURST + budget as usize, 3);
     let down = pattern(REPLY, 4);
     let sender = tokio::spawn(talk(into_tokio(client)?, up.clone(), down.clone(), "the reply"));
@@ -103,7 +107,7 @@ fn what_waits(slot: &LocalSlot, mut client: &TcpStream, mut backend: &TcpStream)
 
 fn judge(report: &Report, sent: Both<u64>) -> Result<(), SelfTestError> {
     if report.termination != Termination::Normal
-        || report.corrupt.is_some()
+        || report.fallback.is_some()
         || (report.bytes.up, report.bytes.down) != (sent.client, sent.backend)
     {
         return Err(SelfTestError::Ended(report.termination.words()));
