@@ -182,6 +182,8 @@ impl Manager {
     }
 
     fn bind(&mut self, spot: &Spot, expected: &Endpoints, sockets: &[ListeningSocket]) -> SpotState {
+        // Of this very look, too: the host's list of sockets was read before.
+        let mut opened: Vec<SocketAddr> = self.open.values().flat_map(|open| open.bound.iter().copied()).collect();
         let open = self.open.entry(spot.clone()).or_insert_with(|| Open::new(expected.clone()));
         open.door.expect(expected.clone());
         let Some(place) = spot.place() else { return open.state(How::Bind) };
@@ -197,12 +199,13 @@ impl Manager {
                 // Of many addresses each gets one socket, so that descriptors suffice.
                 count: if single.is_some() { workers } else { 1 },
                 backlog: self.parts.backlog,
-                own_overlap: overlap(addr, sockets, &self.own),
+                own_overlap: overlap(addr, sockets, &self.own, &opened),
                 free: place.prefix.prefix_len() > 0 && place.prefix.prefix_len() < place.prefix.max_prefix_len(),
             };
             match super::bind::open(addr, manner) {
                 Ok(listeners) => {
                     open.bound.insert(addr);
+                    opened.push(addr);
                     let address = Some(addr).filter(|addr| !addr.ip().is_unspecified());
                     let jobs = listeners.into_iter().map(|listener| open.job(listener, address));
                     hand_out(jobs, &self.parts.workers, &mut self.turn, &mut self.own);
@@ -300,15 +303,16 @@ impl Manager {
     }
 }
 
-/// Whether one of our own sockets takes connections to `addr`, and nobody else's does.
-fn overlap(addr: SocketAddr, sockets: &[ListeningSocket], own: &HashSet<u64>) -> bool {
-    let meets = |socket: &&ListeningSocket| {
-        let other = socket.addr;
+/// Whether one of our own sockets takes connections to `addr`, and nobody else's does. `opened` are addresses of our own
+/// that may not be among the `sockets` of the host yet.
+fn overlap(addr: SocketAddr, sockets: &[ListeningSocket], own: &HashSet<u64>, opened: &[SocketAddr]) -> bool {
+    let meets = |other: SocketAddr| {
         let any = other.ip().is_unspecified() || addr.ip().is_unspecified();
         other.port() == addr.port() && other.is_ipv4() == addr.is_ipv4() && (any || other.ip() == addr.ip())
     };
-    let mut meeting = sockets.iter().filter(meets).peekable();
-    meeting.peek().is_some() && meeting.all(|socket| own.contains(&socket.inode))
+    let mut meeting = sockets.iter().filter(|socket| meets(socket.addr)).peekable();
+    let ours = meeting.peek().is_some() || opened.iter().any(|addr| meets(*addr));
+    ours && meeting.all(|socket| own.contains(&socket.inode))
 }
 
 /// Gives sockets to the workers in turn.
