@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{bench, build_ebpf, check_ebpf, demo, lint_ebpf, setup, test};
+use xtask::{bench, build_ebpf, check_ebpf, demo, lint_ebpf, setup, simulate, test};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Commands of the edgeproxy repository")]
@@ -30,6 +30,8 @@ enum Command {
     Demo(demo::Args),
     /// Install what is missing; says first what that is.
     Setup(setup::Args),
+    /// Play simulated worlds with edgeproxy's selection and with others, and judge every decision.
+    Simulate(simulate::Args),
     /// Run every test, from unit to kernel, and list what was skipped.
     Test(test::Args),
 }
@@ -54,6 +56,7 @@ fn run(command: Command) -> Result<()> {
         Command::LintEbpf(args) => lint_ebpf::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Setup(args) => setup::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Test(args) => test::run(&args),
     }
 }

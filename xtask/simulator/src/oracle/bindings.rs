@@ -1,0 +1,108 @@
+//! Who is bound where, with a sliding time to live.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+/// App and client.
+type Key = (usize, usize);
+
+/// What is known of a client's binding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bound {
+    No,
+    To(usize),
+    /// Its time is over, or not yet: real clocks count in milliseconds.
+    Perhaps(usize),
+}
+
+impl Bound {
+    pub(super) fn may_be(self, backend: usize) -> bool {
+        matches!(self, Self::To(its) | Self::Perhaps(its) if its == backend)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Bindings {
+    ttl: Duration,
+    /// Backend, and when the binding was used last.
+    entries: HashMap<Key, (usize, Duration)>,
+    of_connections: HashMap<usize, Bound>,
+    /// Connections for which the binding has yielded to a crowd, and stays.
+    crowded: HashSet<usize>,
+}
+
+const DOUBT: Duration = Duration::from_millis(2);
+
+impl Bindings {
+    pub(super) fn new(ttl: Duration) -> Self {
+        Self { ttl, entries: HashMap::new(), of_connections: HashMap::new(), crowded: HashSet::new() }
+    }
+
+    /// A live binding is renewed by being found.
+    pub(super) fn find(&mut self, key: Key, now: Duration) -> Bound {
+        let Some((backend, used)) = self.entries.get_mut(&key) else { return Bound::No };
+        let idle = now.saturating_sub(*used);
+        if idle > self.ttl + DOUBT {
+            return Bound::No;
+        }
+        if idle + DOUBT > self.ttl {
+            return Bound::Perhaps(*backend);
+        }
+        *used = now;
+        Bound::To(*backend)
+    }
+
+    pub(super) fn bind(&mut self, key: Key, backend: usize, now: Duration) {
+        self.entries.insert(key, (backend, now));
+    }
+
+    /// At the end of a connection: a client that is bound stays where it is; else it is bound again.
+    pub(super) fn renew(&mut self, key: Key, backend: usize, now: Duration) {
+        if self.find(key, now) == Bound::No {
+            self.bind(key, backend, now);
+        }
+    }
+
+    /// What was found for a connection counts for all its attempts.
+    pub(super) fn note(&mut self, connection: usize, bound: Bound) {
+        self.of_connections.insert(connection, bound);
+    }
+
+    pub(super) fn of(&self, connection: usize) -> Bound {
+        self.of_connections.get(&connection).copied().unwrap_or(Bound::No)
+    }
+
+    pub(super) fn stays(&mut self, connection: usize, stays: bool) {
+        if stays {
+            self.crowded.insert(connection);
+        } else {
+            self.crowded.remove(&connection);
+        }
+    }
+
+    pub(super) fn has_stayed(&self, connection: usize) -> bool {
+        self.crowded.contains(&connection)
+    }
+
+    pub(super) fn forget(&mut self, connection: usize) {
+        self.crowded.remove(&connection);
+        self.of_connections.remove(&connection);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_binding_lives_as_long_as_it_is_used() {
+        let secs = Duration::from_secs;
+        let mut bindings = Bindings::new(secs(10));
+        bindings.bind((0, 1), 7, secs(0));
+        assert_eq!(bindings.find((0, 1), secs(9)), Bound::To(7));
+        assert_eq!(bindings.find((0, 1), secs(18)), Bound::To(7));
+        assert_eq!(bindings.find((0, 1), secs(28)), Bound::Perhaps(7));
+        assert_eq!(bindings.find((0, 1), secs(29)), Bound::No);
+        assert_eq!(bindings.find((1, 1), secs(9)), Bound::No, "of another app");
+    }
+}

@@ -1,0 +1,246 @@
+//! What each backend has done to its clients, and whether its ejection is deserved.
+
+use std::time::Duration;
+
+use ::edgeproxy::domain::{CheckPace, Complaint, ConnectFailure, HealthRules, Transition};
+
+use crate::candidate::End;
+use crate::world::Table;
+
+/// A reset later than this may have any reason.
+const EARLY: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct HealthBook {
+    rules: HealthRules,
+    pace: CheckPace,
+    backends: Vec<Record>,
+    /// Has just done something for which it may have to be ejected.
+    accused: Option<usize>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Record {
+    failed_in_a_row: u32,
+    resets_in_a_row: u32,
+    timed_out: bool,
+    phase: Phase,
+    checks: Checks,
+    /// What the last check must have led to.
+    expected: Option<Turn>,
+}
+
+/// What checks say, by how many in a row.
+#[derive(Debug, Clone, Copy, Default)]
+struct Checks {
+    /// `None` before the first.
+    up: Option<bool>,
+    against: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Down,
+    Up,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Up,
+    Ejected {
+        since: Duration,
+        lasts: Duration,
+        for_resets: bool,
+    },
+    ComingBack,
+}
+
+impl HealthBook {
+    pub(super) fn new(rules: HealthRules, pace: CheckPace, backends: usize) -> Self {
+        Self { rules, pace, backends: vec![Record::default(); backends], accused: None }
+    }
+
+    /// Of a backend that was not there before nothing is known.
+    pub(super) fn reload(&mut self, before: &Table, now: &Table) {
+        let come = |at: &usize| before.get(*at).is_none() && now.get(*at).is_some();
+        (0..self.backends.len()).filter(come).for_each(|at| self.backends[at] = Record::default());
+    }
+
+    pub(super) fn is_down(&self, backend: usize) -> bool {
+        self.backends[backend].checks.up == Some(false)
+    }
+
+    /// Whether none of those that take new clients is to be trusted: then checks don't count.
+    pub(super) fn fails_open(&self, app: usize, table: &Table) -> bool {
+        let mut open = table.of_app(app).filter(|(_, row)| row.is_open()).peekable();
+        open.peek().is_some() && open.all(|(at, _)| self.is_ejected(at) || self.is_down(at))
+    }
+
+    /// A check has ended. Judges what the one before has led to.
+    pub(super) fn checked(&mut self, backend: usize, passed: bool, table: &Table) -> Result<(), &'static str> {
+        let record = &mut self.backends[backend];
+        let missed = record.expected.take();
+        let needed = match record.checks.up {
+            None => 1,
+            Some(true) => self.pace.fall,
+            Some(false) => self.pace.rise,
+        };
+        if record.checks.up == Some(passed) {
+            record.checks.against = 0;
+        } else {
+            record.checks.against += 1;
+        }
+        if record.checks.against >= needed {
+            // The first check that passes changes nothing.
+            record.expected = match (record.checks.up, passed) {
+                (_, false) => Some(Turn::Down),
+                (Some(false), true) => Some(Turn::Up),
+                _ => None,
+            };
+            let up = if record.expected.is_some() { record.checks.up } else { Some(passed) };
+            record.checks = Checks { up, against: 0 };
+        }
+        match (missed, table.get(backend)) {
+            (Some(_), _) => Err("has checks that turned it, and was not turned"),
+            (None, None) => Err("was checked though it is not there"),
+            (None, Some(_)) => Ok(()),
+        }
+    }
+
+    fn turned(&mut self, backend: usize, turn: Turn) -> Result<(), &'static str> {
+        let record = &mut self.backends[backend];
+        let expected = record.expected.take();
+        record.checks.up = Some(turn == Turn::Up);
+        match (turn, record.phase) {
+            (Turn::Down, Phase::ComingBack) => record.phase = Phase::Up,
+            (Turn::Up, Phase::Up | Phase::ComingBack) => {
+                record.phase = Phase::ComingBack;
+                (record.failed_in_a_row, record.resets_in_a_row) = (0, 0);
+            }
+            _ => {}
+        }
+        if expected == Some(turn) { Ok(()) } else { Err("was turned by checks that don't say so") }
+    }
+
+    pub(super) fn is_ejected(&self, backend: usize) -> bool {
+        matches!(self.backends[backend].phase, Phase::Ejected { .. })
+    }
+
+    pub(super) fn connected(&mut self, backend: usize) {
+        self.backends[backend].failed_in_a_row = 0;
+    }
+
+    pub(super) fn failed(&mut self, backend: usize, failure: ConnectFailure) {
+        let record = &mut self.backends[backend];
+        record.failed_in_a_row += 1;
+        record.timed_out = failure == ConnectFailure::TimedOut;
+        self.accused = Some(backend);
+    }
+
+    pub(super) fn ended(&mut self, backend: usize, end: End) {
+        let record = &mut self.backends[backend];
+        if end.reset && !end.answered && end.age < EARLY {
+            record.resets_in_a_row += 1;
+            record.timed_out = false;
+            self.accused = Some(backend);
+        } else {
+            record.resets_in_a_row = 0;
+        }
+    }
+
+    /// Enough for an ejection: too many in a row, one time-out, or one fault on the way back.
+    fn is_guilty(&self, backend: usize) -> bool {
+        let (record, rules) = (&self.backends[backend], &self.rules);
+        let too_many = record.failed_in_a_row >= rules.failures || record.resets_in_a_row >= rules.failures;
+        let tries = rules.failures > 0 && !self.is_down(backend);
+        tries && (too_many || record.timed_out || record.phase == Phase::ComingBack)
+    }
+
+    /// Whether one more of the app's backends may be ejected: half of those that take clients, rounded up, and not all.
+    fn has_cell(&self, app: usize, table: &Table) -> bool {
+        let open = table.of_app(app).filter(|(at, row)| row.is_open() && !self.is_down(*at)).count();
+        let most = (open * self.rules.max_percent as usize).div_ceil(100).min(open.saturating_sub(1));
+        // Who is both counts as down.
+        let out = |at: usize| self.is_ejected(at) && !self.is_down(at);
+        let ejected = table.rows.iter().enumerate().filter(|(at, row)| row.app == app && out(*at));
+        ejected.count() < most
+    }
+
+    /// Judges a transition, and takes it over.
+    pub(super) fn heard(
+        &mut self,
+        backend: usize,
+        transition: Transition,
+        table: &Table,
+        now: Duration,
+    ) -> Result<(), &'static str> {
+        match transition {
+            Transition::Down { .. } => return self.turned(backend, Turn::Down),
+            Transition::Up { .. } => return self.turned(backend, Turn::Up),
+            _ => {}
+        }
+        let (was, guilty) = (self.backends[backend].phase, self.is_guilty(backend));
+        let app = table.rows.get(backend).map_or(0, |row| row.app);
+        let (phase, verdict) = match transition {
+            Transition::Ejected { why, lasts } => {
+                let phase = Phase::Ejected { since: now, lasts, for_resets: why == Complaint::EarlyReset };
+                (phase, self.judge_ejection(was, guilty, lasts, app, table))
+            }
+            Transition::Back => (Phase::ComingBack, Self::judge_return(was, now)),
+            Transition::Recovered if was == Phase::ComingBack => (Phase::Up, Ok(())),
+            _ => (Phase::Up, Err("recovered from nothing")),
+        };
+        let record = &mut self.backends[backend];
+        record.phase = phase;
+        record.timed_out = false;
+        if transition == Transition::Back {
+            (record.failed_in_a_row, record.resets_in_a_row) = (0, 0);
+        }
+        self.accused = self.accused.filter(|accused| *accused != backend);
+        verdict
+    }
+
+    fn judge_ejection(
+        &self,
+        was: Phase,
+        guilty: bool,
+        lasts: Duration,
+        app: usize,
+        table: &Table,
+    ) -> Result<(), &'static str> {
+        if matches!(was, Phase::Ejected { .. }) {
+            Err("was ejected twice")
+        } else if !guilty {
+            Err("was ejected for nothing")
+        } else if !self.has_cell(app, table) {
+            Err("was ejected though too many are")
+        } else if lasts < self.rules.ejection || lasts > self.rules.longest.max(self.rules.ejection) {
+            Err("was ejected for a time that is no ejection's")
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Comes back when its time is over, or because it has accepted a connection while no other was left.
+    fn judge_return(was: Phase, now: Duration) -> Result<(), &'static str> {
+        match was {
+            Phase::Ejected { since, lasts, for_resets } if now < since + lasts && for_resets => {
+                Err("came back too early")
+            }
+            Phase::Ejected { .. } => Ok(()),
+            Phase::Up | Phase::ComingBack => Err("came back without having been away"),
+        }
+    }
+
+    /// A backend that should have been ejected for what it has just done, and was not.
+    pub(super) fn overdue(&mut self, table: &Table) -> Option<usize> {
+        let accused = self.accused.take()?;
+        let app = table.rows.get(accused)?.app;
+        // Of one that is gone nothing is held against the next of its name.
+        let known = table.get(accused).is_some();
+        let due = known && !self.is_ejected(accused) && self.is_guilty(accused) && self.has_cell(app, table);
+        self.backends[accused].timed_out = false;
+        due.then_some(accused)
+    }
+}

@@ -1,0 +1,164 @@
+//! The order of preference that edgeproxy documents: region first, room below the soft limit second, distance third,
+//! ejected backends after all others, those whose checks fail only where nobody is trusted; and a client that is bound goes to its backend.
+
+use ::edgeproxy::domain::{NoBackend, PickReason, Skip};
+
+use super::{Fault, Oracle, is_affinity};
+use crate::candidate::{Ask, Choice};
+use crate::oracle::bindings::Bound;
+use crate::world::{Affinity, Row};
+
+/// Less is better. Kilometres count only between regions that are neither the client's nor the POP's.
+type Rank = (Trust, u8, bool, f64);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Trust {
+    Trusted,
+    Ejected,
+    /// Its checks fail.
+    Down,
+}
+
+impl Oracle<'_> {
+    fn is_candidate(&self, ask: &Ask<'_>, (at, row): (usize, &Row)) -> bool {
+        let asked = !self.health.is_down(at) || self.health.fails_open(ask.app, &self.table);
+        asked && row.is_open() && !row.is_full(self.counts[at]) && !ask.tried.contains(&at)
+    }
+
+    fn trust(&self, backend: usize) -> Trust {
+        match () {
+            () if self.health.is_down(backend) => Trust::Down,
+            () if self.health.is_ejected(backend) => Trust::Ejected,
+            () => Trust::Trusted,
+        }
+    }
+
+    fn rank(&self, ask: &Ask<'_>, (at, row): (usize, &Row)) -> Rank {
+        let client = self.world.clients[ask.client].region;
+        let pop = self.world.pops[self.pop];
+        let tier = match row.region {
+            its if Some(its) == client => 0,
+            its if its == pop => 1,
+            _ => 2,
+        };
+        let trust = self.trust(at);
+        if trust != Trust::Trusted {
+            // Nobody asks how near or how busy a last resort is.
+            return (trust, tier, false, 0.0);
+        }
+        let place = |region: usize| self.world.regions[region].position;
+        let from = client.and_then(place).or_else(|| place(pop));
+        let far = match (tier, from) {
+            (2, Some(from)) => place(row.region).map_or(f64::INFINITY, |to| from.distance_km(to)),
+            _ => 0.0,
+        };
+        (trust, tier, row.is_over_soft(self.counts[at]), far)
+    }
+
+    /// The client's backend must have it, if it can.
+    fn bound(&self, ask: &Ask<'_>, backend: usize) -> bool {
+        let row = self.table.get(backend).filter(|row| row.app == ask.app && row.is_in_service());
+        let has_room = row.is_some_and(|row| !row.is_full(self.counts[backend]));
+        let trusted = match self.trust(backend) {
+            Trust::Trusted => true,
+            Trust::Ejected => false,
+            Trust::Down => self.health.fails_open(ask.app, &self.table),
+        };
+        has_room && trusted && !ask.tried.contains(&backend)
+    }
+
+    /// Whether the binding has to yield to a crowd: its backend is at its soft limit, and the next best is not.
+    fn is_crowded(&self, ask: &Ask<'_>, backend: usize) -> bool {
+        let soft = self.world.apps[ask.app].affinity == Affinity::Soft;
+        let over = self.table.get(backend).is_some_and(|row| row.is_over_soft(self.counts[backend]));
+        let rivals = self.table.of_app(ask.app).filter(|rival| self.is_candidate(ask, *rival));
+        let best = rivals.map(|rival| self.rank(ask, rival)).reduce(|a, b| if less(b, a) { b } else { a });
+        soft && over && best.is_some_and(is_below_soft)
+    }
+
+    pub(super) fn judge_choice(&mut self, ask: &Ask<'_>, choice: Choice) {
+        let bound = self.bindings.of(ask.connection);
+        let honoured = choice.reason.is_some_and(is_affinity);
+        let wrong = match bound {
+            Bound::To(its) if self.bound(ask, its) && self.is_crowded(ask, its) => {
+                honoured || choice.yielded != Some(Skip::AtSoftLimit)
+            }
+            Bound::To(its) if self.bound(ask, its) => !honoured || choice.backend != its,
+            Bound::To(_) => honoured || matches!(choice.yielded, None | Some(Skip::AtSoftLimit)),
+            Bound::Perhaps(its) => {
+                honoured && (choice.backend != its || !self.bound(ask, its) || self.is_crowded(ask, its))
+            }
+            _ => honoured,
+        };
+        if wrong {
+            let words =
+                format!("{} ({:?}) for a client that is bound: {bound:?}", self.name(choice.backend), choice.reason);
+            self.fault(Fault::Binding, || words);
+        } else if !honoured {
+            self.judge_order(ask, choice);
+        }
+    }
+
+    fn judge_order(&mut self, ask: &Ask<'_>, choice: Choice) {
+        let Some(row) = self.table.get(choice.backend) else { return };
+        let chosen = self.rank(ask, (choice.backend, row));
+        let rivals = self.table.of_app(ask.app).filter(|rival| self.is_candidate(ask, *rival));
+        let better = rivals.map(|rival| (self.rank(ask, rival), rival.0)).find(|(rank, _)| less(*rank, chosen));
+        let reason = match chosen {
+            (Trust::Ejected, ..) => PickReason::LastResort,
+            (Trust::Down, ..) => PickReason::FailOpen,
+            (_, 0, ..) => PickReason::ClientRegion,
+            (_, 1, ..) => PickReason::PopRegion,
+            (_, _, _, far) if far > 0.0 && far.is_finite() => PickReason::NearestRegion,
+            _ => PickReason::Elsewhere,
+        };
+        if let Some((rank, rival)) = better {
+            let names = (self.name(choice.backend), self.name(rival));
+            let words = format!("{} {chosen:?} although there was {} {rank:?} at {:?}", names.0, names.1, ask.now);
+            self.fault(Fault::Order, || words);
+        } else if choice.reason != Some(reason) {
+            let words = format!("{} because of {:?}, but {reason:?} is true", self.name(choice.backend), choice.reason);
+            self.fault(Fault::Order, || words);
+        }
+    }
+
+    pub(super) fn judge_refusal(&mut self, ask: &Ask<'_>, why: NoBackend) {
+        let rows = || self.table.of_app(ask.app);
+        let open: Vec<(usize, &Row)> = rows().filter(|(_, row)| row.is_open()).collect();
+        let free = open.iter().find(|candidate| self.is_candidate(ask, **candidate)).map(|(at, _)| *at);
+        let bound = match self.bindings.of(ask.connection) {
+            Bound::To(its) => Some(its).filter(|its| self.bound(ask, *its)),
+            Bound::No | Bound::Perhaps(_) => None,
+        };
+        let fails_open = self.health.fails_open(ask.app, &self.table);
+        let truth = if rows().next().is_none() {
+            NoBackend::NoSuchApp
+        } else if open.is_empty() {
+            NoBackend::NoneEligible
+        } else if open
+            .iter()
+            .filter(|(at, _)| fails_open || !self.health.is_down(*at))
+            .all(|(at, _)| ask.tried.contains(at))
+        {
+            NoBackend::AllTried
+        } else {
+            NoBackend::AllFull
+        };
+        if let Some(free) = free.or(bound) {
+            let words = format!("{why:?} although {} was free at {:?}", self.name(free), ask.now);
+            self.fault(Fault::Refusal, || words);
+        } else if why != truth {
+            self.fault(Fault::Refusal, || format!("{why:?}, but {truth:?} is true"));
+        }
+    }
+}
+
+fn is_below_soft((trust, _, over_soft, _): Rank) -> bool {
+    trust == Trust::Trusted && !over_soft
+}
+
+/// Distances that differ by less than a kilometre are the same.
+fn less(a: Rank, b: Rank) -> bool {
+    let (first, second) = ((a.0, a.1, a.2), (b.0, b.1, b.2));
+    first < second || (first == second && a.3 + 1.0 < b.3)
+}

@@ -1,0 +1,177 @@
+//! The simulator as the oracle of the selection: worlds at random, and every decision judged.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod warped;
+mod worlds;
+
+use std::collections::BTreeMap;
+
+use edgeproxy::domain::{Complaint, NoBackend, PickReason, Skip};
+use proptest::prelude::*;
+
+use self::warped::{Warped, Wrong};
+use self::worlds::{Knobs, knobs, random};
+use crate::candidate::{Candidate, Kind};
+use crate::engine::{self, Run, Verdict};
+use crate::oracle::Fault;
+use crate::report;
+use crate::scenes::{self, Size};
+
+fn no_fault(run: &Run) -> Result<(), TestCaseError> {
+    let verdict = &run.verdict;
+    prop_assert!(verdict.faults.is_empty(), "{:?}\n{}", verdict.faults, verdict.words.join("\n"));
+    prop_assert_eq!(verdict.admitted, verdict.released);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Never above a hard limit, never to a backend that may not be chosen, no two apps mixed, in the documented order,
+    /// refused only where nobody is free and for the true reason, ejected for cause; all connections accounted for.
+    #[test]
+    fn whatever_happens_no_decision_is_wrong(knobs in knobs()) {
+        let world = random(knobs);
+        for kind in Kind::ALL.into_iter().filter(|kind| kind.promises().order) {
+            no_fault(&engine::run(&world, kind))?;
+        }
+    }
+
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 50, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The others break none of the rules that hold for whoever chooses; only the seed goes above limits.
+    #[test]
+    fn the_others_are_not_unfit_for_the_comparison(knobs in knobs()) {
+        let world = random(knobs);
+        for kind in Kind::ALL.into_iter().filter(|kind| kind.promises().exact_counts && !kind.promises().order) {
+            no_fault(&engine::run(&world, kind))?;
+        }
+        let seed = engine::run(&world, Kind::Seed);
+        prop_assert!(seed.verdict.faults.keys().all(|fault| *fault == Fault::OverHard), "{:?}", seed.verdict);
+    }
+}
+
+prop_compose! {
+    fn shares()(
+        seed in any::<u64>(),
+        weights in prop::collection::vec(1..=5u32, 2..=6),
+        mean in prop::sample::select(vec![0.0, 0.05, 1.0, 20.0]),
+    ) -> (u64, Vec<u32>, f64) {
+        (seed, weights, mean)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whether connections are short or long, each backend gets its weight's share, within five standard deviations of
+    /// drawing at random.
+    #[test]
+    fn shares_follow_weights((seed, weights, mean) in shares()) {
+        let world = worlds::calm(seed, &weights, mean);
+        let run = engine::run(&world, Kind::Edgeproxy);
+        no_fault(&run)?;
+        let (count, total) = (world.arrivals.len() as f64, f64::from(weights.iter().sum::<u32>()));
+        for (at, weight) in weights.iter().enumerate() {
+            let share = f64::from(*weight) / total;
+            let bound = 5.0 * (count * share * (1.0 - share)).sqrt();
+            let got = run.figures.chosen[at] as f64;
+            prop_assert!((got - count * share).abs() <= bound, "{at} got {got} of {count}: {:?}", run.figures.chosen);
+        }
+    }
+}
+
+fn busy_knobs(seed: u64) -> Knobs {
+    Knobs { seed, apps: 2, backends: 8, arrivals: 300, failures: 8, edits: 20 }
+}
+
+fn play_warped(seed: u64, wrong: Wrong) -> Verdict {
+    let world = random(busy_knobs(seed));
+    let (patience, promises) = (Kind::Edgeproxy.patience(&world), Kind::Edgeproxy.promises());
+    // In worlds of an odd seed the clients are hashed.
+    let make = |pop| -> Box<dyn Candidate + '_> { Box::new(Warped::new(&world, pop, seed, wrong)) };
+    engine::play(&world, patience, promises, (0..world.pops.len()).map(make).collect()).verdict
+}
+
+#[test]
+fn the_oracle_notices_what_is_done_wrong() {
+    let faults = |wrong: Wrong| {
+        let mut faults: BTreeMap<Fault, u64> = BTreeMap::new();
+        for (fault, times) in (0..20).flat_map(|seed| play_warped(seed, wrong).faults) {
+            *faults.entry(fault).or_default() += times;
+        }
+        faults
+    };
+    assert_eq!(faults(Wrong::Nothing), BTreeMap::new());
+    for (wrong, expected) in [
+        (
+            Wrong::AnotherBackend,
+            &[Fault::OverHard, Fault::Ineligible, Fault::OtherApp, Fault::Order, Fault::Binding, Fault::Count][..],
+        ),
+        (Wrong::AnotherReason, &[Fault::Binding]),
+        (Wrong::Refuses, &[Fault::Refusal]),
+        (Wrong::AnotherRefusal, &[Fault::Refusal]),
+        (Wrong::Hides, &[Fault::Ejection]),
+        (Wrong::Invents, &[Fault::Ejection]),
+        (Wrong::Counts, &[Fault::Count]),
+        (Wrong::Keeps, &[Fault::Count]),
+        (Wrong::Sleeps, &[Fault::Ineligible, Fault::Order, Fault::OverHard]),
+    ] {
+        let found = faults(wrong);
+        for fault in expected {
+            assert!(found.contains_key(fault), "{wrong:?} gives {found:?} without {fault:?}");
+        }
+    }
+}
+
+#[test]
+fn random_worlds_reach_every_corner() {
+    let mut seen: BTreeMap<&'static str, u64> = BTreeMap::new();
+    for seed in 0..150 {
+        let knobs = Knobs { backends: (seed % 13) as usize, ..busy_knobs(seed) };
+        for kind in [Kind::Edgeproxy, Kind::CheckedEdgeproxy] {
+            for (what, times) in engine::run(&random(knobs), kind).verdict.seen {
+                *seen.entry(what).or_default() += times;
+            }
+        }
+    }
+    let reasons = PickReason::ALL.map(PickReason::as_str);
+    let refusals = NoBackend::ALL.map(NoBackend::as_str);
+    let complaints = [Complaint::Refused, Complaint::TimedOut, Complaint::EarlyReset].map(Complaint::as_str);
+    let yields = [Skip::Gone, Skip::Drain, Skip::Unhealthy, Skip::AtSoftLimit, Skip::AtHardLimit, Skip::Ejected];
+    let yields = yields.map(Skip::as_str);
+    let turns = ["back", "recovered", "checked", "down", "up"];
+    for what in reasons.iter().chain(&yields).chain(&refusals).chain(&complaints).chain(&turns) {
+        assert!(seen.get(what).is_some_and(|times| *times >= 20), "{what} is seldom in {seen:?}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_page_and_another_seed_another() {
+    let page = |seed| report::small_table(&report::play(scenes::busy(Size::Small, seed)));
+    assert_eq!(page(3), page(3));
+    assert_ne!(page(3), page(4));
+}
+
+/// The full page is checked by `cargo xtask simulate --check`.
+#[test]
+fn the_committed_page_has_the_figures_of_the_small_world() {
+    let page = include_str!("../../../../docs/simulation.md");
+    let part = report::small_table(&report::small());
+    assert!(page.contains(&part), "run `cargo xtask simulate` and commit docs/; the small world gives\n{part}");
+}
+
+/// Nobody moves whose backend stays; when one joins, hardly more than its share.
+#[test]
+fn hashed_clients_stay_when_others_leave_or_join() {
+    let moved = |leaves| {
+        let world = scenes::change(leaves, 5);
+        engine::run(&world, Kind::Maglev).figures.moved.value().unwrap()
+    };
+    let (leaves, joins) = (moved(true), moved(false));
+    assert!(leaves < 0.02, "{leaves} moved though their backend stayed");
+    assert!((0.03..0.15).contains(&joins), "{joins} moved when one of eleven joined");
+}

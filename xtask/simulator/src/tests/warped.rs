@@ -1,0 +1,124 @@
+//! Candidates that do wrong, so that the oracle can show that it notices.
+
+use std::time::Duration;
+
+use edgeproxy::domain::{ConnectFailure, NoBackend, PickReason, Transition};
+
+use crate::candidate::{Ask, Candidate, Choice, End, Kind, News};
+use crate::world::{Table, World};
+
+/// What is done wrong, now and then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wrong {
+    /// Nothing.
+    Nothing,
+    /// The next backend of the list instead of the chosen one.
+    AnotherBackend,
+    /// A client that is bound is said not to be, or the other way round.
+    AnotherReason,
+    Refuses,
+    /// Refuses for another reason.
+    AnotherRefusal,
+    /// Doesn't say when a backend is ejected.
+    Hides,
+    /// Says that a backend was ejected.
+    Invents,
+    /// Counts one too many.
+    Counts,
+    /// Forgets that a connection has ended.
+    Keeps,
+    /// Doesn't read the routing database again.
+    Sleeps,
+}
+
+pub(super) struct Warped<'a> {
+    inner: Box<dyn Candidate + 'a>,
+    wrong: Wrong,
+    backends: usize,
+    table: Option<Table>,
+    turn: u64,
+}
+
+impl<'a> Warped<'a> {
+    pub(super) fn new(world: &'a World, pop: usize, seed: u64, wrong: Wrong) -> Self {
+        Self {
+            inner: if seed.is_multiple_of(2) { Kind::CheckedEdgeproxy } else { Kind::Maglev }.make(world, pop),
+            wrong,
+            backends: world.backends.len(),
+            table: None,
+            turn: 0,
+        }
+    }
+
+    fn now_and_then(&mut self, wrong: Wrong) -> bool {
+        self.turn += u64::from(self.wrong == wrong);
+        self.wrong == wrong && self.turn.is_multiple_of(5)
+    }
+}
+
+impl Candidate for Warped<'_> {
+    fn reload(&mut self, table: &Table, now: Duration) {
+        if self.wrong != Wrong::Sleeps || self.table.is_none() {
+            self.table = Some(table.clone());
+            self.inner.reload(table, now);
+        }
+    }
+
+    fn choose(&mut self, ask: &Ask<'_>) -> Result<Choice, NoBackend> {
+        let mut decision = self.inner.choose(ask);
+        if let Ok(choice) = &mut decision {
+            if self.now_and_then(Wrong::AnotherBackend) {
+                choice.backend = (choice.backend + 1) % self.backends;
+            }
+            if self.now_and_then(Wrong::AnotherReason) {
+                let bound = choice.reason == Some(PickReason::Affinity);
+                choice.reason = Some(if bound { PickReason::Elsewhere } else { PickReason::Affinity });
+            }
+            if self.now_and_then(Wrong::Refuses) {
+                self.inner.forget(ask.connection);
+                return Err(NoBackend::AllFull);
+            }
+        }
+        let other = if decision == Err(NoBackend::AllFull) { NoBackend::NoneEligible } else { NoBackend::AllFull };
+        if decision.is_err() && self.now_and_then(Wrong::AnotherRefusal) { Err(other) } else { decision }
+    }
+
+    fn connected(&mut self, connection: usize, now: Duration) {
+        self.inner.connected(connection, now);
+    }
+
+    fn failed(&mut self, connection: usize, failure: ConnectFailure, now: Duration) {
+        self.inner.failed(connection, failure, now);
+    }
+
+    fn ended(&mut self, connection: usize, end: End, now: Duration) {
+        if !self.now_and_then(Wrong::Keeps) {
+            self.inner.ended(connection, end, now);
+        }
+    }
+
+    fn forget(&mut self, connection: usize) {
+        if self.wrong != Wrong::Keeps {
+            self.inner.forget(connection);
+        }
+    }
+
+    fn tick(&mut self, now: Duration) {
+        self.inner.tick(now);
+    }
+
+    fn news(&mut self) -> Vec<News> {
+        let mut news = self.inner.news();
+        if self.wrong == Wrong::Hides {
+            news.retain(|news| matches!(news, News::Checked { .. }));
+        }
+        if self.now_and_then(Wrong::Invents) {
+            news.push(News::Turned { backend: 0, transition: Transition::Back });
+        }
+        news
+    }
+
+    fn active(&self, backend: usize) -> u32 {
+        self.inner.active(backend) + u32::from(self.wrong == Wrong::Counts && backend == 0)
+    }
+}
