@@ -212,7 +212,13 @@ impl Intake<'_> {
     fn admit(&mut self, spec: BackendSpec) -> Result<Backend, RowError> {
         let known = self.writer.loads.get(&spec.id).and_then(Weak::upgrade);
         let load = match known {
-            Some(load) => load,
+            Some(load) => {
+                let former = self.last.app(&spec.app).and_then(|app| app.backend(&spec.id));
+                if former.is_some_and(|former| former.addr != spec.addr) {
+                    load.rtt().forget();
+                }
+                load
+            }
             None => {
                 let slots = &self.writer.slots;
                 let slot = slots.take().ok_or(RowError::NoSlot { capacity: slots.capacity() })?;

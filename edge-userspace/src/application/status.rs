@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -122,6 +122,9 @@ pub struct BackendStatus {
     pub send_proxy: String,
     /// As the balancer counts them.
     pub connections: u32,
+    /// Measured round-trip time to it; `None`: nobody has measured it lately.
+    #[serde(default)]
+    pub rtt_ms: Option<f64>,
     /// As the kernel counts them, read back from the BPF map; `None` without one.
     pub kernel_connections: Option<u32>,
 }
@@ -316,9 +319,15 @@ impl BackendStatus {
             hard_limit: backend.limits.hard(),
             send_proxy: ProxyVersion::shown(backend.send_proxy).to_owned(),
             connections: backend.load.active(),
+            rtt_ms: backend.load.rtt().estimate(Instant::now()).map(millis),
             kernel_connections: kernel,
         }
     }
+}
+
+/// With a resolution of 1 µs.
+pub(super) fn millis(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1e3
 }
 
 impl From<&ReloadReport> for ReloadAnswer {
@@ -383,6 +392,7 @@ pub(crate) mod sample {
                 hard_limit: 0,
                 send_proxy: "v2".to_owned(),
                 connections: 3,
+                rtt_ms: Some(1.25),
                 kernel_connections: Some(3),
             }],
             forwarder: ForwarderStatus {

@@ -23,6 +23,7 @@ use serde::Serialize;
 use super::group::{Draw, best, last_resort};
 use super::index::{Group, Member};
 use super::maglev::ClientHash;
+use super::nearest::nearest;
 use super::room::Standing;
 use super::{Affinity, AppIndex, Backend, BackendId, ClientPrefix, Permit, RandomSource, Region, Regions, Skip, Tried};
 
@@ -52,13 +53,25 @@ pub enum PickReason {
     NearestRegion,
     /// Somewhere: no position says what is near.
     Elsewhere,
+    /// The nearest by measured round-trip time, or as near.
+    NearestRtt,
+    /// To measure the way to it: nobody has, lately.
+    RttProbe,
     /// It was ejected, and no other was left.
     LastResort,
 }
 
 impl PickReason {
-    pub const ALL: [Self; 6] =
-        [Self::Affinity, Self::ClientRegion, Self::PopRegion, Self::NearestRegion, Self::Elsewhere, Self::LastResort];
+    pub const ALL: [Self; 8] = [
+        Self::Affinity,
+        Self::ClientRegion,
+        Self::PopRegion,
+        Self::NearestRegion,
+        Self::Elsewhere,
+        Self::NearestRtt,
+        Self::RttProbe,
+        Self::LastResort,
+    ];
 
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -67,6 +80,8 @@ impl PickReason {
             Self::PopRegion => "pop_region",
             Self::NearestRegion => "nearest_region",
             Self::Elsewhere => "elsewhere",
+            Self::NearestRtt => "nearest_rtt",
+            Self::RttProbe => "rtt_probe",
             Self::LastResort => "last_resort",
         }
     }
@@ -201,6 +216,9 @@ pub(super) fn choose<'a>(
     request: &Request<'_>,
     draw: &mut Draw<'_>,
 ) -> Option<Choice<'a>> {
+    if let Some(found) = nearest(app, request, draw) {
+        return Some(found);
+    }
     let tiers = [(request.client_region, PickReason::ClientRegion), (Some(request.pop_region), PickReason::PopRegion)];
     for (region, reason) in tiers {
         let found = region.and_then(|region| app.group(region)).and_then(|group| best(group, draw));
