@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 use edgeproxy::adapters::outbound::bindings::BindingTable;
 use edgeproxy::application::ports::Bindings as _;
 use edgeproxy::domain::{
-    self,
-    AffinityPrefix, AppIndex, AppName, AppSpec, BackendLoad, ClientAddr, Permit, RawBackend, Region, Request, Selection,
-    SlotPool, Snapshot, Tried, pick,
+    self, AffinityPrefix, AppIndex, AppName, AppSpec, BackendLoad, ClientAddr, Permit, RawBackend, Region, Request,
+    Selection, SlotPool, Snapshot, Tried, pick,
 };
 
 const ROUNDS: usize = 100_000;
@@ -50,9 +49,9 @@ impl World {
         Self { snapshot, app, region: Region::parse("sa").unwrap(), held: Vec::new() }
     }
 
-    /// Each backend 0.1 ms farther than the one before.
+    /// Each backend 0.1 ms nearer than the one before.
     fn measure(&self) {
-        for (at, backend) in self.index().backends().iter().enumerate() {
+        for (at, backend) in self.index().backends().iter().rev().enumerate() {
             backend.load.rtt().sample(Duration::from_micros(100 * (1 + at as u64)), Instant::now());
         }
         self.index().rank(Instant::now());
@@ -92,17 +91,14 @@ fn main() {
             ("maglev: all idle", Selection::Maglev, 0),
             ("maglev: half at their soft limit", Selection::Maglev, 2),
             ("nearest_rtt: all idle", Selection::NearestRtt, 0),
-            ("nearest_rtt: the farther half at their soft limit", Selection::NearestRtt, 2),
+            ("nearest_rtt: the nearer half at their soft limit", Selection::NearestRtt, 2),
+            ("nearest_rtt: the nearer half full", Selection::NearestRtt, 3),
         ] {
             let mut world = World::new(backends, selection);
-            world.measure();
             world.load(connections, backends / 2);
+            world.measure();
             report(backends, situation, measure(hashed_client(&world)));
         }
-        let mut world = World::new(backends, Selection::NearestRtt);
-        world.load(3, backends - 1);
-        world.measure();
-        report(backends, "nearest_rtt: the farthest full", measure(hashed_client(&world)));
         let world = World::new(backends, Selection::LeastLoad);
         report(backends, "bound client", measure(bound_client(&world, 1)));
         report(backends, "one of 100,000 bound clients", measure(bound_client(&world, 100_000)));
@@ -122,13 +118,13 @@ fn hashed_client(world: &World) -> impl FnMut() {
     let (index, regions) = (world.index(), world.snapshot.regions());
     let key = |n| AffinityPrefix::default().key(&world.app, ClientAddr::new(std::net::Ipv4Addr::from_bits(n).into()));
     let keys: Vec<_> = (0..1_000).map(key).collect();
-    let mut turns = keys.into_iter().cycle();
+    let mut turn = 0;
     move || {
-        let key = turns.next();
+        turn = (turn + 1) % keys.len();
         let request = Request {
             client_region: Some(&world.region),
             pop_region: &world.region,
-            client: key.as_ref().map(|key| &key.client),
+            client: Some(&keys[turn].client),
             bound: None,
         };
         drop(black_box(pick(index, regions, &request, &Tried::new(), &mut rng)));

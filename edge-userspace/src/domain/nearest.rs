@@ -46,7 +46,7 @@ struct Ranking {
     /// Members that were never measured, or not lately, and the place of the next one to be tried.
     unmeasured: Box<[u32]>,
     next: AtomicUsize,
-    /// By standing: those before it were found to have no room. Left alone while one walk can look at all.
+    /// By standing: those before it were found not to stand so. 0 while one walk comes to the first that does.
     start: [AtomicUsize; 2],
 }
 
@@ -86,7 +86,9 @@ impl Ranking {
         });
         let is_unmeasured = |member: &Member| member.load.rtt().last().is_none() || stale(member);
         let unmeasured = members.filter(|(_, member)| is_unmeasured(member)).map(|(at, _)| at);
-        Self { ranked: ranked.collect(), unmeasured: unmeasured.collect(), ..Self::default() }
+        let ranked: Box<[Ranked]> = ranked.collect();
+        let start = [Standing::BelowSoft, Standing::OverSoft].map(|standing| first_standing(group, &ranked, standing));
+        Self { start, ranked, unmeasured: unmeasured.collect(), next: AtomicUsize::new(0) }
     }
 
     /// The first from the start that fits, and its place.
@@ -181,6 +183,16 @@ impl Ranking {
         }
         found.map(|(_, member)| member)
     }
+}
+
+/// Where walks are to start: at the beginning, unless the first that stands so is out of their reach from there.
+fn first_standing(group: &Group, ranked: &[Ranked], standing: Standing) -> AtomicUsize {
+    let stands = |ranked: &Ranked| {
+        let member = group.members.get(ranked.member as usize);
+        member.is_some_and(|member| member.load.standing(member.limits) == Some(standing))
+    };
+    let first = ranked.iter().position(stands).unwrap_or(ranked.len());
+    AtomicUsize::new(if first < LOOKS { 0 } else { first })
 }
 
 impl Draw<'_> {

@@ -181,8 +181,10 @@ fn a_crowd_of_full_ones_before_the_first_with_room_is_walked_once() {
     let held: Vec<_> = (0..500).flat_map(|at| lab.hold(at, 1)).collect();
     // The first choices leave it to the usual order, and each comes further.
     let found: Vec<_> = (0..20).map(|_| lab.pick(&Tried::new()).unwrap()).collect();
-    let last = found.last().unwrap();
-    assert_eq!(last.reason, PickReason::NearestRtt);
+    assert_eq!((found[0].reason, found[19].reason), (PickReason::PopRegion, PickReason::NearestRtt));
+    // The next ranking knows where to start.
+    lab.after(Duration::from_secs(1));
+    assert_eq!(lab.pick(&Tried::new()).unwrap().reason, PickReason::NearestRtt);
     drop((found, held));
     lab.after(Duration::from_secs(1));
     let pick = lab.pick(&Tried::new()).unwrap();
