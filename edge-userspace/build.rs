@@ -1,7 +1,8 @@
-//! Puts the BPF object where the daemon embeds it: `OUT_DIR/edge.bpf.o`.
+//! Puts the BPF objects where the daemon embeds them: `OUT_DIR/edge.bpf.o` and `OUT_DIR/steer.bpf.o`.
 //!
-//! The committed object is the rule, so that stable Rust alone builds a working daemon.
-//! `EDGEPROXY_BPF_OBJECT` names another one, such as a fresh build of `cargo xtask check-ebpf --rebuild`.
+//! The committed objects are the rule, so that stable Rust alone builds a working daemon.
+//! `EDGEPROXY_BPF_OBJECT` and `EDGEPROXY_STEER_OBJECT` name others, such as a fresh build of
+//! `cargo xtask check-ebpf --rebuild`.
 
 use std::{
     env,
@@ -10,24 +11,28 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const OBJECT_ENV: &str = "EDGEPROXY_BPF_OBJECT";
-const COMMITTED: &str = "assets/bpf/edge.bpf.o";
+/// Variable that names another object, and the object's file name.
+const OBJECTS: [(&str, &str); 2] = [("EDGEPROXY_BPF_OBJECT", "edge.bpf.o"), ("EDGEPROXY_STEER_OBJECT", "steer.bpf.o")];
+const COMMITTED: &str = "assets/bpf";
 const MANIFEST: &str = "assets/bpf/manifest.json";
 
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("cargo:rerun-if-env-changed={OBJECT_ENV}");
     let package = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
-    let object = match env::var_os(OBJECT_ENV) {
+    OBJECTS.into_iter().try_for_each(|(variable, file)| embed(&package, variable, file))?;
+    name_sources(&package)
+}
+
+fn embed(package: &Path, variable: &str, file: &str) -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-env-changed={variable}");
+    let object = match env::var_os(variable) {
         Some(path) if !path.is_empty() => PathBuf::from(path),
-        _ => package.join(COMMITTED),
+        _ => package.join(COMMITTED).join(file),
     };
     println!("cargo:rerun-if-changed={}", object.display());
-    let embedded = PathBuf::from(env::var("OUT_DIR")?).join("edge.bpf.o");
     let bytes = fs::read(&object).map_err(|error| {
         format!("the BPF object {} can't be read: {error}; build it with `cargo xtask build-ebpf`", object.display())
     })?;
-    fs::write(embedded, bytes)?;
-    name_sources(&package)
+    Ok(fs::write(PathBuf::from(env::var("OUT_DIR")?).join(file), bytes)?)
 }
 
 /// Lets `edgeproxy --version --verbose` say which sources the programs were built from.

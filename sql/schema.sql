@@ -33,7 +33,8 @@ CREATE TABLE backends (
     state      TEXT DEFAULT 'ready' CHECK (state IN ('ready', 'drain', 'maint')),
     -- 1: the backend runs on this host and what is said in docs/same-host.md holds for it.
     same_host  INTEGER DEFAULT 0 CHECK (same_host IN (0, 1)),
-    -- How this POP finds out whether the backend is well; NULL: as the app says, or not at all.
+    -- How POPs find out whether the backend is well, such as 'http path=/healthz', 'tcp' or 'none' (docs/health.md); NULL:
+    -- as the app says, or not at all.
     health_check TEXT,
     -- The PROXY header that the backend gets, which names the client.
     send_proxy TEXT DEFAULT 'off' CHECK (send_proxy IN ('off', 'v1', 'v2')),
@@ -77,9 +78,11 @@ CREATE TABLE listeners (
     id        TEXT NOT NULL PRIMARY KEY CHECK (id <> ''),
     -- NULL: the only app of the database.
     app       TEXT,
-    -- An address, or a prefix such as '203.0.113.0/24'; '0.0.0.0' and '::' stand for all.
+    -- An address, or a prefix such as '203.0.113.0/24'; '0.0.0.0' and '::' stand for all. 'fd:NAME' is a socket that
+    -- systemd hands over under that name; its port is that of the socket, and 0 here.
     address   TEXT DEFAULT '0.0.0.0',
-    port      INTEGER NOT NULL DEFAULT 0 CHECK (typeof(port) = 'integer' AND port BETWEEN 1 AND 65535),
+    port      INTEGER NOT NULL DEFAULT 0
+        CHECK (typeof(port) = 'integer' AND port BETWEEN 0 AND 65535 AND (port > 0 OR address LIKE 'fd:%')),
     -- The last port of a range that begins at `port`.
     last_port INTEGER CHECK (typeof(last_port) IN ('integer', 'null') AND last_port BETWEEN port AND 65535),
     -- TLS server names separated by commas; '*.example.com' is all below example.com. NULL: those that no other row names.
@@ -92,6 +95,17 @@ CREATE TABLE listeners (
     max_connections INTEGER DEFAULT 0
         CHECK (typeof(max_connections) IN ('integer', 'null') AND max_connections BETWEEN 0 AND 10000000),
     deleted   INTEGER DEFAULT 0 CHECK (deleted IN (0, 1))
+);
+
+-- Optional: where prefixes are, whatever the geo database says. The longest prefix counts.
+CREATE TABLE geo_overrides (
+    -- An address, or a prefix such as '203.0.113.0/24'.
+    prefix    TEXT NOT NULL PRIMARY KEY CHECK (prefix <> ''),
+    -- ISO 3166-1 alpha-2; its region routes, unless `region` names one.
+    country   TEXT CHECK (length(country) = 2),
+    region    TEXT,
+    deleted   INTEGER DEFAULT 0 CHECK (deleted IN (0, 1)),
+    CHECK (country IS NOT NULL OR region IS NOT NULL)
 );
 
 -- Optional: who may connect. The rule with the longest prefix that holds the client decides; of rules with the same

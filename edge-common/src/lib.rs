@@ -6,8 +6,10 @@
 #![no_std]
 
 mod local;
+mod steer;
 
 pub use local::*;
+pub use steer::*;
 
 /// Flow records in the `FLOWS` array: two per connection, one per direction.
 pub const MAX_FLOWS: u32 = 32_768;

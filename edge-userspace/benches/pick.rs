@@ -108,7 +108,13 @@ fn main() {
 fn new_client(world: &World) -> impl FnMut() {
     let mut rng = fastrand::Rng::with_seed(7);
     let (index, regions) = (world.index(), world.snapshot.regions());
-    let request = Request { client_region: Some(&world.region), pop_region: &world.region, client: None, bound: None };
+    let request = Request {
+        client_region: Some(&world.region),
+        client_position: None,
+        pop_region: &world.region,
+        client: None,
+        bound: None,
+    };
     move || drop(black_box(pick(index, regions, &request, &Tried::new(), &mut rng)))
 }
 
@@ -123,6 +129,7 @@ fn hashed_client(world: &World) -> impl FnMut() {
         turn = (turn + 1) % keys.len();
         let request = Request {
             client_region: Some(&world.region),
+            client_position: None,
             pop_region: &world.region,
             client: Some(&keys[turn].client),
             bound: None,
@@ -147,6 +154,7 @@ fn bound_client(world: &World, clients: u32) -> impl FnMut() {
         let bound = bindings.get(&keys[rng.usize(..keys.len())]);
         let request = Request {
             client_region: Some(&world.region),
+            client_position: None,
             pop_region: &world.region,
             client: None,
             bound: bound.as_ref(),

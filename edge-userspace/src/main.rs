@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Command::Status(args) => cli::status(&args),
         Command::Reload(args) => cli::reload(&args),
         Command::Flows(args) => cli::flows(&args),
+        Command::Bindings(args) => cli::bindings(&args),
         Command::Events(args) => cli::events(&args),
         Command::Backends(args) => cli::backends(&args),
         Command::Forwarder(args) => cli::forwarder(&args),
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
 }
 
 fn version_facts() -> VersionFacts {
-    let geo = Geo::open(None, &[]).map(|geo| GeoStatus::from(geo.info())).unwrap_or_default();
+    let geo = Geo::open(None).map(|geo| GeoStatus::from(geo.info())).unwrap_or_default();
     VersionFacts { bpf_sources: kernel::SOURCES.to_owned(), geo }
 }
 

@@ -77,6 +77,7 @@ fn picking_allocates_nothing() {
             let key = AffinityPrefix::default().key(&app, address);
             let request = Request {
                 client_region: Some(client),
+                client_position: None,
                 pop_region: &ap,
                 client: Some(&key.client),
                 bound: bound.as_ref().filter(|_| round % 5 == 0),

@@ -117,6 +117,23 @@ fn a_near_backend_at_its_hard_limit_leaves_clients_to_the_far_one() {
     assert_eq!(next(&daemon), ("b2".to_owned(), "nearest_rtt".to_owned()));
 }
 
+#[test]
+fn checks_measure_backends_that_have_no_clients() {
+    let Some(world) = World::new(NETWORK, "checks_measure_backends_that_have_no_clients") else { return };
+    let mut delay = world.lab.delay(FAR).unwrap();
+    delay.only(world.lab.backend(2)).unwrap();
+    let _backends: Vec<_> = (1..=2).map(|n| world.backend(n, Manner::Close, |row| row)).collect();
+    app(&world);
+    world.database.execute("UPDATE backends SET health_check = 'tcp interval=200ms'");
+    let daemon = world.daemon(&[]);
+    eventually("the near one is the next, before any client", || {
+        let near = rtt(&daemon, "b1").is_some_and(|ms| ms < 20.0);
+        near && rtt(&daemon, "b2").is_some() && next(&daemon) == ("b1".to_owned(), "nearest_rtt".to_owned())
+    });
+    let served: Vec<_> = (0..20).map(|n| served(&world, &daemon, n)).collect();
+    assert_eq!(tally(served)[&("b1".to_owned(), "nearest_rtt".to_owned())], 20);
+}
+
 /// A flow that lasts, and whose way becomes short meanwhile: nobody but it can tell.
 fn a_flow_tells(needs: &[Need], test: &str, forwarder: &str, told: impl Fn(&Daemon) -> bool) {
     let Some(world) = World::new(needs, test) else { return };

@@ -227,6 +227,7 @@ mod tests {
             (LINKER_WRAPPER, "exec"),
             (OBJECTS[0].committed, "daemon object"),
             (OBJECTS[1].committed, "testkit object"),
+            (OBJECTS[2].committed, "steer object"),
         ];
         for (path, text) in files {
             put(dir.path(), path, text);

@@ -70,6 +70,11 @@ const NEIGHBOURS: Packages = Packages {
         tools && Path::new("/usr/lib/nginx/modules/ngx_stream_module.so").exists()
     },
 };
+const OPENSSL: Packages = Packages {
+    names: &["openssl"],
+    reason: "openssl, TLS clients and servers of the tests",
+    present: || has_system_tool("openssl"),
+};
 const BPF_COMPILER: Packages = Packages {
     names: &["rustc-web", "cargo-web", "rust-web-src"],
     reason: "a compiler for the BPF programs",
@@ -105,10 +110,10 @@ impl Need {
     fn packages(self) -> Vec<Packages> {
         match self {
             Self::Lab => vec![COMPILER, IPROUTE],
-            Self::Tests => vec![COMPILER, IPROUTE, NEIGHBOURS],
+            Self::Tests => vec![COMPILER, IPROUTE, NEIGHBOURS, OPENSSL],
             Self::Bench => vec![COMPILER, IPROUTE, PROXIES],
             Self::Ebpf => vec![COMPILER, BPF_COMPILER, LLVM],
-            Self::Everything => vec![COMPILER, IPROUTE, NEIGHBOURS, DEBIAN_COMPILER, LLVM],
+            Self::Everything => vec![COMPILER, IPROUTE, NEIGHBOURS, OPENSSL, DEBIAN_COMPILER, LLVM],
         }
     }
 

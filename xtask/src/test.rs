@@ -66,7 +66,7 @@ fn prepare(require_kernel: bool) -> Result<()> {
             other?;
         }
     }
-    for name in [workspace::DAEMON_OBJECT_ENV, workspace::TESTKIT_OBJECT_ENV] {
+    for name in [workspace::DAEMON_OBJECT_ENV, workspace::STEER_OBJECT_ENV, workspace::TESTKIT_OBJECT_ENV] {
         if let Some(path) = std::env::var_os(name).filter(|path| !path.is_empty()) {
             println!("{name}: testing with {}", Path::new(&path).display());
         }

@@ -19,15 +19,22 @@ pub struct BpfObject {
 pub const DAEMON_OBJECT: BpfObject =
     BpfObject { bin: "edge-ebpf", committed: "edge-userspace/assets/bpf/edge.bpf.o", fresh: "edge.bpf.o" };
 
+/// The program that steers connections to prefixes and ranges of ports, which the daemon embeds, too.
+pub const STEER_OBJECT: BpfObject =
+    BpfObject { bin: "edge-steer", committed: "edge-userspace/assets/bpf/steer.bpf.o", fresh: "steer.bpf.o" };
+
 /// The programs that only the lab loads.
 pub const TESTKIT_OBJECT: BpfObject =
     BpfObject { bin: "edge-testkit", committed: "xtask/assets/bpf/testkit.bpf.o", fresh: "testkit.bpf.o" };
 
 /// Everything that `build-ebpf` makes.
-pub const OBJECTS: [BpfObject; 2] = [DAEMON_OBJECT, TESTKIT_OBJECT];
+pub const OBJECTS: [BpfObject; 3] = [DAEMON_OBJECT, TESTKIT_OBJECT, STEER_OBJECT];
 
 /// Build-time setting: the object that `edge-userspace/build.rs` embeds instead of the committed one.
 pub const DAEMON_OBJECT_ENV: &str = "EDGEPROXY_BPF_OBJECT";
+
+/// The same for [`STEER_OBJECT`].
+pub const STEER_OBJECT_ENV: &str = "EDGEPROXY_STEER_OBJECT";
 
 /// Run-time setting of the lab: the testkit object to load instead of the committed one.
 pub const TESTKIT_OBJECT_ENV: &str = "EDGEPROXY_TESTKIT_OBJECT";

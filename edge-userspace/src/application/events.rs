@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use crate::domain::{AppName, Backend, BackendId};
+use crate::domain::{AppName, Backend, BackendId, Spot};
 
 /// So many events are kept.
 pub const KEPT: usize = 4096;
@@ -71,6 +71,16 @@ kinds! {
     BackendBack = "backend_back", Info;
     /// A backend has its whole share of clients again.
     BackendRecovered = "backend_recovered", Info;
+    /// The checks of a backend fail: it gets no clients, as long as another in service is trusted.
+    BackendDown = "backend_down", Warn;
+    /// The checks of a backend pass again.
+    BackendUp = "backend_up", Info;
+    /// The address or the check of a backend has changed: what was known of it is forgotten.
+    BackendAnew = "backend_anew", Info;
+    /// All backends of an app that are in service are out: those whose checks fail are asked, too.
+    FailOpenBegan = "fail_open_began", Error;
+    /// A backend of the app is trusted again.
+    FailOpenEnded = "fail_open_ended", Info;
     /// An operator told the daemon to give a backend no new connections.
     BackendDraining = "backend_draining", Info;
     /// The deadline of a backend's drain has passed: what was left is cut.
@@ -83,6 +93,20 @@ kinds! {
     ReloadRefused = "reload_refused", Warn;
     /// The routing database is accepted again.
     ReloadMended = "reload_mended", Info;
+    /// A listener accepts connections: it is new, or could not be opened before.
+    ListenerOpened = "listener_opened", Info;
+    /// A listener can't be opened, or not everywhere.
+    ListenerFailed = "listener_failed", Warn;
+    /// A listener was removed; connections that it has accepted go on.
+    ListenerClosed = "listener_closed", Info;
+    /// A new geo database is in use.
+    GeoReloaded = "geo_reloaded", Info;
+    /// A geo database can't be used; the last good one stays.
+    GeoRefused = "geo_refused", Warn;
+    /// An operator has ended bindings.
+    BindingsCleared = "bindings_cleared", Info;
+    /// Bindings could not be saved; it is tried again.
+    BindingsUnsaved = "bindings_unsaved", Warn;
     /// An operator changed the forwarder.
     ForwarderSet = "forwarder_set", Info;
     /// The kernel path was switched off because byte counts disagreed.
@@ -128,6 +152,19 @@ impl Subject {
     /// The routing database as a whole.
     pub fn routing() -> Self {
         Self::new("routing", "")
+    }
+
+    /// A listener, by where it listens.
+    pub fn listener(spot: &Spot) -> Self {
+        Self::new("listener", spot.to_string())
+    }
+
+    pub fn geo() -> Self {
+        Self::new("geo", "")
+    }
+
+    pub fn bindings() -> Self {
+        Self::new("bindings", "")
     }
 
     pub fn forwarder() -> Self {

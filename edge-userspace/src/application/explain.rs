@@ -1,6 +1,8 @@
 //! The use case behind "why?": how a connection from a client would be routed now, found by the parts that route.
 //! Reserves nothing and leaves the client's binding as it is.
 
+mod target;
+
 use serde::{Deserialize, Serialize};
 
 use super::ports::{Bindings, GeoResolver};
@@ -8,8 +10,11 @@ use super::routing::RoutingTable;
 use super::serve::Rules;
 use super::status::QueueStatus;
 use crate::domain::{
-    AppName, ClientAddr, NoBackend, Plan, PlanEntry, RandomSource, RejectReason, Request, Tried, explain,
+    ClientAddr, NoBackend, Plan, PlanEntry, Position, RandomSource, RejectReason, Request, Tried, explain,
 };
+
+use self::target::Asked;
+pub use self::target::{Target, TargetError};
 
 /// Everything an answer is made of.
 #[allow(missing_debug_implementations, reason = "ports need not be printable")]
@@ -25,10 +30,17 @@ pub struct Oracle<'a> {
 pub struct Explanation {
     pub client: String,
     pub country: Option<String>,
-    /// Where the country came from: `override`, `database`, `private`, `unknown`.
+    /// Where this came from: `override`, `database`, `private`, `reserved`, `unknown`.
     pub geo_source: String,
     pub client_region: Option<String>,
+    /// Latitude and longitude in degrees, where the geo data has them: from there distances are measured.
+    #[serde(default)]
+    pub client_position: Option<(f64, f64)>,
     pub pop_region: String,
+    /// Where it would arrive and the listener that leads to the app; `None` where the question names the app itself.
+    pub place: Option<String>,
+    pub listener: Option<String>,
+    pub server_name: Option<String>,
     /// `None` where the listeners lead to no app.
     pub app: Option<String>,
     /// How the app's backends are chosen: `least_load`, `maglev`, `nearest_rtt`.
@@ -78,7 +90,7 @@ pub struct Candidate {
     pub connections: u32,
     /// 0 the client's region, 1 this POP's, 2 elsewhere.
     pub region_score: u8,
-    /// From the client's region (or this POP's), where both have a position.
+    /// From the client (or its region, or this POP's), where both have a position.
     pub distance_km: Option<f64>,
     /// Connections ÷ soft limit.
     pub load_factor: f64,
@@ -91,49 +103,63 @@ pub struct Candidate {
     pub over_soft: bool,
     /// Why it is out.
     pub out: Option<String>,
+    /// What its connections and checks say (`up`, `ejected`, `slow_start`, `down`), and the last check in words.
+    pub health: String,
+    pub last_check: Option<String>,
 }
 
 impl Oracle<'_> {
-    /// How a connection of `client` to `app` would be routed; without an app, to the one the listeners lead to.
-    pub fn explain(&self, client: ClientAddr, app: Option<AppName>, rng: &mut dyn RandomSource) -> Explanation {
+    /// How a connection of `client` to `target` would be routed.
+    pub fn explain(
+        &self,
+        client: ClientAddr,
+        target: &Target,
+        rng: &mut dyn RandomSource,
+    ) -> Result<Explanation, TargetError> {
         let snapshot = self.routing.snapshot();
-        let answer = self.geo.locate(client);
-        let client_region = answer.region(snapshot.regions(), &self.rules.pop_region);
+        let found = self.rules.locator(self.geo, &snapshot).locate(client);
+        let client_region = found.region.as_ref();
         let mut explanation = Explanation {
             client: client.to_string(),
-            country: answer.country.map(|country| country.as_str().to_owned()),
-            geo_source: answer.source.as_str().to_owned(),
+            country: found.country.map(|country| country.as_str().to_owned()),
+            geo_source: found.source.as_str().to_owned(),
             client_region: client_region.map(ToString::to_string),
+            client_position: found.position.map(Position::degrees),
             pop_region: self.rules.pop_region.to_string(),
             generation: snapshot.generation(),
             ..Explanation::default()
         };
-        let Some(app) = app.or_else(|| self.rules.app(None, &snapshot)) else {
-            explanation.refused = Some(RejectReason::NoApp.as_str().to_owned());
-            return explanation;
+        let Asked { app, endpoint, listener, refused } = target.find(self.rules, &snapshot)?;
+        explanation.place = endpoint.map(|endpoint| endpoint.spot.to_string());
+        explanation.listener = listener.as_ref().map(|listener| listener.id.to_string());
+        explanation.server_name = target.server_name.as_ref().map(ToString::to_string);
+        let Some(app) = app else {
+            explanation.refused = Some(refused.unwrap_or(RejectReason::NoApp).as_str().to_owned());
+            return Ok(explanation);
         };
         explanation.app = Some(app.to_string());
-        if let Some(rule) = snapshot.access().denies(client, None, &app) {
+        if let Some(rule) = snapshot.access().denies(client, listener.as_ref().map(|listener| &listener.id), &app) {
             explanation.denied_by = Some(rule.to_string());
             explanation.refused = Some(RejectReason::Denied.as_str().to_owned());
-            return explanation;
+            return Ok(explanation);
         }
         let Some(index) = snapshot.app(&app) else {
             explanation.refused = Some(NoBackend::NoSuchApp.as_str().to_owned());
-            return explanation;
+            return Ok(explanation);
         };
         explanation.queue = QueueStatus::of(index);
         let key = self.rules.affinity.key(&app, client);
         let bound = index.spec().affinity.binds().then(|| self.bindings.peek(&key)).flatten();
         let request = Request {
             client_region,
+            client_position: found.position,
             pop_region: &self.rules.pop_region,
             client: Some(&key.client),
             bound: bound.as_ref(),
         };
         let attempts = self.rules.connect_attempts;
         explanation.take_over(explain(index, snapshot.regions(), &request, &Tried::new(), attempts, rng));
-        explanation
+        Ok(explanation)
     }
 }
 
@@ -171,6 +197,8 @@ impl From<&PlanEntry> for Candidate {
             rtt_ms: entry.rtt.map(super::status::millis),
             over_soft: entry.over_soft,
             out: entry.skip.map(|skip| skip.to_string()),
+            health: entry.phase.as_str().to_owned(),
+            last_check: entry.last_check.clone(),
         }
     }
 }

@@ -1,13 +1,16 @@
-//! The use case that keeps clients away from backends that fail them: listens to what connections tell, ejects, and
-//! lets back.
+//! The use case that keeps clients away from backends that fail them: listens to what connections and checks tell,
+//! ejects, lets back, and notices where an app has lost all its backends.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::ports::Observer;
 use super::routing::RoutingTable;
-use crate::domain::{AppName, Backend, BackendId, Complaint, ConnectFailure, HealthRules, Termination, Transition};
+use crate::domain::{
+    AppIndex, AppName, Backend, BackendId, CheckPace, CheckReport, CheckSpec, Complaint, ConnectFailure, HealthRules,
+    Snapshot, Termination, Transition,
+};
 
 /// Listens to connections and acts on what they tell.
 pub struct Watch {
@@ -16,6 +19,8 @@ pub struct Watch {
     observer: Arc<dyn Observer>,
     /// Backends for which time has work to do: ejected ones, and those on their way back.
     troubled: Mutex<HashMap<BackendId, Arc<Backend>>>,
+    /// Apps that fail open.
+    failing: Mutex<BTreeSet<AppName>>,
 }
 
 impl std::fmt::Debug for Watch {
@@ -26,7 +31,7 @@ impl std::fmt::Debug for Watch {
 
 impl Watch {
     pub fn new(rules: HealthRules, routing: Arc<RoutingTable>, observer: Arc<dyn Observer>) -> Self {
-        Self { rules, routing, observer, troubled: Mutex::default() }
+        Self { rules, routing, observer, troubled: Mutex::default(), failing: Mutex::default() }
     }
 
     /// The backend has accepted a connection.
@@ -66,7 +71,9 @@ impl Watch {
         // Held until the ejection is in force, so that no two together eject more than may be.
         let mut troubled = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
         let (transition, _) = backend.load.with_health(now, rules, |health| {
-            let eject = health.complain(complaint, rules) && self.may_eject(&backend.app, &troubled);
+            let eject = self.is_current(backend)
+                && health.complain(complaint, rules)
+                && self.may_eject(&backend.app, &troubled);
             eject.then(|| health.eject(complaint, now, rules))
         });
         if transition.is_some() {
@@ -79,9 +86,61 @@ impl Watch {
     fn may_eject(&self, app: &AppName, troubled: &HashMap<BackendId, Arc<Backend>>) -> bool {
         let snapshot = self.routing.load();
         let Some(index) = snapshot.app(app) else { return false };
-        let in_service = index.backends().iter().filter(|backend| backend.closed_to_new().is_none()).count();
+        // Who is down by its checks serves nobody: of those that are left not all may go.
+        let serves = |backend: &&Arc<Backend>| backend.closed_to_new().is_none() && !backend.load.is_down();
+        let in_service = index.backends().iter().filter(serves).count();
         let ejected = troubled.values().filter(|backend| backend.app == *app && backend.load.is_ejected()).count();
         ejected < self.rules.most_ejected(in_service)
+    }
+
+    /// A check of the backend was made as `spec` says.
+    pub fn checked(
+        &self,
+        backend: &Arc<Backend>,
+        spec: &CheckSpec,
+        report: CheckReport,
+        now: Instant,
+        pace: &CheckPace,
+    ) {
+        self.observer.checked(&report);
+        let (transition, _) = backend.load.with_health(now, &self.rules, |health| {
+            // Looked at while the health is held: a reload forgets it after it has put the new snapshot in place.
+            self.is_checked_so(backend, spec).then(|| health.check(report, now, pace)).flatten()
+        });
+        if let Some(Transition::Up { .. }) = transition {
+            let mut troubled = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
+            troubled.insert(backend.id.clone(), Arc::clone(backend));
+        }
+        self.tell(backend, transition);
+    }
+
+    /// Whether the backend is still where the connection found it.
+    fn is_current(&self, backend: &Backend) -> bool {
+        is_same(&self.routing.load(), backend, |_, _| true)
+    }
+
+    /// Likewise, and still checked so.
+    fn is_checked_so(&self, backend: &Backend, spec: &CheckSpec) -> bool {
+        is_same(&self.routing.load(), backend, |app, now| app.check_of(now).is_some_and(|check| **check == *spec))
+    }
+
+    /// Apps whose backends are all out by their checks and are asked all the same.
+    pub fn failing_open(&self) -> Vec<AppName> {
+        self.failing().iter().cloned().collect()
+    }
+
+    fn failing(&self) -> MutexGuard<'_, BTreeSet<AppName>> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks which apps have begun or ceased to fail open, and tells. A drain by an operator counts, too.
+    fn look_at_apps(&self) {
+        let snapshot = self.routing.load();
+        let failing: BTreeSet<AppName> =
+            snapshot.apps().filter(|app| app.fails_open()).map(|app| app.name().clone()).collect();
+        let before = std::mem::replace(&mut *self.failing(), failing.clone());
+        before.difference(&failing).for_each(|app| self.observer.fail_open(app, false));
+        failing.difference(&before).for_each(|app| self.observer.fail_open(app, true));
     }
 
     /// Lets time do its work. To be called several times a second.
@@ -95,6 +154,7 @@ impl Watch {
         for (backend, transition) in transitions {
             self.tell(&backend, transition);
         }
+        self.look_at_apps();
     }
 
     fn tell(&self, backend: &Backend, transition: Option<Transition>) {
@@ -102,6 +162,12 @@ impl Watch {
             self.observer.health_changed(backend, transition);
         }
     }
+}
+
+/// Whether the snapshot has this very backend, and it is as it should be.
+fn is_same(snapshot: &Snapshot, backend: &Backend, is_so: impl FnOnce(&AppIndex, &Backend) -> bool) -> bool {
+    let found = snapshot.app(&backend.app).and_then(|app| Some((app, app.backend(&backend.id)?)));
+    found.is_some_and(|(app, now)| now.addr == backend.addr && Arc::ptr_eq(&now.load, &backend.load) && is_so(app, now))
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! What the use cases need from the world. Adapters implement these; `main` chooses which.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -9,22 +10,24 @@ use tokio::net::TcpStream;
 use super::flows::Flow;
 use crate::domain::row::RawRouting;
 use crate::domain::{
-    Backend, BackendAddr, BackendId, BindingKey, ByteCounts, ClientAddr, ConnectFailure, CountryCode, Fallback,
-    Outcome, Region, Regions, Termination, Transition,
+    AppName, Backend, BackendAddr, BackendId, BindingKey, ByteCounts, CheckReport, CheckSpec, ConnectFailure,
+    CountryCode, Fallback, Greeting, Outcome, Position, Termination, Transition,
 };
 
-/// Tells where a client is.
+/// Knows where addresses are.
 pub trait GeoResolver: Send + Sync {
-    fn locate(&self, client: ClientAddr) -> GeoAnswer;
+    /// Asked for public addresses only.
+    fn locate(&self, ip: IpAddr) -> GeoAnswer;
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct GeoAnswer {
     pub country: Option<CountryCode>,
-    pub source: GeoSource,
+    /// Of the client's city, where the data knows it.
+    pub position: Option<Position>,
 }
 
-/// Where a country came from. A bounded set: it labels a metric.
+/// Where a client's place came from. A bounded set: it labels a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GeoSource {
     /// The operator mapped the prefix.
@@ -32,30 +35,29 @@ pub enum GeoSource {
     Database,
     /// Private, loopback and link-local addresses count as this POP's own.
     Private,
+    /// Ranges for documents, tests and the like: nobody on the Internet has them.
+    Reserved,
     Unknown,
 }
 
-impl GeoAnswer {
-    /// The region of the client. Private clients are this POP's own.
-    pub fn region<'a>(&self, regions: &'a Regions, pop_region: &'a Region) -> Option<&'a Region> {
-        match self.source {
-            GeoSource::Private => Some(pop_region),
-            _ => self.country.and_then(|country| regions.region_of(country)),
-        }
-    }
-}
-
 impl GeoSource {
-    pub const ALL: [Self; 4] = [Self::Override, Self::Database, Self::Private, Self::Unknown];
+    pub const ALL: [Self; 5] = [Self::Override, Self::Database, Self::Private, Self::Reserved, Self::Unknown];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Override => "override",
             Self::Database => "database",
             Self::Private => "private",
+            Self::Reserved => "reserved",
             Self::Unknown => "unknown",
         }
     }
+}
+
+/// Finds out whom a client asks for, where that can be seen in what it says first. Takes nothing of it.
+pub trait Greeter: Send + Sync {
+    /// Within a time limit of its own.
+    fn greeting<'a>(&'a self, client: &'a TcpStream) -> Pin<Box<dyn Future<Output = Greeting> + Send + 'a>>;
 }
 
 /// Remembers which backend a client was given. Entries end by time, enforced when they are looked up.
@@ -65,6 +67,8 @@ pub trait Bindings: Send + Sync {
     /// The live binding of `key`, its time to live left as it is.
     fn peek(&self, key: &BindingKey) -> Option<BackendId>;
     fn bind(&self, key: BindingKey, backend: &BackendId);
+    /// How often an operator has ended bindings. A connection from before must not bring its own back.
+    fn clears(&self) -> u64;
     fn len(&self) -> usize;
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -84,6 +88,12 @@ pub trait Connector: Send + Sync {
     fn round_trip(&self, _stream: &TcpStream) -> Option<Duration> {
         None
     }
+}
+
+/// Asks a backend whether it is well.
+pub trait Prober: Send + Sync + 'static {
+    /// Makes the check of `backend` that `spec` describes, within `limit`.
+    fn probe(&self, backend: &Backend, spec: &CheckSpec, limit: Duration) -> impl Future<Output = CheckReport> + Send;
 }
 
 /// Moves the bytes of an established pair until it ends, in both directions, and closes both sockets. Tells `flow`
@@ -121,6 +131,10 @@ pub trait Observer: Send + Sync {
     fn closed(&self, outcome: &Outcome);
     /// Connections have shown a backend to be ill, or well again.
     fn health_changed(&self, backend: &Backend, transition: Transition);
+    /// A check was made.
+    fn checked(&self, report: &CheckReport);
+    /// All backends of an app are out by their checks, and are asked all the same; or no longer so.
+    fn fail_open(&self, app: &AppName, begins: bool);
     /// `accept(2)` failed; `kind` is a bounded set (`emfile`, `enfile`, `nomem`, `other`).
     fn accept_failed(&self, listener: SocketAddr, kind: &'static str);
 }

@@ -75,9 +75,13 @@ impl<S: RoutingSource> ReloadLoop<S> {
             match commands.recv_timeout(interval) {
                 Err(RecvTimeoutError::Timeout) => {
                     self.tick(SystemTime::now());
+                    self.table.clear_away();
                     also();
                 }
-                Ok(ReloadCommand::Reload { allow_empty, done }) => done(self.reload(allow_empty, SystemTime::now())),
+                Ok(ReloadCommand::Reload { allow_empty, done }) => {
+                    done(self.reload(allow_empty, SystemTime::now()));
+                    also();
+                }
                 Ok(ReloadCommand::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
         }
@@ -127,6 +131,12 @@ impl<S: RoutingSource> ReloadLoop<S> {
             rejected = report.rejected.len(),
             "routing table loaded"
         );
+        let snapshot = self.table.load();
+        for backend in report.anew.iter().filter_map(|id| snapshot.backend(id)) {
+            let reason = "another address or check: what was known of it is forgotten";
+            self.events.emit(EventKind::BackendAnew, Subject::backend(backend), reason);
+        }
+        drop(snapshot);
         self.tell_rejected(report);
     }
 
@@ -150,8 +160,8 @@ impl<S: RoutingSource> ReloadLoop<S> {
         self.table.record(now, Err(why.clone()));
         if self.complaint.as_ref() != Some(&why) {
             let reason = match self.table.status().loaded_at {
-                Some(_) => format!("not reloaded, the last good table stays: {why}"),
-                None => format!("not loaded: {why}"),
+                Some(_) => format!("routing table not reloaded, the last good one stays: {why}"),
+                None => format!("routing table not loaded: {why}"),
             };
             self.events.emit(EventKind::ReloadRefused, Subject::routing(), reason);
             self.complaint = Some(why);

@@ -1,17 +1,15 @@
 //! The current routing table, and how a new one takes its place.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+mod intake;
+
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use arc_swap::{ArcSwap, Guard};
 use edge_common::MAX_BACKENDS;
 
-use crate::domain::{
-    AccessList, AccessRule, AppName, AppSpec, Backend, BackendId, BackendLoad, BackendSpec, Endpoints, ListenerId,
-    ListenerSpec, Lobby, RawAcl, RawApp, RawBackend, RawListener, RawRegion, RawRouting, RawRow, Region, RegionSpec,
-    Regions, RowError, RuleId, SlotPool, Snapshot, World,
-};
+use self::intake::{Intake, Memory};
+use crate::domain::{BackendId, Lobby, RawRouting, Snapshot, World};
 
 /// Holds the snapshot that routes. Readers never wait; a new snapshot takes the place of the old one at once.
 #[derive(Debug)]
@@ -26,16 +24,10 @@ pub struct RoutingTable {
 /// What outlives snapshots. Used by one reload at a time.
 #[derive(Debug)]
 struct Writer {
-    slots: Arc<SlotPool>,
-    /// Loads by backend, also of removed backends that still carry connections.
-    loads: HashMap<BackendId, Weak<BackendLoad>>,
-    /// Operator regions as last accepted.
-    regions: HashMap<Region, RegionSpec>,
-    /// Likewise apps and listeners.
-    apps: HashMap<AppName, AppSpec>,
-    listeners: HashMap<ListenerId, ListenerSpec>,
-    /// Likewise rules about who may connect.
-    rules: HashMap<RuleId, AccessRule>,
+    memory: Memory,
+    /// Snapshots that route no more, and may still be looked at. Whoever lets go of one last frees all that it held,
+    /// which takes milliseconds: it must not be a worker.
+    retired: Vec<Arc<Snapshot>>,
 }
 
 /// What one load of the rows did.
@@ -49,6 +41,8 @@ pub struct ReloadReport {
     /// Backends whose new row was refused and whose last good version stays.
     pub kept: usize,
     pub apps: usize,
+    /// Backends whose address or check is another now and of which something bad was known: that is forgotten.
+    pub anew: Vec<BackendId>,
 }
 
 /// How the last reloads went, for `status`, logs and metrics.
@@ -89,14 +83,7 @@ impl RoutingTable {
     }
 
     fn with_slots(capacity: u32) -> Self {
-        let writer = Writer {
-            slots: SlotPool::new(capacity),
-            loads: HashMap::new(),
-            regions: HashMap::new(),
-            apps: HashMap::new(),
-            listeners: HashMap::new(),
-            rules: HashMap::new(),
-        };
+        let writer = Writer { memory: Memory::new(capacity), retired: Vec::new() };
         Self {
             current: ArcSwap::from_pointee(Snapshot::empty()),
             status: ArcSwap::default(),
@@ -124,13 +111,13 @@ impl RoutingTable {
     }
 
     /// Validates `raw` row by row and makes it the current snapshot. A refused row keeps its last good version.
-    /// Loads are kept by backend id, so counts are right across reloads.
+    /// Loads are kept by backend id, so counts are right across reloads; what hasn't changed is taken over as it is.
     pub fn apply(&self, raw: &RawRouting, allow_empty: bool) -> Result<ReloadReport, Emptied> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let last = self.snapshot();
-        let mut intake = Intake { last: &last, writer: &mut writer, report: ReloadReport::default() };
+        let mut intake = Intake::new(&mut writer.memory);
         let backends = intake.backends(&raw.backends);
-        let had = last.backends().count();
+        let had = last.len();
         if backends.is_empty() && had > 0 && !allow_empty {
             return Err(Emptied { had });
         }
@@ -138,20 +125,32 @@ impl RoutingTable {
             regions: intake.regions(&raw.regions),
             apps: intake.apps(&raw.apps),
             endpoints: intake.endpoints(&raw.listeners),
+            overrides: intake.overrides(&raw.geo_overrides),
             access: intake.access(&raw.acl),
             lobby: Arc::clone(&self.lobby),
         };
-        let mut report = intake.report;
-        writer.loads.retain(|_, load| load.strong_count() > 0);
-        let snapshot = Snapshot::new(last.generation() + 1, backends, world);
+        let mut report = intake.accept();
+        let snapshot = Snapshot::following(&last, backends, world);
         report.generation = snapshot.generation();
-        report.accepted = snapshot.backends().count();
+        report.accepted = snapshot.len();
         report.apps = snapshot.apps().len();
-        self.current.store(Arc::new(snapshot));
+        let snapshot = Arc::new(snapshot);
+        self.current.store(Arc::clone(&snapshot));
+        // Only now: what is still said of the former one is not taken for the new one's any more.
+        report.anew = forget_changed(&last, &snapshot);
+        writer.retired.push(last);
+        writer.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
         // Limits may be higher now, or backends more.
         self.lobby.reconsider();
         self.lobby.tidy();
         Ok(report)
+    }
+
+    /// Frees snapshots that nobody looks at any more. To be called now and then by who may take milliseconds.
+    pub fn clear_away(&self) {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody can get hold of one any more: a count of one is ours, and final.
+        writer.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
     }
 
     /// Notes how an attempt went.
@@ -176,161 +175,29 @@ impl RoutingTable {
     }
 }
 
-/// One load on its way from rows to a snapshot.
-struct Intake<'a> {
-    last: &'a Snapshot,
-    writer: &'a mut Writer,
-    report: ReloadReport,
-}
-
-impl Intake<'_> {
-    fn backends(&mut self, rows: &[RawBackend]) -> Vec<Arc<Backend>> {
-        let mut seen = HashSet::with_capacity(rows.len());
-        let mut backends = Vec::with_capacity(rows.len());
-        for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_deleted()) {
-            let id = row.id();
-            let result = match &id {
-                Ok(id) if !seen.insert(id.clone()) => Err(RowError::Duplicate),
-                _ => row.parse().and_then(|spec| self.admit(spec)),
-            };
-            match result {
-                Ok(backend) => backends.push(Arc::new(backend)),
-                Err(error) => {
-                    let name = id.as_ref().map_or_else(|_| format!("row {}", at + 1), ToString::to_string);
-                    self.report.rejected.push((name, error.to_string()));
-                    let known = id.ok().filter(|_| error != RowError::Duplicate);
-                    if let Some(last) = known.and_then(|id| self.last.backend(&id)) {
-                        self.report.kept += 1;
-                        backends.push(Arc::clone(last));
-                    }
-                }
+/// A backend that has come, moved or is checked in another way begins anew. Those that had trouble before.
+fn forget_changed(last: &Snapshot, now: &Snapshot) -> Vec<BackendId> {
+    let mut anew = Vec::new();
+    for app in now.apps() {
+        let before = last.app(app.name());
+        // What was taken over as it is has not changed.
+        if before.is_some_and(|before| std::ptr::eq(before, app)) {
+            continue;
+        }
+        for backend in app.backends() {
+            let was = before.and_then(|app| app.backend(&backend.id));
+            if was.is_some_and(|was| was.addr != backend.addr) {
+                backend.load.rtt().forget();
+            }
+            let same = before
+                .and_then(|app| Some((app, app.backend(&backend.id)?)))
+                .is_some_and(|(before, was)| was.addr == backend.addr && before.check_of(was) == app.check_of(backend));
+            if !same && backend.load.forget_health() {
+                anew.push(backend.id.clone());
             }
         }
-        backends
     }
-
-    fn admit(&mut self, spec: BackendSpec) -> Result<Backend, RowError> {
-        let known = self.writer.loads.get(&spec.id).and_then(Weak::upgrade);
-        let load = match known {
-            Some(load) => {
-                let former = self.last.app(&spec.app).and_then(|app| app.backend(&spec.id));
-                if former.is_some_and(|former| former.addr != spec.addr) {
-                    load.rtt().forget();
-                }
-                load
-            }
-            None => {
-                let slots = &self.writer.slots;
-                let slot = slots.take().ok_or(RowError::NoSlot { capacity: slots.capacity() })?;
-                let load = BackendLoad::new(slot);
-                self.writer.loads.insert(spec.id.clone(), Arc::downgrade(&load));
-                load
-            }
-        };
-        Ok(spec.with_load(load))
-    }
-
-    fn regions(&mut self, rows: &[RawRegion]) -> Regions {
-        let mut specs: Vec<RegionSpec> = Vec::new();
-        for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_deleted()) {
-            match row.parse() {
-                Ok(spec) => specs.push(spec),
-                Err(error) => {
-                    let name = row.name();
-                    self.reject("region", name.as_ref().map(Region::as_str), at, &error);
-                    specs.extend(name.and_then(|name| self.writer.regions.get(&name)).cloned());
-                }
-            }
-        }
-        self.writer.regions = specs.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
-        Regions::new(&specs)
-    }
-
-    fn apps(&mut self, rows: &[RawApp]) -> HashMap<AppName, AppSpec> {
-        let mut specs = HashMap::with_capacity(rows.len());
-        for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_deleted()) {
-            let name = row.name();
-            let known = name.as_ref().ok().and_then(|name| self.writer.apps.get(name)).cloned();
-            let result = match &name {
-                Ok(name) if specs.contains_key(name) => Err(RowError::Duplicate),
-                _ => row.parse(),
-            };
-            match result {
-                Ok(spec) => _ = specs.insert(spec.name.clone(), spec),
-                Err(error) => {
-                    self.reject("app", name.ok().as_ref().map(AppName::as_str), at, &error);
-                    let kept = known.filter(|_| error != RowError::Duplicate);
-                    specs.extend(kept.map(|spec| (spec.name.clone(), spec)));
-                }
-            }
-        }
-        self.writer.apps = specs.clone();
-        specs
-    }
-
-    /// A listener that contradicts one before it is refused like one that can't be parsed: its last good version counts,
-    /// where that fits in.
-    fn endpoints(&mut self, rows: &[RawListener]) -> Endpoints {
-        let mut endpoints = Endpoints::default();
-        let mut accepted: HashMap<ListenerId, ListenerSpec> = HashMap::with_capacity(rows.len());
-        for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_deleted()) {
-            let id = row.id();
-            let result = match &id {
-                Ok(id) if accepted.contains_key(id) => Err(RowError::Duplicate),
-                _ => row.parse().and_then(|spec| {
-                    endpoints.add(spec.clone())?;
-                    Ok(spec)
-                }),
-            };
-            match result {
-                Ok(spec) => _ = accepted.insert(spec.id.clone(), spec),
-                Err(error) => {
-                    self.reject("listener", id.as_ref().ok().map(ListenerId::as_str), at, &error);
-                    let known = id.ok().filter(|_| error != RowError::Duplicate);
-                    let last = known.and_then(|id| self.writer.listeners.get(&id)).cloned();
-                    if let Some(last) = last.filter(|last| endpoints.add(last.clone()).is_ok()) {
-                        accepted.insert(last.id.clone(), last);
-                    }
-                }
-            }
-        }
-        self.writer.listeners = accepted;
-        endpoints
-    }
-
-    /// As [`Self::endpoints`].
-    fn access(&mut self, rows: &[RawAcl]) -> AccessList {
-        let mut list = AccessList::default();
-        let mut accepted: HashMap<RuleId, AccessRule> = HashMap::with_capacity(rows.len());
-        for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_deleted()) {
-            let id = row.id();
-            let result = match &id {
-                Ok(id) if accepted.contains_key(id) => Err(RowError::Duplicate),
-                _ => row.parse().and_then(|rule| {
-                    list.add(rule.clone())?;
-                    Ok(rule)
-                }),
-            };
-            match result {
-                Ok(rule) => _ = accepted.insert(rule.id.clone(), rule),
-                Err(error) => {
-                    self.reject("rule", id.as_ref().ok().map(RuleId::as_str), at, &error);
-                    let known = id.ok().filter(|_| error != RowError::Duplicate);
-                    let last = known.and_then(|id| self.writer.rules.get(&id)).cloned();
-                    if let Some(last) = last.filter(|last| list.add(last.clone()).is_ok()) {
-                        accepted.insert(last.id.clone(), last);
-                    }
-                }
-            }
-        }
-        self.writer.rules = accepted;
-        list
-    }
-
-    fn reject(&mut self, kind: &str, name: Option<&str>, at: usize, error: &RowError) {
-        let name = name.map_or_else(|| format!("row {}", at + 1), str::to_owned);
-        self.report.rejected.push((format!("{kind} {name}"), error.to_string()));
-    }
+    anew
 }
 
 #[cfg(test)]

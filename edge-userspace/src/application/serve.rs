@@ -1,16 +1,16 @@
 //! The life of a connection, from accept to outcome. Read this first.
 //!
-//! admission → endpoint → who is the client → may it → listener → app → where is it → plan → reserve (or wait for a
-//! place), connect, next candidate → bind → forward → outcome, once.
+//! admission → where it arrived → who is the client → may it → whom it asks for → app → where is it → plan → reserve
+//! (or wait for a place), connect, next candidate → bind → forward → outcome, once.
 
 mod announce;
+mod listener;
 mod look;
 mod proxied;
 mod record;
 mod refusal;
 mod waiting;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -24,15 +24,17 @@ use self::proxied::identify;
 use self::record::Record;
 use self::refusal::Refusal;
 use super::admission::{Admission, ListenerHeld, SourceHeld};
+use super::arrival::Arrival;
 use super::drain::{Connections, Held};
 use super::flows::{Flow, Flows, Listed};
 use super::health::Watch;
-use super::ports::{Bindings, Connector, Forwarder, GeoResolver, Observer, Pair};
+use super::locate::Locator;
+use super::ports::{Bindings, Connector, Forwarder, GeoResolver, Greeter, Observer, Pair};
 use super::queue::NoPlace;
 use super::routing::RoutingTable;
 use crate::domain::{
-    AffinityPrefix, AppName, Attempt, Backend, BindingKey, ChosenBackend, ClientAddr, ConnectFailure, Endpoint,
-    Endpoints, Instance, ListenerSpec, Permit, Pick, RandomSource, Region, RejectReason, Request, Skip, Snapshot,
+    AffinityPrefix, AppName, Attempt, Backend, BindingKey, ChosenBackend, ClientAddr, ConnectFailure, Endpoints,
+    Instance, ListenerSpec, Overrides, Permit, Pick, RandomSource, Region, RejectReason, Request, Skip, Snapshot,
     Tried,
 };
 
@@ -41,6 +43,7 @@ pub struct Proxy<C, F> {
     pub routing: Arc<RoutingTable>,
     pub geo: Arc<dyn GeoResolver>,
     pub bindings: Arc<dyn Bindings>,
+    pub greeter: Arc<dyn Greeter>,
     pub observer: Arc<dyn Observer>,
     pub connections: Arc<Connections>,
     pub admission: Arc<Admission>,
@@ -64,6 +67,8 @@ pub struct Rules {
     /// The app of listeners that name none; `None`: the only app of the database.
     pub app: Option<AppName>,
     pub pop_region: Region,
+    /// The operator's word on where prefixes are; more of it comes with each snapshot.
+    pub overrides: Arc<Overrides>,
     pub affinity: AffinityPrefix,
     /// Connections held at once; 0 is no limit.
     pub max_connections: usize,
@@ -80,18 +85,9 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Where a client that connected to `to` has arrived: the more specific of what the settings and the database say;
-    /// the database outranks the settings.
-    pub fn endpoint(&self, snapshot: &Snapshot, to: SocketAddr) -> Option<Arc<Endpoint>> {
-        let (here, there) = (self.listeners.at(to), snapshot.endpoints().at(to));
-        // Of equals the last one is the greatest.
-        here.into_iter().chain(there).max_by_key(|endpoint| endpoint.place.specificity()).cloned()
-    }
-
-    /// The app a listener leads to.
-    pub fn app(&self, listener: Option<&ListenerSpec>, snapshot: &Snapshot) -> Option<AppName> {
-        let named = listener.and_then(|listener| listener.app.as_ref());
-        named.or(self.app.as_ref()).or_else(|| snapshot.sole_app()).cloned()
+    /// Finds clients.
+    pub fn locator<'a>(&'a self, geo: &'a dyn GeoResolver, snapshot: &'a Snapshot) -> Locator<'a> {
+        Locator { geo, overrides: &self.overrides, snapshot, pop_region: &self.pop_region }
     }
 }
 
@@ -102,11 +98,11 @@ impl<C, F> std::fmt::Debug for Proxy<C, F> {
 }
 
 impl<C: Connector, F: Forwarder> Proxy<C, F> {
-    /// Serves one accepted connection to its end: `from` its client, who connected to `to`.
-    pub async fn serve(&self, client: TcpStream, from: SocketAddr, to: SocketAddr) {
-        let mut record = Record::start(self, from, to);
-        match self.establish(&client, &mut record).await {
-            Ok(Established { backend, target, permit, held, admitted, key, flow, header }) => {
+    /// Serves one accepted connection to its end.
+    pub async fn serve(&self, client: TcpStream, arrival: Arrival) {
+        let mut record = Record::start(self, arrival.from, arrival.to);
+        match self.establish(&client, &arrival, &mut record).await {
+            Ok(Established { backend, target, permit, held, admitted, key, clears, flow, header }) => {
                 let same_host = target.same_host.then(|| target.id.clone());
                 let since = Instant::now();
                 let report = self.forwarder.forward(Pair { client, backend, same_host, header }, &flow).await;
@@ -115,7 +111,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
                 record.outcome.forwarders = flow.steps();
                 record.outcome.fallback = report.fallback;
                 record.outcome.termination = report.termination;
-                self.renew(key, record.outcome.backend.as_ref());
+                self.renew(key, record.outcome.backend.as_ref(), clears);
                 // The sockets are closed: only now may others have the place.
                 drop((permit, admitted, held));
             }
@@ -130,47 +126,32 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     }
 
     /// Everything before the first byte is forwarded.
-    async fn establish(&self, client: &TcpStream, record: &mut Record<'_>) -> Result<Established, Refusal> {
+    async fn establish(
+        &self,
+        client: &TcpStream,
+        arrival: &Arrival,
+        record: &mut Record<'_>,
+    ) -> Result<Established, Refusal> {
         let held =
             self.connections.hold(self.rules.max_connections).ok_or(Refusal::rule(RejectReason::MaxConnections))?;
-        let endpoint = self.arrive(record)?;
+        let endpoint = self.arrive(arrival)?;
         let header = identify(client, &endpoint, &self.rules, record).await?;
         let address = ClientAddr::new(record.outcome.client.ip());
         let source = self.admission.source(address, Instant::now()).map_err(Refusal::rule)?;
-        let listener = self.listener(&endpoint, record)?;
+        let listener = self.ask_for(client, &endpoint, record).await?;
         let app = self.app(&listener, record)?;
         self.may_enter(address, &listener, &app, record)?;
         let admitted = (source, self.admission.listener(&listener).map_err(Refusal::rule)?);
         self.locate(address, record);
         let key = self.rules.affinity.key(&app, address);
+        let clears = self.bindings.clears();
         let (backend, target, permit) = tokio::select! {
             connected = self.connect_best(&app, &key, record) => connected?,
             () = gone(client) => return Err(Refusal::client_gone(record.waits())),
         };
         let flow = Flow::new(record.outcome.id, record.outcome.client, app, target.id.clone());
         let flow = flow.measuring(&target.load);
-        Ok(Established { backend, target, permit, held, admitted, key, flow: self.flows.list(flow), header })
-    }
-
-    /// Finds the place where the connection has arrived.
-    fn arrive(&self, record: &Record<'_>) -> Result<Arc<Endpoint>, Refusal> {
-        let endpoint = self.rules.endpoint(&self.routing.load(), record.outcome.to);
-        endpoint.ok_or(Refusal::rule(RejectReason::NoListener))
-    }
-
-    /// Finds the listener of the place that the client has come to.
-    fn listener(&self, endpoint: &Endpoint, record: &mut Record<'_>) -> Result<Arc<ListenerSpec>, Refusal> {
-        let listener = endpoint.listener(None).ok_or(Refusal::rule(RejectReason::NoListener))?;
-        record.outcome.listener = Some(listener.id.clone());
-        Ok(Arc::clone(listener))
-    }
-
-    /// Finds the app that the listener leads to.
-    fn app(&self, listener: &ListenerSpec, record: &mut Record<'_>) -> Result<AppName, Refusal> {
-        let snapshot = self.routing.load();
-        let app = self.rules.app(Some(listener), &snapshot).ok_or(Refusal::rule(RejectReason::NoApp))?;
-        record.outcome.app = Some(app.clone());
-        Ok(app)
+        Ok(Established { backend, target, permit, held, admitted, key, clears, flow: self.flows.list(flow), header })
     }
 
     /// Asks the rules about who may connect.
@@ -185,13 +166,14 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         if record.outcome.denied_by.is_some() { Err(Refusal::rule(RejectReason::Denied)) } else { Ok(()) }
     }
 
-    /// Finds the client's country and region. Private clients are this POP's own.
+    /// Finds the client's country, region and position.
     fn locate(&self, address: ClientAddr, record: &mut Record<'_>) {
-        let answer = self.geo.locate(address);
-        self.observer.located(answer.source);
-        record.outcome.country = answer.country;
         let snapshot = self.routing.load();
-        record.outcome.client_region = answer.region(snapshot.regions(), &self.rules.pop_region).cloned();
+        let found = self.rules.locator(&*self.geo, &snapshot).locate(address);
+        self.observer.located(found.source);
+        record.outcome.country = found.country;
+        record.outcome.client_region = found.region;
+        record.position = found.position;
     }
 
     /// Tries candidates, best first and each once, until one answers or the attempts or the time are used up.
@@ -213,6 +195,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             }
             let request = Request {
                 client_region: client_region.as_ref(),
+                client_position: record.position,
                 pop_region: &self.rules.pop_region,
                 client: Some(&key.client),
                 bound: bound.as_ref(),
@@ -278,9 +261,10 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     }
 
     /// The time to live of a binding counts from the end of the last connection: a client that was connected for
-    /// longer still comes back to its backend. One that was bound elsewhere meanwhile stays there.
-    fn renew(&self, key: BindingKey, backend: Option<&ChosenBackend>) {
-        if !self.binds(&key.app) {
+    /// longer still comes back to its backend. One that was bound elsewhere meanwhile stays there, and what an operator
+    /// has ended since stays ended.
+    fn renew(&self, key: BindingKey, backend: Option<&ChosenBackend>, clears: u64) {
+        if !self.binds(&key.app) || self.bindings.clears() != clears {
             return;
         }
         if let (None, Some(backend)) = (self.bindings.get(&key), backend) {
@@ -303,6 +287,8 @@ struct Established {
     /// Places among those of the client's source and of the listener.
     admitted: (Option<SourceHeld>, ListenerHeld),
     key: BindingKey,
+    /// How often bindings were cleared before this one was made.
+    clears: u64,
     flow: Listed,
     /// Bytes of the PROXY header that were read from the client.
     header: u64,

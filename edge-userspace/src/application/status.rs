@@ -6,8 +6,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::bindings::BindingFileStatus;
+pub use super::listening::{ListenerStatus, SteeringStatus};
 use super::routing::{ReloadReport, RoutingTable};
-use crate::domain::{AppIndex, Backend, ProxyVersion};
+use crate::domain::{AppIndex, Backend, CheckSpec, ProxyVersion};
 
 /// Everything an operator wants to know first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,16 +21,23 @@ pub struct Status {
     pub region: String,
     pub state: PopState,
     pub listeners: Vec<ListenerStatus>,
+    /// Of the program that answers for prefixes and ranges of ports.
+    pub steering: SteeringStatus,
     pub workers: u32,
     /// Capabilities that the daemon kept when it gave up its privileges.
     pub capabilities: Vec<String>,
     pub routing: RoutingStatus,
     pub backends: Vec<BackendStatus>,
+    /// Apps whose backends in service are all out: those whose checks fail are asked all the same.
+    pub fail_open: Vec<String>,
     pub forwarder: ForwarderStatus,
     pub connections: ConnectionStatus,
     pub limits: LimitsStatus,
     /// Clients that are bound to a backend, those included whose time has ended and that are not yet swept out.
     pub bindings: u64,
+    /// Where bindings are kept across restarts; `None` if they aren't.
+    #[serde(default)]
+    pub binding_file: Option<BindingFileStatus>,
     pub geo: GeoStatus,
     /// Events since the start, by kind; kinds that have not occurred are left out.
     pub events: BTreeMap<String, u64>,
@@ -57,13 +66,6 @@ impl fmt::Display for PopState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ListenerStatus {
-    pub addr: String,
-    /// The app the listener leads to now; `None` where it leads to none.
-    pub app: Option<String>,
 }
 
 /// The routing snapshot in force and how the last reload went.
@@ -111,9 +113,11 @@ pub struct BackendStatus {
     /// Seconds until what is left of its connections is cut; `None`: never.
     #[serde(default)]
     pub cut_in_secs: Option<f64>,
-    /// As its connections see it: `up`, `ejected` or `slow_start`, and why it is ejected.
+    /// As its connections and its checks see it: `up`, `ejected`, `slow_start` or `down`, and why it is ejected or down.
     pub health: String,
     pub health_why: Option<String>,
+    /// `None` where it is not checked.
+    pub check: Option<CheckStatus>,
     pub weight: u32,
     pub soft_limit: u32,
     /// 0 = unlimited.
@@ -127,6 +131,23 @@ pub struct BackendStatus {
     pub rtt_ms: Option<f64>,
     /// As the kernel counts them, read back from the BPF map; `None` without one.
     pub kernel_connections: Option<u32>,
+}
+
+/// What the checks of a backend say.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CheckStatus {
+    /// The check, as the operator wrote it.
+    pub check: String,
+    /// `unknown` before the first check (trusted), `up` or `down`, and for how long.
+    pub state: String,
+    pub since_secs: Option<f64>,
+    /// Checks in a row that speak against the state.
+    pub against: u32,
+    /// The last check: its result, more in words, how long it took, and how long ago it was.
+    pub result: Option<String>,
+    pub detail: Option<String>,
+    pub took_ms: Option<f64>,
+    pub age_secs: Option<f64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -300,8 +321,8 @@ impl RoutingStatus {
 }
 
 impl BackendStatus {
-    /// `kernel` is the kernel's count of the backend's connections.
-    pub fn of(backend: &Backend, kernel: Option<u32>) -> Self {
+    /// `kernel` is the kernel's count of the backend's connections; `check` is how it is checked.
+    pub fn of(backend: &Backend, kernel: Option<u32>, check: Option<&CheckSpec>) -> Self {
         let phase = backend.load.phase();
         Self {
             id: backend.id.to_string(),
@@ -314,6 +335,7 @@ impl BackendStatus {
             cut_in_secs: None,
             health: phase.as_str().to_owned(),
             health_why: phase.why().map(str::to_owned),
+            check: check.map(|check| CheckStatus::of(backend, check, Instant::now())),
             weight: backend.weight.0,
             soft_limit: backend.limits.soft(),
             hard_limit: backend.limits.hard(),
@@ -322,6 +344,26 @@ impl BackendStatus {
             rtt_ms: backend.load.rtt().estimate(Instant::now()).map(millis),
             kernel_connections: kernel,
         }
+    }
+}
+
+impl CheckStatus {
+    fn of(backend: &Backend, check: &CheckSpec, now: Instant) -> Self {
+        let secs = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
+        backend.load.look(|health| {
+            let checked = health.checked();
+            let last = checked.last.as_ref();
+            Self {
+                check: check.to_string(),
+                state: checked.verdict.as_str().to_owned(),
+                since_secs: checked.since.map(secs),
+                against: checked.against,
+                result: last.map(|(report, _)| report.result.as_str().to_owned()),
+                detail: last.and_then(|(report, _)| report.detail.clone()),
+                took_ms: last.map(|(report, _)| report.took.as_secs_f64() * 1000.0),
+                age_secs: last.map(|(_, at)| secs(*at)),
+            }
+        })
     }
 }
 
@@ -364,7 +406,32 @@ pub(crate) mod sample {
             uptime_secs: 3725.5,
             region: "sa".to_owned(),
             state: PopState::Ready,
-            listeners: vec![ListenerStatus { addr: "0.0.0.0:8080".to_owned(), app: Some("web".to_owned()) }],
+            listeners: vec![
+                ListenerStatus {
+                    id: "0.0.0.0:8080".to_owned(),
+                    place: "0.0.0.0:8080".to_owned(),
+                    source: "settings".to_owned(),
+                    how: Some("bind".to_owned()),
+                    app: Some("web".to_owned()),
+                    server_names: Vec::new(),
+                    open: true,
+                    why: None,
+                },
+                ListenerStatus {
+                    id: "tls".to_owned(),
+                    place: "192.0.2.1:443".to_owned(),
+                    source: "database".to_owned(),
+                    server_names: vec!["www.example.com".to_owned(), "*.example.org".to_owned()],
+                    why: Some("address 192.0.2.1:443 is in use".to_owned()),
+                    ..ListenerStatus::default()
+                },
+            ],
+            steering: SteeringStatus {
+                available: true,
+                why: None,
+                prefixes: 3,
+                verdicts: BTreeMap::from([("steered".to_owned(), 12)]),
+            },
             workers: 2,
             capabilities: vec!["CAP_NET_BIND_SERVICE".to_owned()],
             routing: RoutingStatus {
@@ -387,6 +454,16 @@ pub(crate) mod sample {
                 cut_in_secs: None,
                 health: "ejected".to_owned(),
                 health_why: Some("timed_out".to_owned()),
+                check: Some(CheckStatus {
+                    check: "http path=/healthz".to_owned(),
+                    state: "down".to_owned(),
+                    since_secs: Some(12.4),
+                    against: 1,
+                    result: Some("wrong_status".to_owned()),
+                    detail: Some("status 503".to_owned()),
+                    took_ms: Some(3.25),
+                    age_secs: Some(0.7),
+                }),
                 weight: 2,
                 soft_limit: 10,
                 hard_limit: 0,
@@ -395,6 +472,7 @@ pub(crate) mod sample {
                 rtt_ms: Some(1.25),
                 kernel_connections: Some(3),
             }],
+            fail_open: vec!["web".to_owned()],
             forwarder: ForwarderStatus {
                 configured: "auto".to_owned(),
                 active: "copy".to_owned(),
@@ -428,6 +506,17 @@ pub(crate) mod sample {
                 refusals_not_logged: 8,
             },
             bindings: 9,
+            binding_file: Some(BindingFileStatus {
+                path: "/var/lib/edgeproxy/bindings".to_owned(),
+                restored: 5,
+                saves_ok: 4,
+                saves_failed: 1,
+                age_secs: Some(2.0),
+                took_secs: 0.5,
+                bindings: 8,
+                bytes: 300,
+                error: Some("the disk is full".to_owned()),
+            }),
             geo: GeoStatus {
                 source: "embedded".to_owned(),
                 build_date: Some("2026-01-01".to_owned()),

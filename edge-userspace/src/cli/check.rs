@@ -1,5 +1,6 @@
 //! `edgeproxy check`: would the daemon start, and with what?
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::{CliError, SettingArgs, print};
@@ -49,7 +50,7 @@ impl Findings {
         };
         self.bad.extend(report.rejected.iter().map(|(row, why)| format!("routing database, {row}: {why}")));
         let before = self.bad.len();
-        self.apps(settings, &table.load());
+        self.listeners(settings, &table.load());
         if self.bad.len() == before {
             let _ = writeln!(
                 self.good,
@@ -61,7 +62,38 @@ impl Findings {
         }
     }
 
-    /// Whether the listeners lead anywhere.
+    /// Whether there are any, and whether they lead anywhere.
+    fn listeners(&mut self, settings: &Settings, snapshot: &Snapshot) {
+        let before = self.bad.len();
+        let of_settings = settings.listen_addr.as_slice().len();
+        let of_database: BTreeMap<_, _> = snapshot
+            .endpoints()
+            .iter()
+            .flat_map(|endpoint| endpoint.listeners())
+            .map(|listener| (&listener.id, listener))
+            .collect();
+        let count = of_settings + of_database.len();
+        if count == 0 {
+            let problem = "no listener: listen_addr is none and the database has none; insert a row into listeners";
+            self.bad.push(problem.to_owned());
+        }
+        if of_settings > 0 || of_database.values().any(|listener| listener.app.is_none()) {
+            self.apps(settings, snapshot);
+        }
+        for (id, listener) in of_database {
+            if let Some(app) = listener.app.as_ref().filter(|app| snapshot.app(app).is_none()) {
+                let spot = &listener.spot;
+                self.bad.push(format!(
+                    "listener {id} ({spot}) leads to app {app}, which has no backends: add one with `edgeproxy db add`"
+                ));
+            }
+        }
+        if self.bad.len() == before {
+            let _ = writeln!(self.good, "listeners      ok: {count}");
+        }
+    }
+
+    /// Whether listeners that name no app lead anywhere.
     fn apps(&mut self, settings: &Settings, snapshot: &Snapshot) {
         let path = settings.db_path.display();
         match &settings.app {
@@ -103,7 +135,7 @@ impl Findings {
     }
 
     fn geo(&mut self, settings: &Settings) {
-        match Geo::open(settings.geoip_path.as_deref(), &[]) {
+        match Geo::open(settings.geoip_path.as_deref()) {
             Ok(geo) => _ = writeln!(self.good, "geo data       ok: {}", GeoStatus::from(geo.info())),
             Err(error) => self.bad.push(error.to_string()),
         }

@@ -1,6 +1,9 @@
 //! `edgeproxy db …`: makes and edits the routing database. Every change is validated by the code that loads the table
 //! and written in one transaction, so a running daemon sees all of it or nothing.
 
+mod tables;
+mod transfer;
+
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,7 +16,13 @@ use rusqlite::{Connection, OpenFlags, ToSql, Transaction, TransactionBehavior, p
 use serde_json::json;
 
 use crate::adapters::outbound::sqlite::{add_missing_columns, backend_rows};
-use crate::domain::{BackendSpec, BackendState, ProxyVersion, RawBackend, RawRow as _, RawValue, Regions};
+use crate::domain::{
+    BackendSpec, BackendState, ProxyVersion, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion,
+    RawRow as _, RawValue, Regions,
+};
+
+use self::tables::TableCommand;
+use self::transfer::ImportArgs;
 
 /// The tables `db init` creates.
 pub const SCHEMA: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../sql/schema.sql"));
@@ -53,7 +62,7 @@ pub enum DbCommand {
     Set {
         id: String,
         /// What to change: app, region, wg_ip, port, healthy, weight, soft_limit, hard_limit, country, state,
-        /// same_host or send_proxy;
+        /// same_host, send_proxy or health_check;
         /// an empty value restores the default
         #[arg(required = true, value_name = "COLUMN=VALUE")]
         changes: Vec<String>,
@@ -66,6 +75,35 @@ pub enum DbCommand {
     Maint { id: String },
     /// Remove a backend
     Rm { id: String },
+    /// Edit listeners: where clients arrive
+    Listener {
+        #[command(subcommand)]
+        command: TableCommand,
+    },
+    /// Edit how apps are served
+    App {
+        #[command(subcommand)]
+        command: TableCommand,
+    },
+    /// Edit regions: their position and countries
+    Region {
+        #[command(subcommand)]
+        command: TableCommand,
+    },
+    /// Edit who may connect
+    Acl {
+        #[command(subcommand)]
+        command: TableCommand,
+    },
+    /// Edit where prefixes are: their country or region
+    Geo {
+        #[command(subcommand)]
+        command: TableCommand,
+    },
+    /// Write all tables to standard output, as JSON
+    Export,
+    /// Take rows from a document that `export` wrote, all or none; rows of the same key are replaced
+    Import(ImportArgs),
 }
 
 #[derive(Debug, Args)]
@@ -117,6 +155,13 @@ fn execute(command: DbCommand, path: &Path, out: &mut dyn Write) -> Result<()> {
         DbCommand::Ready { id } => set_state(path, &id, BackendState::Ready, out),
         DbCommand::Maint { id } => set_state(path, &id, BackendState::Maint, out),
         DbCommand::Rm { id } => set(path, &id, &[("deleted", RawValue::Integer(1))], out),
+        DbCommand::Listener { command } => tables::execute::<RawListener>(command, path, out),
+        DbCommand::App { command } => tables::execute::<RawApp>(command, path, out),
+        DbCommand::Region { command } => tables::execute::<RawRegion>(command, path, out),
+        DbCommand::Acl { command } => tables::execute::<RawAcl>(command, path, out),
+        DbCommand::Geo { command } => tables::execute::<RawGeoOverride>(command, path, out),
+        DbCommand::Export => transfer::export(path, out),
+        DbCommand::Import(args) => transfer::import(path, &args, out),
     }
 }
 

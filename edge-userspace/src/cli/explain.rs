@@ -17,11 +17,17 @@ pub struct ExplainArgs {
     #[arg(long, value_name = "ADDR")]
     client: IpAddr,
     /// The app it asks for [default: the one the listeners lead to]
-    #[arg(long, value_name = "NAME", conflicts_with = "port")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["port", "to", "sni"])]
     app: Option<String>,
     /// The port it connects to: explains the app that the listener there leads to
     #[arg(long, value_name = "N")]
     port: Option<u16>,
+    /// The address it connects to, where several listeners have the port
+    #[arg(long, value_name = "ADDR", requires = "port")]
+    to: Option<IpAddr>,
+    /// The TLS server name it asks for
+    #[arg(long, value_name = "NAME")]
+    sni: Option<String>,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -32,7 +38,13 @@ pub struct ExplainArgs {
 /// Prints the answer; the exit code says whether a backend would be found.
 pub fn run(args: &ExplainArgs) -> Result<Exit, CliError> {
     let socket = args.admin.socket()?;
-    let query = ExplainQuery { client: args.client, app: args.app.clone(), port: args.port };
+    let query = ExplainQuery {
+        client: args.client,
+        app: args.app.clone(),
+        port: args.port,
+        to: args.to,
+        sni: args.sni.clone(),
+    };
     let query = serde_urlencoded::to_string(&query).map_err(|why| CliError::Failed(why.to_string()))?;
     let answer = block_on(ask(&socket, Method::GET, &format!("/api/v1/explain?{query}"), String::new()))?;
     if answer.code != StatusCode::OK {
@@ -55,6 +67,11 @@ fn text(explanation: &Explanation) -> String {
     let region = explanation.client_region.as_deref().unwrap_or("no region");
     line("client", format!("{} · {country} ({}) · {region}", explanation.client, explanation.geo_source));
     line("pop", format!("{} · routing generation {}", explanation.pop_region, explanation.generation));
+    if let Some(place) = &explanation.place {
+        let name = explanation.server_name.as_ref().map(|name| format!(" · server name {name}")).unwrap_or_default();
+        let listener = explanation.listener.as_deref().unwrap_or("none");
+        line("listener", format!("{listener} · at {place}{name}"));
+    }
     let selection = explanation.selection.as_ref().map(|selection| format!(" · {selection}")).unwrap_or_default();
     line("app", format!("{}{selection}", explanation.app.as_deref().unwrap_or("none")));
     line("binding", binding(explanation));
@@ -98,6 +115,9 @@ fn candidates(candidates: &[Candidate], out: &mut String) {
 
 fn row(candidate: &Candidate) -> [String; 12] {
     let status = match &candidate.out {
+        Some(why) if why == "check_failed" => {
+            format!("out: {why} ({})", candidate.last_check.as_deref().unwrap_or("no check"))
+        }
         Some(why) => format!("out: {why}"),
         None if candidate.over_soft => "over soft limit".to_owned(),
         None => "below soft limit".to_owned(),
@@ -131,6 +151,7 @@ mod tests {
         let text = text(&sample_explanation());
         for part in [
             "200.160.2.1 · BR (database) · sa",
+            "listener    tls · at 0.0.0.0:443 · server name www.example.com",
             "to sa-2, yields: drain",
             "· least_load",
             "next        sa-1 (client_region)",
@@ -141,6 +162,13 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn the_check_that_keeps_a_backend_out_is_named() {
+        let down = Candidate { out: Some("check_failed".to_owned()), ..sample_explanation().candidates[0].clone() };
+        let explanation = Explanation { candidates: vec![down], ..sample_explanation() };
+        assert!(text(&explanation).contains("out: check_failed (wrong_status: status 503)"));
     }
 
     #[test]

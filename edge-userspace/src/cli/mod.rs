@@ -3,6 +3,7 @@
 mod backend_drain;
 mod backends;
 mod bench;
+mod bindings;
 mod check;
 mod client;
 mod config_cmd;
@@ -26,6 +27,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 pub use backends::BackendsArgs;
 pub use bench::BenchArgs;
+pub use bindings::BindingsArgs;
 pub use config_cmd::ConfigArgs;
 pub use db_cmd::DbCommandArgs;
 pub use events::EventsArgs;
@@ -39,6 +41,7 @@ pub use status::StatusArgs;
 
 pub use backends::run as backends;
 pub use bench::run as bench;
+pub use bindings::run as bindings;
 pub use check::run as check;
 pub use config_cmd::run as config;
 pub use db_cmd::run as db;
@@ -88,10 +91,14 @@ pub enum Command {
     /// List the flows that run now
     #[command(after_help = exit::HELP)]
     Flows(FlowsArgs),
+    /// List or end the bindings of clients to their backends
+    #[command(after_help = exit::HELP)]
+    Bindings(BindingsArgs),
     /// What has happened to the running daemon: health of backends, reloads, drains
     #[command(after_help = exit::HELP)]
     Events(EventsArgs),
-    /// Stop giving a backend new connections at this POP, and end those it has
+    /// The backends of the running daemon: state, health, last check, connections, limits; drain one
+    #[command(after_help = exit::HELP)]
     Backends(BackendsArgs),
     /// Show or change the forwarder of the running daemon
     #[command(after_help = exit::HELP)]

@@ -83,9 +83,7 @@ fn table(status: &Status) -> String {
     line("state", format!("{} · region {} · {} workers", status.state, status.region, status.workers));
     let capabilities = &status.capabilities;
     line("privileges", if capabilities.is_empty() { "none".to_owned() } else { capabilities.join(", ") });
-    for listener in &status.listeners {
-        line("listener", format!("{} → {}", listener.addr, listener.app.as_deref().unwrap_or("no app")));
-    }
+    listeners(status, &mut line);
     let connections = &status.connections;
     let rejected: u64 = connections.rejected.values().sum();
     let mut text = format!("{} active · {} accepted · {rejected} rejected", connections.active, connections.accepted);
@@ -99,8 +97,47 @@ fn table(status: &Status) -> String {
     forwarder(status, &mut line);
     routing(status, &mut line);
     line("geo", status.geo.to_string());
+    for app in &status.fail_open {
+        let why = "no backend in service is trusted: those whose checks fail are asked all the same";
+        line("fail open", format!("app {app}: {why}"));
+    }
     backends(&status.backends, &mut out);
     out
+}
+
+fn listeners(status: &Status, line: &mut impl FnMut(&str, String)) {
+    for listener in &status.listeners {
+        let mut text = format!("{} → {}", listener.place, listener.app.as_deref().unwrap_or("no app"));
+        if !listener.server_names.is_empty() {
+            let _ = write!(text, " for {}", listener.server_names.join(", "));
+        }
+        match &listener.how {
+            Some(how) => _ = write!(text, " · {how}"),
+            None => text.push_str(" · closed"),
+        }
+        if listener.id != listener.place {
+            let _ = write!(text, " · {}", listener.id);
+        }
+        line("listener", text);
+        if let Some(why) = &listener.why {
+            line("", why.clone());
+        }
+    }
+    let steering = &status.steering;
+    let count = |verdict| steering.verdicts.get(verdict).copied().unwrap_or(0);
+    match &steering.why {
+        Some(why) => line("sk_lookup", format!("off: {why}")),
+        None if steering.prefixes == 0 => {}
+        None => line(
+            "sk_lookup",
+            format!(
+                "{} prefixes · {} lookups steered, {} left to bound sockets",
+                steering.prefixes,
+                count("steered"),
+                count("left")
+            ),
+        ),
+    }
 }
 
 fn limits(status: &Status, line: &mut impl FnMut(&str, String)) {
@@ -200,7 +237,7 @@ fn condition(backend: &BackendStatus) -> String {
 }
 
 /// E.g. `1h 02m`.
-fn age(seconds: u64) -> String {
+pub(super) fn age(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),
         60..3600 => format!("{}m {:02}s", seconds / 60, seconds % 60),
@@ -223,7 +260,10 @@ mod tests {
             "0.1.0 · pid 42 · up 1h 02m",
             "ready · region sa · 2 workers",
             "privileges   CAP_NET_BIND_SERVICE",
-            "0.0.0.0:8080 → web",
+            "listener     0.0.0.0:8080 → web · bind\n",
+            "listener     192.0.2.1:443 → no app for www.example.com, *.example.org · closed · tls\n",
+            "             address 192.0.2.1:443 is in use",
+            "sk_lookup    3 prefixes · 12 lookups steered, 0 left to bound sockets",
             "3 active · 10 accepted · 2 rejected (no_app 2)",
             "copy (configured: auto)",
             "limits       listener web: 3 of 100 connections",
@@ -234,6 +274,7 @@ mod tests {
             "last reload: file is locked",
             "rejected backend b9: port 0",
             "embedded · 2026-01-01 · PDDL",
+            "fail open    app web: no backend in service is trusted",
             "sa-\"1\"   web  sa      10.0.0.1:80  ready, ejected: timed_out       2      3    10     -       3",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");

@@ -24,7 +24,7 @@ fn flags_become_settings() {
     let line = "edgeproxy run --listen-addr 127.0.0.1:1 --listen-addr [::1]:2 --access-log false --region eu";
     let Command::Run(args) = parse(line).unwrap() else { panic!("not run") };
     let settings = args.load().unwrap().settings;
-    assert_eq!(settings.listen_addr.len(), 2);
+    assert_eq!(settings.listen_addr.as_slice().len(), 2);
     assert!(!settings.access_log);
     assert_eq!(settings.region.as_str(), "eu");
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 
 use super::value::{Rule, Value};
-use crate::domain::{AcceptProxy, CountryCode};
+use crate::domain::{AcceptProxy, GeoOverride, GeoPlace, ListenerError, OverrideError, Spot};
 
 /// Types that make up a list.
 trait Item: Sized + fmt::Display {
@@ -40,21 +40,64 @@ impl<T: Item> Value for Vec<T> {
     }
 }
 
-impl Item for SocketAddr {
-    const KIND: &'static str = "list of ADDRESS:PORT";
+/// Where the proxy listens by the settings alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenSpots(Vec<Spot>);
+
+/// No listener but those of the routing database.
+const NO_LISTENERS: &str = "none";
+
+impl ListenSpots {
+    pub fn as_slice(&self) -> &[Spot] {
+        &self.0
+    }
+}
+
+impl Value for ListenSpots {
+    const KIND: &'static str = "list of ADDRESS:PORT, PREFIX:PORTS or fd:NAME; or none";
+    const LIST: bool = true;
+
+    fn parse(text: &str, rule: &Rule) -> Result<Self, String> {
+        match text.trim() {
+            NO_LISTENERS => Ok(Self(Vec::new())),
+            text => Vec::parse(text, rule).map(Self),
+        }
+    }
+
+    fn show(&self, rule: &Rule) -> String {
+        if self.0.is_empty() { NO_LISTENERS.to_owned() } else { self.0.show(rule) }
+    }
+}
+
+impl Item for Spot {
+    const KIND: &'static str = ListenSpots::KIND;
     const MAY_BE_EMPTY: bool = false;
 
     fn parse(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|_| match text.parse::<IpAddr>() {
-            Ok(IpAddr::V4(ip)) => format!("lacks a port: write {ip}:8080"),
-            Ok(IpAddr::V6(ip)) => format!("lacks a port: write [{ip}]:8080"),
-            Err(_) => format!("must be ADDRESS:PORT with an IP address, e.g. 0.0.0.0:8080 or [::]:8080, not {text:?}"),
+        if text == NO_LISTENERS {
+            return Err("must not hold none beside others".to_owned());
+        }
+        Self::parse(text).map_err(|why| match (text.parse::<IpAddr>(), why) {
+            (Ok(IpAddr::V4(ip)), _) => format!("lacks a port: write {ip}:8080"),
+            (Ok(IpAddr::V6(ip)), _) => format!("lacks a port: write [{ip}]:8080"),
+            (_, ListenerError::Place(_)) => {
+                format!("must be ADDRESS:PORT with an IP address, e.g. 0.0.0.0:8080 or [::]:8080, not {text:?}")
+            }
+            (_, why) => format!("holds {text:?}: {why}"),
         })
     }
 
     fn key(&self) -> String {
         self.to_string()
     }
+}
+
+fn socket_addr(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| match text.parse::<IpAddr>() {
+        Ok(IpAddr::V4(ip)) => format!("lacks a port: write {ip}:9090"),
+        Ok(IpAddr::V6(ip)) => format!("lacks a port: write [{ip}]:9090"),
+        Err(_) => format!("must be ADDRESS:PORT with a loopback address, e.g. 127.0.0.1:9090, not {text:?}"),
+    })
 }
 
 impl Item for IpNet {
@@ -87,33 +130,19 @@ impl Value for AcceptProxy {
     }
 }
 
-/// The operator's word on where a prefix is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GeoOverride {
-    pub prefix: IpNet,
-    pub country: CountryCode,
-}
-
-impl fmt::Display for GeoOverride {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.prefix, self.country.as_str())
-    }
-}
-
 impl Item for GeoOverride {
-    const KIND: &'static str = "list of PREFIX=COUNTRY";
+    const KIND: &'static str = "list of PREFIX=COUNTRY or PREFIX=region:NAME";
     const MAY_BE_EMPTY: bool = true;
 
     fn parse(text: &str) -> Result<Self, String> {
-        let form = || format!("must be PREFIX=COUNTRY, e.g. 203.0.113.0/24=BR, not {text:?}");
-        let (prefix, country) = text.split_once('=').ok_or_else(form)?;
-        let (prefix, country) = (prefix.trim(), country.trim());
-        let net = prefix.parse::<IpNet>().or_else(|_| prefix.parse::<IpAddr>().map(IpNet::from)).map_err(|_| form())?;
-        if net.trunc() != net {
-            return Err(format!("has bits set beyond the prefix in {prefix}: write {}", net.trunc()));
-        }
-        let country = CountryCode::parse(country).map_err(|why| format!("names no country in {text:?}: {why}"))?;
-        Ok(Self { prefix: net, country })
+        let form = || format!("must be PREFIX=COUNTRY, e.g. 203.0.113.0/24=BR, or PREFIX=region:NAME, not {text:?}");
+        let (prefix, place) = text.split_once('=').ok_or_else(form)?;
+        let prefix = Self::parse_prefix(prefix.trim()).map_err(|why| match why {
+            OverrideError::Bits(prefix, net) => format!("has bits set beyond the prefix in {prefix}: write {net}"),
+            _ => form(),
+        })?;
+        let place = GeoPlace::parse(place.trim()).map_err(|why| format!("names no place in {text:?}: {why}"))?;
+        Ok(Self { prefix, place })
     }
 
     fn key(&self) -> String {
@@ -168,7 +197,7 @@ impl Value for LoopbackAddr {
     const KIND: &'static str = "loopback ADDRESS:PORT";
 
     fn parse(text: &str, _: &Rule) -> Result<Self, String> {
-        let addr = <SocketAddr as Item>::parse(text)?;
+        let addr = socket_addr(text)?;
         if addr.ip().to_canonical().is_loopback() {
             return Ok(Self(addr));
         }

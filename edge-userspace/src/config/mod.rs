@@ -16,7 +16,7 @@ mod value;
 mod tests;
 
 pub use error::{Origin, SettingError};
-pub use kinds::{ForwarderChoice, GeoOverride, LogFormat, LogLevel, LoopbackAddr};
+pub use kinds::{ForwarderChoice, ListenSpots, LogFormat, LogLevel, LoopbackAddr};
 pub(crate) use report::values;
 pub use report::{Effective, markdown};
 pub use sources::Sources;

@@ -1,13 +1,14 @@
 //! The settings in force with their origin, and how they are shown.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
 use serde_json::{Map, Value, json};
 
 use super::error::{Origin, SettingError};
 use super::sources::Sources;
 use super::table::{KEYS, Key, Settings};
-use crate::domain::AcceptProxy;
+use crate::domain::{AcceptProxy, Place};
 
 /// Settings together with where each came from.
 #[derive(Debug, Clone)]
@@ -83,7 +84,8 @@ impl Effective {
 fn contradictions(settings: &Settings, origin: &dyn Fn(&str) -> Origin) -> Vec<SettingError> {
     let mut errors = Vec::new();
     let admin = settings.admin_listen.map(super::LoopbackAddr::socket_addr);
-    if let Some(admin) = admin.filter(|admin| admin.port() != 0 && settings.listen_addr.contains(admin)) {
+    let taken = |admin: &SocketAddr| settings.listen_addr.as_slice().contains(&Place::of(*admin).into());
+    if let Some(admin) = admin.filter(|admin| admin.port() != 0 && taken(admin)) {
         let problem = format!("admin_listen {admin} is also in listen_addr: choose another port");
         errors.push(SettingError::new(origin("admin_listen"), problem));
     }

@@ -28,8 +28,9 @@ const MAX_FILE: u64 = 1024 * 1024;
 const DEBUG: &str = "DEBUG";
 
 /// Names of the build and of the tests, which cargo and xtask hand on to what they start. No settings.
-const TOOLS: [&str; 5] = [
+const TOOLS: [&str; 6] = [
     "EDGEPROXY_BPF_OBJECT",
+    "EDGEPROXY_STEER_OBJECT",
     "EDGEPROXY_TESTKIT_OBJECT",
     "EDGEPROXY_REQUIRE_KERNEL",
     "EDGEPROXY_SKIP_LOG",

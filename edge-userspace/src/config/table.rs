@@ -1,15 +1,14 @@
 //! The table of settings: the one place where a setting is declared.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::kinds::{CgroupPath, ForwarderChoice, GeoOverride, LogFormat, LogLevel, LoopbackAddr};
+use super::kinds::{CgroupPath, ForwarderChoice, ListenSpots, LogFormat, LogLevel, LoopbackAddr};
 use super::value::{Rule, Value};
-use crate::domain::{AcceptProxy, AppName, Region};
+use crate::domain::{AcceptProxy, AppName, GeoOverride, Region};
 
 /// One row of the table.
 #[derive(Debug, Clone, Copy)]
@@ -86,8 +85,8 @@ macro_rules! settings {
 }
 
 settings! {
-    /// Addresses the proxy accepts clients on.
-    listen_addr: Vec<SocketAddr>, "listen_addr" = "0.0.0.0:8080", Rule::TEXT;
+    /// Where the proxy accepts clients, besides the listeners of the routing database: addresses, prefixes or ranges of ports, sockets of the service manager; `none`: only those of the database.
+    listen_addr: ListenSpots, "listen_addr" = "0.0.0.0:8080", Rule::TEXT;
     /// The app that the listeners lead to; not set: the only app in the database.
     app: Option<AppName>, "app" = "", Rule::TEXT;
     /// Whether connections to `listen_addr` begin with a PROXY header, which names the client (docs/proxy-protocol.md).
@@ -106,7 +105,7 @@ settings! {
     db_reload: Duration, "db_reload_secs" = "5", Rule::seconds(0.05, 3600.0);
     /// A country or city database (mmdb); not set: the embedded one.
     geoip_path: Option<PathBuf>, "geoip_path" = "", Rule::TEXT;
-    /// Countries of prefixes, before any database, e.g. `127.0.1.0/24=BR`.
+    /// Where prefixes are, before any database: a country or a region, e.g. `127.0.1.0/24=BR,10.0.0.0/8=region:eu`.
     geo_override: Vec<GeoOverride>, "geo_override" = "", Rule::TEXT;
     /// How long a client keeps its backend after its last connection.
     binding_ttl: Duration, "binding_ttl_secs" = "600", Rule::seconds(0.1, 31_536_000.0);
@@ -114,6 +113,10 @@ settings! {
     binding_capacity: usize, "binding_capacity" = "1000000", Rule::count(1, 100_000_000);
     /// How often bindings that have ended are swept out (they never count as live).
     binding_gc_interval: Duration, "binding_gc_interval_secs" = "60", Rule::seconds(0.1, 86_400.0);
+    /// A file in which bindings outlive the daemon, in a directory that it may write; not set: they end with it.
+    bindings_path: Option<PathBuf>, "bindings_path" = "", Rule::TEXT;
+    /// How often bindings are saved there; they are saved at the end, too.
+    bindings_save_interval: Duration, "bindings_save_secs" = "30", Rule::seconds(0.1, 86_400.0);
     /// Leading bits of an IPv4 client address that tell clients apart for affinity.
     affinity_prefix_v4: u8, "affinity_prefix_v4" = "32", Rule::count(0, 32);
     /// Leading bits of an IPv6 client address that tell clients apart for affinity.
@@ -132,8 +135,20 @@ settings! {
     ejection_longest: Duration, "ejection_longest_secs" = "300", Rule::seconds(0.1, 86_400.0);
     /// Part of an app's backends that may be ejected at once, in percent, rounded up; never all of them.
     ejection_max_percent: u32, "ejection_max_percent" = "50", Rule::count(0, 100);
-    /// How long a backend that comes back after an ejection gets less than its share of new clients.
+    /// How long a backend that comes back after an ejection or failed health checks gets less than its share of new clients.
     slow_start: Duration, "slow_start_secs" = "30", Rule::seconds(0.0, 3600.0);
+    /// Where the TLS server name decides between listeners: how long a client may take to name one.
+    server_name_timeout: Duration, "server_name_timeout_ms" = "5000", Rule::millis(1, 600_000);
+    /// How often a backend is checked that is to be checked (column `health_check`), give or take a tenth; for checks that don't say it themselves.
+    health_interval: Duration, "health_interval_ms" = "2000", Rule::millis(100, 3_600_000);
+    /// Time limit of one health check, likewise.
+    health_timeout: Duration, "health_timeout_ms" = "1000", Rule::millis(10, 600_000);
+    /// Checks in a row that pass and bring a backend back, likewise.
+    health_rise: u32, "health_rise" = "2", Rule::count(1, 100);
+    /// Checks in a row that fail and take a backend out, likewise.
+    health_fall: u32, "health_fall" = "3", Rule::count(1, 100);
+    /// Health checks under way at once; others wait for them. Never more than a sixteenth of the limit on open files.
+    health_checks_at_once: u32, "health_checks_at_once" = "256", Rule::count(1, 65_536);
     /// A connection without a byte in either direction is closed after this time.
     idle_timeout: Duration, "idle_timeout_secs" = "3600", Rule::seconds(0.1, 31_536_000.0);
     /// A connection that one side has half-closed is closed after this time without a byte.

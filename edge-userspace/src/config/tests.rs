@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::*;
-use crate::domain::Region;
+use crate::domain::{Region, Spot};
 
 fn env(vars: &[(&str, &str)]) -> Sources {
     let env = vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
@@ -24,7 +24,7 @@ fn problems(sources: Sources) -> Vec<String> {
 #[test]
 fn defaults_are_those_of_the_seed() {
     let settings = Settings::load(Sources::default()).unwrap();
-    assert_eq!(settings.listen_addr, ["0.0.0.0:8080".parse().unwrap()]);
+    assert_eq!(settings.listen_addr.as_slice(), [Spot::parse("0.0.0.0:8080").unwrap()]);
     assert_eq!(settings.db_path, Path::new("routing.db"));
     assert_eq!(settings.region, Region::parse("sa").unwrap());
     assert_eq!(settings.db_reload, Duration::from_secs(5));
@@ -55,7 +55,7 @@ fn file_takes_strings_numbers_booleans_and_arrays() {
     let text = "listen_addr = ['127.0.0.1:1', '[::1]:2']\ndb_reload_secs = 0.25\naccess_log = false\n\
                 binding_capacity = 1_000\ngeo_override = '127.0.1.0/24=BR, 2001:db8::/32=DE'\nmax_flows = 0x10\n";
     let settings = Settings::load(file(text)).unwrap();
-    assert_eq!(settings.listen_addr.len(), 2);
+    assert_eq!(settings.listen_addr.as_slice().len(), 2);
     assert_eq!(settings.db_reload, Duration::from_millis(250));
     assert!(!settings.access_log);
     assert_eq!((settings.binding_capacity, settings.max_flows), (1000, 16));
@@ -133,7 +133,8 @@ fn values_that_look_right_and_are_not() {
         ("ADMIN_LISTEN", "0.0.0.0:9090", "must be a loopback address"),
         ("GEO_OVERRIDE", "10.0.0.1/8=BR", "write 10.0.0.0/8"),
         ("GEO_OVERRIDE", "10.0.0.0/8", "PREFIX=COUNTRY"),
-        ("GEO_OVERRIDE", "10.0.0.0/8=QQQ", "names no country"),
+        ("GEO_OVERRIDE", "10.0.0.0/8=region:", "names no place"),
+        ("GEO_OVERRIDE", "10.0.0.0/8=QQQ", "names no place"),
         ("DB_RELOAD_SECS", "NaN", "from 0.05 to 3600"),
         ("DB_RELOAD_SECS", "0", "from 0.05 to 3600"),
         ("CONNECT_TIMEOUT_MS", "1.5", "a whole number of milliseconds"),
@@ -171,5 +172,24 @@ proptest::proptest! {
     #[test]
     fn no_value_panics(key in 0..KEYS.len(), text in "\\PC{0,60}|[-0-9.e:/=,A-Z]{0,30}") {
         let _ = Settings::load(Sources { flags: vec![(KEYS[key].name.to_owned(), text)], ..Sources::default() });
+    }
+}
+
+#[test]
+fn listeners_are_places_sockets_or_none() {
+    let listen = |text: &str| Settings::load(env(&[("EDGEPROXY_LISTEN_ADDR", text)])).map(|s| s.listen_addr);
+    assert!(listen("none").unwrap().as_slice().is_empty());
+    let texts = ["203.0.113.0/24:8000-8999", "[2001:db8::/32]:443", "fd:web"];
+    let shown: Vec<_> = listen(&texts.join(",")).unwrap().as_slice().iter().map(ToString::to_string).collect();
+    assert_eq!(shown, texts);
+    for (bad, why) in [
+        ("none,0.0.0.0:80", "beside others"),
+        ("0.0.0.0", "lacks a port"),
+        ("203.0.113.1/24:80", "write 203.0.113.0/24"),
+        ("0.0.0.0:90-80", "swap them"),
+        ("0.0.0.0:80,0.0.0.0:80", "twice"),
+    ] {
+        let problem = listen(bad).unwrap_err()[0].to_string();
+        assert!(problem.contains(why), "{problem}");
     }
 }

@@ -6,9 +6,13 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime};
 
-use edgeproxy::adapters::inbound::admin::{Control, ExplainQuery};
+use edgeproxy::adapters::inbound::admin::{Answer, Control, ExplainQuery};
+use edgeproxy::adapters::outbound::bindings::BindingTable;
 use edgeproxy::adapters::outbound::privileges;
 use edgeproxy::application::backend_drain::{DrainAnswer, DrainRequest};
+use edgeproxy::application::bindings::{
+    BindingFilter, BindingPage, BindingStatus, BindingsQuery, ClearAnswer, ClearRequest, Wanted,
+};
 use edgeproxy::application::events::{EventKind, EventsAnswer, EventsQuery, Subject};
 use edgeproxy::application::explain::{Explanation, Oracle};
 use edgeproxy::application::flows::FlowStatus;
@@ -19,10 +23,14 @@ use edgeproxy::application::status::{
     QueueStatus, ReloadAnswer, RoutingStatus, SameHostStatus, Status,
 };
 use edgeproxy::config::ForwarderChoice;
-use edgeproxy::domain::{AppName, Backend, BackendId, ClientAddr, ListenerId};
+use edgeproxy::domain::{AppIndex, Backend, BackendId, ClientAddr, ListenerId};
 use tokio::sync::{Notify, oneshot};
 
 use super::{Shared, kernel_path, workers};
+
+/// Bindings on a page, if nobody says how many.
+const BINDINGS: u32 = 1000;
+const NO_FILTER: &str = "say which bindings: by app, backend or client, or all";
 
 pub(crate) struct DaemonControl {
     shared: Arc<Shared>,
@@ -47,15 +55,8 @@ impl DaemonControl {
         let _ = self.commands.try_send(ReloadCommand::Reload { allow_empty: false, done: Box::new(drop) });
     }
 
-    fn state(&self) -> PopState {
-        if self.shared.connections.is_draining() { PopState::Draining } else { PopState::Ready }
-    }
-
     fn listeners(&self) -> Vec<ListenerStatus> {
-        let sole = self.shared.routing.load().sole_app().cloned();
-        let app = self.shared.settings.app.clone().or(sole);
-        let leads_to = || app.as_ref().map(ToString::to_string);
-        self.shared.listeners.iter().map(|addr| ListenerStatus { addr: addr.to_string(), app: leads_to() }).collect()
+        self.shared.listening.status(&self.shared.routing, &workers::rules(&self.shared))
     }
 
     fn limits(&self) -> LimitsStatus {
@@ -94,11 +95,14 @@ impl DaemonControl {
         let counted = |slot| counts.map(|counts| u32::try_from(counts.connections(slot)).unwrap_or(u32::MAX));
         let snapshot = self.shared.routing.snapshot();
         let now = Instant::now();
-        let status = |backend: &Arc<Backend>| BackendStatus {
-            cut_in_secs: self.shared.backend_drains.state(&backend.id, now).flatten(),
-            ..BackendStatus::of(backend, counted(backend.load.slot()))
+        let of_app = |app: &AppIndex| -> Vec<_> {
+            let status = |backend: &Arc<Backend>| BackendStatus {
+                cut_in_secs: self.shared.backend_drains.state(&backend.id, now).flatten(),
+                ..BackendStatus::of(backend, counted(backend.load.slot()), app.check_of(backend).map(Arc::as_ref))
+            };
+            app.backends().iter().map(status).collect()
         };
-        snapshot.backends().map(status).collect()
+        snapshot.apps().flat_map(of_app).collect()
     }
 
     /// Why there is no kernel path, where there should be one.
@@ -138,6 +142,10 @@ impl DaemonControl {
 }
 
 impl Control for DaemonControl {
+    fn state(&self) -> PopState {
+        if self.shared.connections.is_draining() { PopState::Draining } else { PopState::Ready }
+    }
+
     fn status(&self) -> Status {
         let shared = &self.shared;
         Status {
@@ -147,14 +155,17 @@ impl Control for DaemonControl {
             region: shared.settings.region.to_string(),
             state: self.state(),
             listeners: self.listeners(),
+            steering: shared.listening.steering(),
             workers: u32::try_from(shared.worker_count).unwrap_or(u32::MAX),
             capabilities: privileges::names(shared.privileges),
             routing: RoutingStatus::of(&shared.routing, SystemTime::now()),
             backends: self.backends(),
+            fail_open: shared.health.failing_open().iter().map(ToString::to_string).collect(),
             forwarder: self.forwarder(),
             connections: shared.recorder.metrics.connections(),
             limits: self.limits(),
             bindings: shared.bindings.len() as u64,
+            binding_file: shared.keeper.as_ref().map(|keeper| keeper.status()),
             geo: GeoStatus::from(shared.geo.info()),
             events: shared.events.totals(),
         }
@@ -169,18 +180,14 @@ impl Control for DaemonControl {
 
     fn explain(&self, query: &ExplainQuery) -> Result<Explanation, String> {
         let shared = &self.shared;
-        if let Some(port) = query.port
-            && !shared.listeners.iter().any(|listener| listener.port() == port)
-        {
-            return Err(format!("no listener on port {port}: `edgeproxy status` lists them"));
-        }
-        let app = query.app.as_deref().map(AppName::parse).transpose().map_err(|why| why.to_string())?;
+        let target = query.target()?;
         let rules = workers::rules(shared);
         let oracle = Oracle { routing: &shared.routing, geo: &*shared.geo, bindings: &*shared.bindings, rules: &rules };
-        Ok(oracle.explain(ClientAddr::new(query.client), app, &mut fastrand::Rng::new()))
+        let client = ClientAddr::new(query.client);
+        oracle.explain(client, &target, &mut fastrand::Rng::new()).map_err(|why| why.to_string())
     }
 
-    fn reload(&self, allow_empty: bool) -> Pin<Box<dyn Future<Output = Result<ReloadAnswer, String>> + Send + '_>> {
+    fn reload(&self, allow_empty: bool) -> Answer<'_, ReloadAnswer> {
         let (done, answer) = oneshot::channel();
         let done = Box::new(move |result| _ = done.send(result));
         let sent = self.commands.try_send(ReloadCommand::Reload { allow_empty, done });
@@ -189,6 +196,26 @@ impl Control for DaemonControl {
             sent.map_err(|_| "too many reloads are waiting, or the daemon is ending".to_owned())?;
             let report = answer.await.map_err(gone)?.map_err(|why| why.to_string())?;
             Ok(ReloadAnswer::from(&report))
+        })
+    }
+
+    fn bindings(&self, query: &BindingsQuery) -> Answer<'_, BindingPage> {
+        let wanted = query.filter().parse().map_err(|why| why.to_string());
+        let (from, limit) = (query.from, query.limit.unwrap_or(BINDINGS) as usize);
+        let (table, ttl) = (Arc::clone(&self.shared.bindings), self.shared.settings.binding_ttl);
+        // May walk a million entries, and other things wait on this thread.
+        walk(wanted, move |wanted| page(&table, &wanted, ttl, from, limit))
+    }
+
+    fn clear_bindings(&self, request: &ClearRequest) -> Answer<'_, ClearAnswer> {
+        let wanted = request.filter.parse().map_err(|why| why.to_string());
+        let meant = request.all || request.filter != BindingFilter::default();
+        let wanted = wanted.and_then(|wanted| if meant { Ok(wanted) } else { Err(NO_FILTER.to_owned()) });
+        let (table, events) = (Arc::clone(&self.shared.bindings), Arc::clone(&self.shared.events));
+        walk(wanted, move |wanted| {
+            let cleared = table.clear(&wanted) as u64;
+            events.emit(EventKind::BindingsCleared, Subject::bindings(), format!("{cleared} bindings: {wanted}"));
+            ClearAnswer { cleared }
         })
     }
 
@@ -225,4 +252,29 @@ impl Control for DaemonControl {
     fn drain(&self) {
         self.drain.notify_one();
     }
+}
+
+/// Runs `work` where it holds up nobody.
+fn walk<T: Send + 'static>(
+    wanted: Result<Wanted, String>,
+    work: impl FnOnce(Wanted) -> T + Send + 'static,
+) -> Answer<'static, T> {
+    Box::pin(async move {
+        let wanted = wanted?;
+        tokio::task::spawn_blocking(move || work(wanted)).await.map_err(|why| why.to_string())
+    })
+}
+
+/// Whole pages of the table, until there are enough bindings.
+fn page(table: &BindingTable, wanted: &Wanted, ttl: Duration, from: usize, limit: usize) -> BindingPage {
+    let mut page = BindingPage::default();
+    for at in from..table.pages() {
+        let found = table.page(at).into_iter().filter(|bound| wanted.has(&bound.key, &bound.backend));
+        page.bindings.extend(found.map(|bound| BindingStatus::of(&bound, ttl)));
+        if page.bindings.len() >= limit {
+            page.next = (at + 1 < table.pages()).then_some(at + 1);
+            break;
+        }
+    }
+    page
 }

@@ -26,7 +26,7 @@ pub(crate) fn workers(settings: &Settings) -> usize {
 /// Connections to hold at once: as configured, or two descriptors each of what may be open. Where pipes may be used,
 /// theirs are set aside, a quarter of all at most.
 pub(crate) fn connections(settings: &Settings) -> usize {
-    let files = raise_file_limit().saturating_sub(RESERVED_FILES);
+    let files = raise_file_limit().saturating_sub(RESERVED_FILES + checks(settings) as u64);
     let most = usize::try_from(settings.max_connections).unwrap_or(usize::MAX);
     let of_files = |files: u64| usize::try_from(files / 2).unwrap_or(usize::MAX);
     if most > 0 {
@@ -36,6 +36,19 @@ pub(crate) fn connections(settings: &Settings) -> usize {
     let pipes = (2 * pipe::MOST as u64).min(files / 4);
     pipe::limit(of_files(pipes));
     of_files(files - pipes).max(1)
+}
+
+/// Makes room for the calling thread's betters: connections are served before anything that can wait. Where all cores
+/// are busy it still gets a tenth of what a worker gets.
+pub(crate) fn yield_to_workers() {
+    // Only ever lowers the priority, which needs no privilege; of this thread alone, as Linux has it.
+    let _ = rustix::process::nice(10);
+}
+
+/// Health checks at once: as configured, but not more than a sixteenth of what may be open.
+pub(crate) fn checks(settings: &Settings) -> usize {
+    let files = usize::try_from(raise_file_limit() / 16).unwrap_or(usize::MAX);
+    usize::try_from(settings.health_checks_at_once).unwrap_or(usize::MAX).min(files).max(1)
 }
 
 /// Limits on who may have a connection at all.

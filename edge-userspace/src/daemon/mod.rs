@@ -1,18 +1,23 @@
 //! `edgeproxy run`: puts the parts together, in the order in which they can fail, and takes them apart again.
 
+mod checks;
 mod control;
+mod keep;
 mod kernel_path;
 mod limits;
+mod listening;
 mod memory;
 mod workers;
 
-use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
+use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
 
 use edgeproxy::adapters::inbound::admin::AdminServer;
-use edgeproxy::adapters::inbound::listeners;
+use edgeproxy::adapters::inbound::listeners::handed::Handed;
+use edgeproxy::adapters::inbound::listeners::manager::Steer;
 use edgeproxy::adapters::inbound::signals::{Signal, Signals};
 use edgeproxy::adapters::outbound::access_log::AccessLog;
 use edgeproxy::adapters::outbound::bindings::BindingTable;
@@ -30,6 +35,7 @@ use edgeproxy::application::drain::{Connections, Cut};
 use edgeproxy::application::events::{EventKind, Events, Subject};
 use edgeproxy::application::flows::Flows;
 use edgeproxy::application::health::Watch;
+use edgeproxy::application::listening::Listening;
 use edgeproxy::application::ports::SourceError;
 use edgeproxy::application::reload::{ReloadCommand, ReloadError, ReloadLoop, Tick};
 use edgeproxy::application::routing::RoutingTable;
@@ -37,9 +43,11 @@ use edgeproxy::application::rtt::RttRanking;
 use edgeproxy::application::status::KernelPathOff;
 use edgeproxy::cli::{CliError, Exit, SettingArgs};
 use edgeproxy::config::Settings;
-use edgeproxy::domain::{Endpoints, HealthRules, Instance, ListenerId, ListenerSpec, Place};
+use edgeproxy::domain::{Endpoints, HealthRules, Instance, Overrides};
 
 use self::control::DaemonControl;
+use self::keep::{Keeper, Keeping};
+use self::listening::Listeners;
 use self::workers::Workers;
 
 /// How long connections may take to go after the drain deadline has cut them.
@@ -62,6 +70,8 @@ pub(crate) struct Shared {
     routing: Arc<RoutingTable>,
     geo: Arc<Geo>,
     bindings: Arc<BindingTable>,
+    /// `None`: bindings end with the daemon.
+    keeper: Option<Arc<Keeper>>,
     recorder: Arc<Recorder>,
     connections: Arc<Connections>,
     admission: Arc<Admission>,
@@ -75,9 +85,12 @@ pub(crate) struct Shared {
     /// Why there was no kernel path at the start.
     kernel_path_off: Option<KernelPathOff>,
     same_host: Arc<SameHost>,
-    listeners: Vec<SocketAddr>,
-    /// The same, as places that lead to apps.
+    /// The listeners of the settings.
     endpoints: Arc<Endpoints>,
+    /// What has become of all listeners.
+    listening: Arc<Listening>,
+    /// Where the settings say that prefixes are.
+    overrides: Arc<Overrides>,
     worker_count: usize,
     /// Connections held at once, as far as files allow.
     max_connections: usize,
@@ -98,23 +111,25 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     // From here on a signal means an end in good order.
     let signals = Signals::install().map_err(failed)?;
     let events = Arc::new(Events::default());
-    let (routing, reload) = load_routing(&settings, &events)?;
+    // The two things that take long go side by side: reading the database, and having the kernel judge the programs.
+    let routing = load_routing_aside(&settings, &events)?;
     let geo = open_geo(&settings)?;
     let admin_tcp = settings.admin_listen.map(edgeproxy::config::LoopbackAddr::socket_addr);
     let admin = AdminServer::bind(&settings.admin_socket, admin_tcp).await.map_err(failed)?;
     let max_connections = limits::connections(&settings);
     let loaded = kernel_path::load(&settings);
     let same_host = Arc::new(kernel_path::open_same_host(&settings).await);
-    let privileges = give_up_privileges(&settings, &loaded)?;
+    let handed = listening::take_handed();
+    let mut steer = listening::load_steering();
+    // Before privileges go: the thread, which has them as well, has ended then.
+    let (routing, reload) = routing.join().map_err(|_| failed("the thread that reads the routing database died"))??;
+    let privileges = give_up_privileges(&settings, &loaded, &mut steer)?;
     let (path, kernel_path_off) = kernel_path::open(&settings, loaded).await;
     let path = Arc::new(path);
+    let bindings = Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity));
+    let keeper = Keeper::open(&settings, &bindings).map_err(failed)?;
     let worker_count = limits::workers(&settings);
     path.set_workers(worker_count);
-    let mut sockets = Vec::new();
-    for addr in &settings.listen_addr {
-        sockets.push(listeners::open(*addr, worker_count, settings.backlog).map_err(failed)?);
-    }
-    let listeners: Vec<_> = sockets.iter().filter_map(|of_addr| of_addr.first()?.local_addr().ok()).collect();
     let metrics = Metrics::new(vec![("log", logging.messages.lost()), ("access", logging.access.lost())]);
     let access_log = settings.access_log.then(|| AccessLog::new(logging.access.clone()));
     let recorder = Arc::new(Recorder {
@@ -132,7 +147,8 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
         instance: Instance::new(fastrand::u64(..)),
         routing,
         geo,
-        bindings: Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity)),
+        bindings,
+        keeper,
         recorder,
         connections: Arc::default(),
         admission: Arc::new(limits::admission(&settings)),
@@ -143,31 +159,39 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
         path,
         kernel_path_off,
         same_host,
-        endpoints: Arc::new(endpoints(&listeners, &settings)?),
-        listeners,
+        endpoints: Arc::new(listening::endpoints(&settings)?),
+        listening: Arc::default(),
+        overrides: Arc::new(Overrides::new(settings.geo_override.iter().cloned())),
         worker_count,
         max_connections,
         privileges,
         settings,
     });
-    serve(shared, sockets, admin, signals, reload).await
+    serve(shared, (steer, handed), admin, signals, reload).await
 }
 
 /// Everything is there: serve until told to stop, then drain.
 async fn serve(
     shared: Arc<Shared>,
-    sockets: Vec<Vec<std::net::TcpListener>>,
+    (steer, handed): (Steer, Handed),
     admin: AdminServer,
     mut signals: Signals,
     reload: ReloadLoop<SqliteSource>,
 ) -> Result<u8, CliError> {
     let (commands, inbox) = mpsc::sync_channel(WAITING_COMMANDS);
-    spawn_reload(&shared, reload, inbox).map_err(failed)?;
+    let (workers, jobs) = Workers::start(&shared).map_err(failed)?;
+    let listeners = Listeners::start(&shared, steer, handed, jobs)?;
+    spawn_reload(&shared, reload, inbox, listeners.clone()).map_err(failed)?;
     spawn_binding_sweep(&shared);
+    let keeping = shared
+        .keeper
+        .clone()
+        .map(|keeper| Keeping::start(keeper, Arc::clone(&shared.events), shared.settings.bindings_save_interval));
+    let keeping = keeping.transpose().map_err(failed)?;
     memory::spawn_trim(&shared);
     spawn_health_ticks(&shared);
     limits::spawn_upkeep(&shared);
-    let workers = Workers::start(&shared, sockets).map_err(failed)?;
+    checks::spawn(&shared).map_err(failed)?;
     let control = Arc::new(DaemonControl::new(Arc::clone(&shared), commands.clone()));
     let admin_addr = admin.tcp_addr();
     let admin = tokio::spawn(admin.run(Arc::clone(&control) as _));
@@ -175,7 +199,7 @@ async fn serve(
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         instance = %shared.instance,
-        listeners = ?shared.listeners,
+        listeners = ?shared.endpoints.iter().map(|endpoint| endpoint.spot.to_string()).collect::<Vec<_>>(),
         admin_socket = %shared.settings.admin_socket.display(),
         admin_listen = ?admin_addr,
         forwarder = shared.path.active().as_str(),
@@ -187,10 +211,10 @@ async fn serve(
         tokio::select! {
             signal = signals.next() => match signal {
                 Signal::Reload => control.reload_in_background(),
-                Signal::Drain => break drain(&shared, &workers, &mut signals, &control).await,
+                Signal::Drain => break drain(&shared, (&workers, &listeners), &mut signals, &control).await,
                 Signal::Quit { exit_code } => break exit_code,
             },
-            () = control.drain_asked() => break drain(&shared, &workers, &mut signals, &control).await,
+            () = control.drain_asked() => break drain(&shared, (&workers, &listeners), &mut signals, &control).await,
         }
     };
     // A full queue means that the thread is at work; it ends with the process.
@@ -199,15 +223,23 @@ async fn serve(
     // The admin socket's file goes with its task.
     let _ = admin.await;
     workers.stop();
+    // After the last connection has renewed its binding.
+    keeping.into_iter().for_each(Keeping::finish);
     tracing::info!(code, "edgeproxy ends");
     Ok(code)
 }
 
 /// No new connections; existing ones live until they end, the deadline passes, or a second signal comes.
-async fn drain(shared: &Shared, workers: &Workers, signals: &mut Signals, control: &DaemonControl) -> u8 {
+async fn drain(
+    shared: &Shared,
+    (workers, listeners): (&Workers, &Listeners),
+    signals: &mut Signals,
+    control: &DaemonControl,
+) -> u8 {
     let limit = shared.settings.drain_timeout;
     shared.connections.start_draining();
     workers.stop_accepting();
+    listeners.stop();
     let reason = format!("no new connections; {} go on for {limit:?} at most", shared.connections.active());
     shared.events.emit(EventKind::Draining, Subject::pop(), reason);
     let none_left = tokio::time::timeout(limit, workers.idle(&shared.connections));
@@ -234,13 +266,22 @@ async fn drain(shared: &Shared, workers: &Workers, signals: &mut Signals, contro
     }
 }
 
-/// The first load must succeed: a POP that routes nowhere is of no use, and the reason is known now.
-fn load_routing(
+/// The routing table, and what keeps it up to date.
+type Routing = (Arc<RoutingTable>, ReloadLoop<SqliteSource>);
+
+fn load_routing_aside(
     settings: &Settings,
     events: &Arc<Events>,
-) -> Result<(Arc<RoutingTable>, ReloadLoop<SqliteSource>), CliError> {
+) -> Result<JoinHandle<Result<Routing, CliError>>, CliError> {
+    let (path, events) = (settings.db_path.clone(), Arc::clone(events));
+    let load = move || load_routing(&path, events);
+    std::thread::Builder::new().name("edge-first-load".into()).spawn(load).map_err(failed)
+}
+
+/// The first load must succeed: a POP that routes nowhere is of no use, and the reason is known now.
+fn load_routing(path: &Path, events: Arc<Events>) -> Result<Routing, CliError> {
     let table = Arc::new(RoutingTable::new());
-    let mut reload = ReloadLoop::new(SqliteSource::new(&settings.db_path), Arc::clone(&table), Arc::clone(events));
+    let mut reload = ReloadLoop::new(SqliteSource::new(path), Arc::clone(&table), events);
     let deadline = Instant::now() + FIRST_LOAD;
     loop {
         match reload.tick(SystemTime::now()) {
@@ -253,9 +294,14 @@ fn load_routing(
 }
 
 /// The programs are loaded: from here on this thread, and all that it starts, have what they keep for good.
-fn give_up_privileges(settings: &Settings, loaded: &kernel_path::Loaded) -> Result<CapabilitySet, CliError> {
+fn give_up_privileges(
+    settings: &Settings,
+    loaded: &kernel_path::Loaded,
+    steer: &mut Steer,
+) -> Result<CapabilitySet, CliError> {
+    let mut usable = || loaded.usable_without_capabilities() && listening::usable_without_capabilities(steer);
     let files = [Some(settings.db_path.as_path()), settings.geoip_path.as_deref()];
-    privileges::settle(files.into_iter().flatten(), || loaded.usable_without_capabilities()).map_err(failed)
+    privileges::settle(files.into_iter().flatten(), &mut usable).map_err(failed)
 }
 
 /// Takes nobody's word for it: the kernel says what each thread has.
@@ -267,46 +313,45 @@ fn verify_privileges(kept: CapabilitySet) {
     }
 }
 
-/// The listeners of the settings.
-fn endpoints(listeners: &[SocketAddr], settings: &Settings) -> Result<Endpoints, CliError> {
-    let mut endpoints = Endpoints::default();
-    for addr in listeners {
-        let id = ListenerId::parse(&addr.to_string()).map_err(failed)?;
-        let spec = ListenerSpec {
-            id,
-            app: settings.app.clone(),
-            place: Place::of(*addr),
-            server_names: Vec::new(),
-            accept_proxy: settings.accept_proxy,
-            proxy_from: settings.proxy_from.clone(),
-            max_connections: 0,
-        };
-        endpoints.add(spec).map_err(failed)?;
-    }
-    Ok(endpoints)
-}
-
 fn open_geo(settings: &Settings) -> Result<Arc<Geo>, CliError> {
-    let overrides: Vec<_> = settings.geo_override.iter().map(|over| (over.prefix, over.country)).collect();
-    Geo::open(settings.geoip_path.as_deref(), &overrides).map(Arc::new).map_err(failed)
+    Geo::open(settings.geoip_path.as_deref()).map(Arc::new).map_err(failed)
 }
 
 fn spawn_reload(
     shared: &Shared,
     reload: ReloadLoop<SqliteSource>,
     inbox: Receiver<ReloadCommand>,
+    listeners: Listeners,
 ) -> std::io::Result<()> {
     let interval = shared.settings.db_reload;
     let geo = Arc::clone(&shared.geo);
+    let events = Arc::clone(&shared.events);
     let look_after_geo = move || match geo.maybe_reload() {
-        Ok(true) => tracing::info!("geo database reloaded"),
+        Ok(true) => events.emit(EventKind::GeoReloaded, Subject::geo(), geo.info().database_type),
         Ok(false) => {}
-        Err(why) => tracing::warn!(%why, "geo database not reloaded; the old one stays"),
+        Err(why) => {
+            let reason = format!("geo database not reloaded; the old one stays: {why}");
+            events.emit(EventKind::GeoRefused, Subject::geo(), reason);
+        }
     };
-    std::thread::Builder::new()
-        .name("edge-reload".into())
-        .spawn(move || reload.run(interval, &inbox, look_after_geo))
-        .map(drop)
+    let routing = Arc::clone(&shared.routing);
+    let mut seen = 0;
+    let also = move || {
+        look_after_geo();
+        let generation = routing.load().generation();
+        if std::mem::replace(&mut seen, generation) != generation {
+            listeners.look();
+        }
+    };
+    let work = move || {
+        limits::yield_to_workers();
+        reload.run(interval, &inbox, also);
+    };
+    in_background("edge-reload", work).map(drop)
+}
+
+fn in_background(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work)
 }
 
 /// Bindings that have ended never count; this gives their memory back.

@@ -1,12 +1,12 @@
-//! The worker threads: each has its own runtime and its own listening sockets, and keeps what it accepts.
+//! The worker threads: each has its own runtime, is given its own listening sockets, and keeps what it accepts.
 
 use std::io;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-use edgeproxy::adapters::inbound::listeners;
+use edgeproxy::adapters::inbound::client_hello::ClientHellos;
+use edgeproxy::adapters::inbound::listeners::{self, Job};
 use edgeproxy::adapters::outbound::connector::TcpConnector;
 use edgeproxy::adapters::outbound::forward::{ForwardRules, Forwarders, Odds, Thresholds, TimeLimits, crowd};
 use edgeproxy::adapters::outbound::tcp_options::TcpOptions;
@@ -14,9 +14,13 @@ use edgeproxy::application::drain::{Connections, Cut};
 use edgeproxy::application::serve::{Proxy, Rules};
 use edgeproxy::config::Settings;
 use edgeproxy::domain::AffinityPrefix;
+use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::sync::{Notify, watch};
 
 use super::Shared;
+
+/// Listening sockets that may wait for a worker.
+const WAITING_JOBS: usize = 64;
 
 /// The running workers.
 pub(crate) struct Workers {
@@ -41,20 +45,20 @@ enum Phase {
 }
 
 impl Workers {
-    /// Starts the workers. `sockets` holds, for each address, one listening socket for each worker.
-    pub(crate) fn start(shared: &Arc<Shared>, sockets: Vec<Vec<TcpListener>>) -> io::Result<Self> {
+    /// Starts the workers; what they are to serve is sent to them.
+    pub(crate) fn start(shared: &Arc<Shared>) -> io::Result<(Self, Vec<Sender<Job>>)> {
         let (phase, _) = watch::channel(Phase::Accepting);
         let accepting = Arc::new(Accepting::default());
-        accepting.listeners.store(sockets.iter().map(Vec::len).sum(), Ordering::Release);
         let ids = Arc::new(AtomicU64::new(0));
         let mut workers = Self { threads: Vec::new(), phase, cuts: shared.cuts.clone(), accepting };
-        let mut per_address: Vec<_> = sockets.into_iter().map(Vec::into_iter).collect();
+        let mut senders = Vec::new();
         for (index, cut) in shared.cuts.iter().enumerate() {
-            let own = per_address.iter_mut().filter_map(Iterator::next).collect();
+            let (sender, jobs) = mpsc::channel(WAITING_JOBS);
+            senders.push(sender);
             let proxy = Arc::new(proxy(shared, cut, &ids));
-            workers.spawn(index, shared, proxy, own)?;
+            workers.spawn(index, shared, proxy, jobs)?;
         }
-        Ok(workers)
+        Ok((workers, senders))
     }
 
     fn spawn(
@@ -62,31 +66,31 @@ impl Workers {
         index: usize,
         shared: &Arc<Shared>,
         proxy: Arc<Proxy<TcpConnector, Forwarders>>,
-        listeners: Vec<TcpListener>,
+        mut jobs: Receiver<Job>,
     ) -> io::Result<()> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().on_thread_park(crowd::pause).build()?;
         let options = tcp_options(shared);
         let (phase, accepting) = (self.phase.subscribe(), Arc::clone(&self.accepting));
         let work = async move {
-            for listener in listeners {
-                match tokio::net::TcpListener::from_std(listener) {
-                    Ok(listener) => {
-                        let stop = reached(phase.clone(), Phase::Draining);
-                        let accepting = Arc::clone(&accepting);
-                        let serve = listeners::serve(listener, Arc::clone(&proxy), options, stop);
-                        tokio::spawn(async move {
-                            serve.await;
-                            accepting.closed();
-                        });
-                    }
-                    Err(why) => {
-                        tracing::error!(%why, "a listening socket can't be served");
-                        accepting.closed();
-                    }
+            let over = reached(phase.clone(), Phase::Over);
+            let serve_all = async {
+                while let Some(job) = jobs.recv().await {
+                    let stop = reached(phase.clone(), Phase::Draining);
+                    let serve = listeners::serve(job, Arc::clone(&proxy), options, stop);
+                    let open = accepting.opened();
+                    tokio::spawn(async move {
+                        serve.await;
+                        drop(open);
+                    });
                 }
+                // Nothing more will be opened; what is served goes on.
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = over => {}
+                () = serve_all => {}
             }
-            reached(phase, Phase::Over).await;
         };
         let thread = std::thread::Builder::new().name(format!("edge-worker-{index}"));
         self.threads.push(thread.spawn(move || runtime.block_on(work))?);
@@ -120,10 +124,20 @@ impl Workers {
     }
 }
 
+/// A listener that is not closed.
+struct Listed(Arc<Accepting>);
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.0.listeners.fetch_sub(1, Ordering::AcqRel);
+        self.0.one_closed.notify_waiters();
+    }
+}
+
 impl Accepting {
-    fn closed(&self) {
-        self.listeners.fetch_sub(1, Ordering::AcqRel);
-        self.one_closed.notify_waiters();
+    fn opened(self: &Arc<Self>) -> Listed {
+        self.listeners.fetch_add(1, Ordering::AcqRel);
+        Listed(Arc::clone(self))
     }
 
     async fn none(&self) {
@@ -150,6 +164,7 @@ fn proxy(shared: &Shared, cut: &Arc<Cut>, ids: &Arc<AtomicU64>) -> Proxy<TcpConn
         routing: Arc::clone(&shared.routing),
         geo: Arc::clone(&shared.geo) as _,
         bindings: Arc::clone(&shared.bindings) as _,
+        greeter: Arc::new(ClientHellos { limit: settings.server_name_timeout }),
         observer: Arc::clone(&shared.recorder) as _,
         connections: Arc::clone(&shared.connections),
         admission: Arc::clone(&shared.admission),
@@ -176,6 +191,7 @@ pub(crate) fn rules(shared: &Shared) -> Rules {
         listeners: Arc::clone(&shared.endpoints),
         app: settings.app.clone(),
         pop_region: settings.region.clone(),
+        overrides: Arc::clone(&shared.overrides),
         affinity: affinity(shared),
         max_connections: shared.max_connections,
         proxy_header_timeout: settings.proxy_header_timeout,

@@ -5,37 +5,31 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Serialize, Serializer};
 
+use super::locality::{Locality, translated};
+
 /// The address a client is known by: for geography, affinity, limits and logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientAddr(IpAddr);
 
 impl ClientAddr {
-    /// An IPv4 client that arrives on an IPv6 socket (`::ffff:a.b.c.d`) is the same client as on an IPv4 one.
+    /// An IPv4 client that arrives on an IPv6 socket (`::ffff:a.b.c.d`), or through a stateless translator
+    /// (`64:ff9b::a.b.c.d`, RFC 6052), is the same client as on an IPv4 one. Otherwise all IPv4 clients behind a
+    /// translator would share one /64, and with it one binding and one limit.
     pub fn new(ip: IpAddr) -> Self {
-        Self(ip.to_canonical())
+        match ip.to_canonical() {
+            IpAddr::V6(ip) => Self(translated(ip).map_or(ip.into(), IpAddr::V4)),
+            ip => Self(ip),
+        }
     }
 
     pub fn ip(self) -> IpAddr {
         self.0
     }
 
-    /// Addresses that say nothing about where in the world the client is: RFC 1918, loopback, link-local, carrier
-    /// NAT (RFC 6598), IPv6 unique local (RFC 4193) and the unspecified address.
-    pub fn is_private_or_local(self) -> bool {
-        match self.0 {
-            IpAddr::V4(ip) => {
-                ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_unspecified() || is_carrier_nat(ip)
-            }
-            IpAddr::V6(ip) => {
-                ip.is_loopback() || ip.is_unspecified() || ip.is_unique_local() || ip.is_unicast_link_local()
-            }
-        }
+    /// What the address by itself says about where the client is.
+    pub fn locality(self) -> Locality {
+        Locality::of(self.0)
     }
-}
-
-fn is_carrier_nat(ip: Ipv4Addr) -> bool {
-    let [a, b, ..] = ip.octets();
-    a == 100 && (64..128).contains(&b)
 }
 
 impl fmt::Display for ClientAddr {
@@ -108,21 +102,10 @@ mod tests {
     }
 
     #[test]
-    fn mapped_clients_are_ipv4_clients() {
+    fn mapped_and_translated_clients_are_ipv4_clients() {
         assert_eq!(client("::ffff:192.0.2.7"), client("192.0.2.7"));
-        assert!(client("::ffff:10.0.0.1").is_private_or_local());
-    }
-
-    #[test]
-    fn private_and_local_addresses_are_told_from_public_ones() {
-        for text in
-            ["10.1.2.3", "127.0.1.9", "169.254.0.1", "100.64.0.1", "100.127.255.255", "::1", "fdaa::1", "fe80::1"]
-        {
-            assert!(client(text).is_private_or_local(), "{text}");
-        }
-        for text in ["100.63.255.255", "100.128.0.0", "200.160.2.3", "2001:4860:4860::8888", "172.32.0.1"] {
-            assert!(!client(text).is_private_or_local(), "{text}");
-        }
+        assert_eq!(client("64:ff9b::192.0.2.7"), client("192.0.2.7"));
+        assert_ne!(client("64:ff9b:1::192.0.2.7"), client("192.0.2.7"), "its layout is the operator's own");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
+
 use super::{AppName, ClientAddr};
 
 /// A client address cut to a prefix.
@@ -13,6 +15,28 @@ pub struct ClientPrefix {
 }
 
 impl ClientPrefix {
+    /// Whatever is set beyond the prefix is dropped.
+    pub fn new(ip: IpAddr, bits: u8) -> Result<Self, PrefixError> {
+        let prefix = match ip {
+            IpAddr::V4(_) => AffinityPrefix::new(bits, 128)?,
+            IpAddr::V6(_) => AffinityPrefix::new(32, bits)?,
+        };
+        Ok(prefix.cut(ip))
+    }
+
+    pub fn ip(self) -> IpAddr {
+        self.ip
+    }
+
+    pub fn bits(self) -> u8 {
+        self.bits
+    }
+
+    pub fn net(self) -> IpNet {
+        // The length fits the family: nobody can make another one.
+        IpNet::new(self.ip, self.bits).unwrap_or_else(|_| self.ip.into())
+    }
+
     /// Address (IPv4 as IPv4-mapped IPv6) and length, in network order.
     pub(super) fn octets(&self) -> [u8; 17] {
         let address = match self.ip {
@@ -75,12 +99,16 @@ impl AffinityPrefix {
     }
 
     pub fn key(&self, app: &AppName, client: ClientAddr) -> BindingKey {
-        BindingKey { app: app.clone(), client: self.prefix(client) }
+        BindingKey { app: app.clone(), client: self.cut(client.ip()) }
     }
 
     /// The prefix that stands for a client.
     pub fn prefix(&self, client: ClientAddr) -> ClientPrefix {
-        match client.ip() {
+        self.cut(client.ip())
+    }
+
+    fn cut(&self, ip: IpAddr) -> ClientPrefix {
+        match ip {
             IpAddr::V4(ip) => {
                 let mask = u32::MAX.checked_shl(32 - u32::from(self.v4)).unwrap_or(0);
                 ClientPrefix { ip: Ipv4Addr::from_bits(ip.to_bits() & mask).into(), bits: self.v4 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::AppName;
+use super::{AppName, HealthCheck};
 
 /// How a backend is chosen among those that geography makes equal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize)]
@@ -55,6 +55,8 @@ pub struct AppSpec {
     pub selection: Selection,
     pub affinity: Affinity,
     pub queue: QueueRules,
+    /// How its backends are checked, where they say nothing themselves.
+    pub health_check: Option<HealthCheck>,
 }
 
 impl Affinity {
@@ -70,7 +72,13 @@ impl Affinity {
 impl AppSpec {
     /// An app of which nothing but the name is said.
     pub fn new(name: AppName) -> Self {
-        Self { name, selection: Selection::default(), affinity: Affinity::default(), queue: QueueRules::default() }
+        Self {
+            name,
+            selection: Selection::default(),
+            affinity: Affinity::default(),
+            queue: QueueRules::default(),
+            health_check: None,
+        }
     }
 }
 

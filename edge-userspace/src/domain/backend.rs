@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{AppName, BackendAddr, BackendId, BackendLoad, CountryCode, ProxyVersion, Region};
+use super::{AppName, BackendAddr, BackendId, BackendLoad, CountryCode, HealthCheck, ProxyVersion, Region};
 
 /// Soft limit of a row that names none, and the yardstick for the load of a backend whose soft limit is 0.
 pub const DEFAULT_SOFT_LIMIT: u32 = 100;
@@ -129,12 +129,14 @@ pub enum Skip {
     AtSoftLimit,
     /// It failed other connections lately; asked only when no other is left.
     Ejected,
+    /// Its checks fail; asked only when all that are in service are out.
+    CheckFailed,
     /// This connection has tried it already.
     Tried,
 }
 
 impl Skip {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Gone,
         Self::Drain,
         Self::Maint,
@@ -143,6 +145,7 @@ impl Skip {
         Self::AtHardLimit,
         Self::AtSoftLimit,
         Self::Ejected,
+        Self::CheckFailed,
         Self::Tried,
     ];
 
@@ -156,6 +159,7 @@ impl Skip {
             Self::AtHardLimit => "at_hard_limit",
             Self::AtSoftLimit => "at_soft_limit",
             Self::Ejected => "ejected",
+            Self::CheckFailed => "check_failed",
             Self::Tried => "tried",
         }
     }
@@ -181,6 +185,8 @@ pub struct BackendSpec {
     pub limits: Limits,
     /// The operator says that it runs on this host and may be handed bytes without TCP (`docs/same-host.md`).
     pub same_host: bool,
+    /// How this POP checks it; `None`: as the app says.
+    pub health_check: Option<HealthCheck>,
     /// The PROXY header that begins each of its connections.
     pub send_proxy: Option<ProxyVersion>,
 }

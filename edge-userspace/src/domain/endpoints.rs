@@ -6,21 +6,21 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{AcceptProxy, ListenerError, ListenerSpec, Place};
+use super::{AcceptProxy, ListenerError, ListenerSpec, Place, SocketName, Spot};
 
 /// All places where clients are expected, indexed.
 #[derive(Debug, Clone, Default)]
 pub struct Endpoints {
     list: Vec<Arc<Endpoint>>,
-    by_place: HashMap<Place, usize>,
+    by_spot: HashMap<Spot, usize>,
     /// For each length of prefix that occurs, longest first, the endpoints of each prefix.
     by_length: Vec<(u8, HashMap<IpNet, Vec<usize>>)>,
 }
 
-/// A place, and the listeners that share it.
+/// A spot, and the listeners that share it.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
-    pub place: Place,
+    pub spot: Spot,
     pub accept_proxy: AcceptProxy,
     pub proxy_from: Vec<IpNet>,
     by_name: HashMap<String, Arc<ListenerSpec>>,
@@ -32,22 +32,34 @@ pub struct Endpoint {
 impl Endpoints {
     /// Adds a listener, unless it contradicts one that is there.
     pub fn add(&mut self, spec: ListenerSpec) -> Result<(), ListenerError> {
-        let known = self.by_place.get(&spec.place).and_then(|at| self.list.get_mut(*at));
+        let known = self.by_spot.get(&spec.spot).and_then(|at| self.list.get_mut(*at));
         match known {
             Some(endpoint) => Arc::make_mut(endpoint).add(spec),
             None => {
-                let at = self.list.len();
                 let mut endpoint = Endpoint::new(&spec);
                 endpoint.add(spec)?;
-                self.index(endpoint.place, at);
-                self.list.push(Arc::new(endpoint));
+                self.put(Arc::new(endpoint));
                 Ok(())
             }
         }
     }
 
+    /// Adds an endpoint as it is, in the place of one of the same spot.
+    pub fn put(&mut self, endpoint: Arc<Endpoint>) {
+        match self.by_spot.get(&endpoint.spot).and_then(|at| self.list.get_mut(*at)) {
+            Some(known) => *known = endpoint,
+            None => {
+                let at = self.list.len();
+                self.by_spot.insert(endpoint.spot.clone(), at);
+                if let Spot::Place(place) = endpoint.spot {
+                    self.index(place, at);
+                }
+                self.list.push(endpoint);
+            }
+        }
+    }
+
     fn index(&mut self, place: Place, at: usize) {
-        self.by_place.insert(place, at);
         let length = place.prefix.prefix_len();
         let found = self.by_length.binary_search_by(|(known, _)| length.cmp(known));
         let place_of_length = found.unwrap_or_else(|free| {
@@ -68,14 +80,25 @@ impl Endpoints {
         self.list.iter()
     }
 
+    /// The endpoint of exactly this spot.
+    pub fn of(&self, spot: &Spot) -> Option<&Arc<Endpoint>> {
+        self.by_spot.get(spot).and_then(|at| self.list.get(*at))
+    }
+
+    /// The endpoint of sockets that the service manager hands over under this name.
+    pub fn handed(&self, name: &SocketName) -> Option<&Arc<Endpoint>> {
+        self.of(&Spot::Handed(name.clone()))
+    }
+
     /// The most specific endpoint that holds the address a client connected to: the longest prefix that has the port,
     /// then the fewest ports.
     pub fn at(&self, addr: SocketAddr) -> Option<&Arc<Endpoint>> {
         let ip = addr.ip().to_canonical();
         self.by_length.iter().find_map(|(length, prefixes)| {
             let endpoints = prefixes.get(&prefix(ip, *length)?)?.iter().filter_map(|at| self.list.get(*at));
-            let with_port = endpoints.filter(|endpoint| endpoint.place.ports.contains(addr.port()));
-            with_port.min_by_key(|endpoint| (endpoint.place.ports.width(), endpoint.place))
+            let places = endpoints.filter_map(|endpoint| Some((endpoint, endpoint.spot.place()?)));
+            let with_port = places.filter(|(_, place)| place.ports.contains(addr.port()));
+            with_port.min_by_key(|(_, place)| (place.ports.width(), **place)).map(|(endpoint, _)| endpoint)
         })
     }
 }
@@ -88,7 +111,7 @@ fn prefix(ip: IpAddr, length: u8) -> Option<IpNet> {
 impl Endpoint {
     fn new(spec: &ListenerSpec) -> Self {
         Self {
-            place: spec.place,
+            spot: spec.spot.clone(),
             accept_proxy: spec.accept_proxy,
             proxy_from: spec.proxy_from.clone(),
             by_name: HashMap::new(),

@@ -65,11 +65,11 @@ pub(super) fn best<'a>(group: &'a Group, draw: &mut Draw<'_>) -> Option<(&'a Mem
     standings.into_iter().find_map(|standing| Some((lighter_of_two(group, standing, number, draw)?, standing)))
 }
 
-/// A member to ask when no other is left: one that was ejected.
-pub(super) fn last_resort<'a>(group: &'a Group, draw: &mut Draw<'_>) -> Option<&'a Member> {
+/// A member to ask when no other is left: one that was ejected, or one whose checks fail.
+pub(super) fn last_resort<'a>(group: &'a Group, standing: Standing, draw: &mut Draw<'_>) -> Option<&'a Member> {
     // The sequence has moved on for those who are to be trusted: at random.
     let number = draw.second();
-    lighter_of_two(group, Standing::Ejected, number, draw)
+    lighter_of_two(group, standing, number, draw)
 }
 
 /// A member that is coming back gets only a part of those who would be its own; the others go to the second choice.
@@ -112,7 +112,7 @@ impl Group {
             if stands() == Some(standing) {
                 return Some((at, member));
             }
-            self.room.refresh(at, stands);
+            self.room.refresh(at, || (stands(), member.load.is_trusted()));
         }
         None
     }

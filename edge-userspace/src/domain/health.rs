@@ -1,12 +1,15 @@
-//! May a backend be trusted with clients? What their own connections tell: a backend that doesn't accept them, or
-//! resets them at once, is ejected for a while, comes back with a small share of new clients, and is ejected for longer if
-//! it fails again. Time is passed in.
+//! May a backend be trusted with clients? Two have a say. What their own connections tell: a backend that doesn't accept
+//! them, or resets them at once, is ejected for a while, comes back with a small share of new clients, and is ejected for
+//! longer if it fails again. And what the checks tell (`check/`): while they fail, the backend is down; when they pass
+//! again, it comes back with a small share, too. Time is passed in.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+mod vitals;
+
 use std::time::{Duration, Instant};
 
-use super::{ConnectFailure, Termination};
+pub(super) use self::vitals::{Distrust, Vitals};
+use super::check::Checked;
+use super::{CheckChange, CheckPace, CheckReport, CheckResult, ConnectFailure, Termination};
 
 /// When to eject, for how long, and how to come back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +91,15 @@ pub enum Transition {
     Back,
     /// Has its whole share again.
     Recovered,
+    /// So many checks in a row have failed, the last one so: it is out.
+    Down {
+        why: CheckResult,
+        after: u32,
+    },
+    /// So many checks in a row have passed: takes clients again, few at first.
+    Up {
+        after: u32,
+    },
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -107,7 +119,7 @@ enum State {
     },
 }
 
-/// The health of one backend as its connections see it.
+/// The health of one backend, as its connections and the checks see it.
 #[derive(Debug, Default)]
 pub struct Health {
     state: State,
@@ -116,6 +128,7 @@ pub struct Health {
     early_resets: u32,
     /// Ejections that are remembered: each doubles the length of the next.
     ejections: u32,
+    checked: Checked,
 }
 
 impl Health {
@@ -130,7 +143,7 @@ impl Health {
         let enough = *count >= rules.failures
             || complaint == Complaint::TimedOut
             || matches!(self.state, State::SlowStart { .. });
-        rules.failures > 0 && enough && !self.is_ejected()
+        rules.failures > 0 && enough && !self.is_ejected() && !self.checked.is_down()
     }
 
     pub fn eject(&mut self, why: Complaint, now: Instant, rules: &HealthRules) -> Transition {
@@ -182,8 +195,47 @@ impl Health {
         }
     }
 
+    /// Takes the report of a check.
+    pub fn check(&mut self, report: CheckReport, now: Instant, pace: &CheckPace) -> Option<Transition> {
+        match self.checked.take(report, now, pace)? {
+            CheckChange::Down { why, after } => {
+                if matches!(self.state, State::SlowStart { .. }) {
+                    self.state = if self.ejections == 0 { State::Up } else { State::Remembered { since: now } };
+                }
+                Some(Transition::Down { why, after })
+            }
+            CheckChange::Up { after } => {
+                // Who was ejected meanwhile stays so until its time is over: checks don't see all that clients see.
+                if !self.is_ejected() {
+                    self.back(now);
+                }
+                Some(Transition::Up { after })
+            }
+        }
+    }
+
+    /// What the checks say, and the last one.
+    pub fn checked(&self) -> &Checked {
+        &self.checked
+    }
+
+    /// Nothing is known of the backend any more; whether something was that mattered.
+    fn forget(&mut self) -> bool {
+        let mattered = self.state != State::Up || self.checked.is_down();
+        *self = Self::default();
+        mattered
+    }
+
     pub fn is_ejected(&self) -> bool {
         matches!(self.state, State::Ejected { .. })
+    }
+
+    fn distrust(&self) -> Option<Distrust> {
+        match () {
+            () if self.checked.is_down() => Some(Distrust::Down),
+            () if self.is_ejected() => Some(Distrust::Ejected),
+            () => None,
+        }
     }
 
     /// Whether there is nothing to remember.
@@ -205,6 +257,9 @@ impl Health {
     }
 
     pub fn phase(&self) -> Phase {
+        if let (true, Some((report, _))) = (self.checked.is_down(), &self.checked.last) {
+            return Phase::Down(report.result);
+        }
         match self.state {
             State::Up | State::Remembered { .. } => Phase::Up,
             State::Ejected { why, .. } => Phase::Ejected(why),
@@ -219,6 +274,8 @@ pub enum Phase {
     Up,
     Ejected(Complaint),
     SlowStart,
+    /// The checks say so, the last one for this reason.
+    Down(CheckResult),
 }
 
 impl Phase {
@@ -227,13 +284,15 @@ impl Phase {
             Self::Up => "up",
             Self::Ejected(_) => "ejected",
             Self::SlowStart => "slow_start",
+            Self::Down(_) => "down",
         }
     }
 
-    /// Why it is ejected.
+    /// Why it is ejected or down.
     pub const fn why(self) -> Option<&'static str> {
         match self {
             Self::Ejected(why) => Some(why.as_str()),
+            Self::Down(why) => Some(why.as_str()),
             Self::Up | Self::SlowStart => None,
         }
     }
@@ -241,66 +300,6 @@ impl Phase {
 
 /// The whole share, in 256ths.
 const FULL: u32 = 256;
-
-/// A backend's health, and what choosing needs of it without a lock.
-#[derive(Debug)]
-pub(super) struct Vitals {
-    health: Mutex<Health>,
-    ejected: AtomicBool,
-    spotless: AtomicBool,
-    warmth: AtomicU32,
-}
-
-impl Default for Vitals {
-    fn default() -> Self {
-        Self {
-            health: Mutex::default(),
-            ejected: AtomicBool::new(false),
-            spotless: AtomicBool::new(true),
-            warmth: AtomicU32::new(FULL),
-        }
-    }
-}
-
-impl Vitals {
-    pub(super) fn is_ejected(&self) -> bool {
-        self.ejected.load(Ordering::SeqCst)
-    }
-
-    /// Whether a good word would change nothing.
-    pub(super) fn is_spotless(&self) -> bool {
-        self.spotless.load(Ordering::Relaxed)
-    }
-
-    /// Whether a backend that is coming back gets this client; `random` is uniform.
-    pub(super) fn admits(&self, random: impl FnOnce() -> u64) -> bool {
-        let warmth = self.warmth.load(Ordering::Relaxed);
-        warmth >= FULL || random() % u64::from(FULL) < u64::from(warmth)
-    }
-
-    /// Looks at or changes the health.
-    pub(super) fn with<T>(&self, now: Instant, rules: &HealthRules, change: impl FnOnce(&mut Health) -> T) -> Visit<T> {
-        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = change(&mut health);
-        let turned = self.ejected.swap(health.is_ejected(), Ordering::SeqCst) != health.is_ejected();
-        self.spotless.store(health.is_spotless(), Ordering::Relaxed);
-        self.warmth.store(health.warmth(now, rules), Ordering::Relaxed);
-        Visit { result, turned, more: health.is_on_its_way() }
-    }
-
-    pub(super) fn phase(&self) -> Phase {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner).phase()
-    }
-}
-
-/// What came of a look at a backend's health.
-pub(super) struct Visit<T> {
-    pub(super) result: T,
-    /// The backend was ejected, or came back.
-    pub(super) turned: bool,
-    /// Time has work to do.
-    pub(super) more: bool,
-}
 
 #[cfg(test)]
 mod tests;

@@ -10,25 +10,27 @@ use super::nearest::Nearest;
 use super::random::spread;
 use super::room::{Room, Seat};
 use super::{
-    AccessList, AppName, AppQueue, AppSpec, Backend, BackendId, BackendLoad, Endpoints, Limits, Lobby, Region, Regions,
-    Selection,
+    AccessList, AppName, AppQueue, AppSpec, Backend, BackendId, BackendLoad, CheckSpec, Endpoints, Limits, Lobby,
+    Overrides, Region, Regions, Selection,
 };
 
 /// One immutable, validated, indexed view of the routing database.
 #[derive(Debug)]
 pub struct Snapshot {
     generation: u64,
-    apps: BTreeMap<AppName, AppIndex>,
+    apps: BTreeMap<AppName, Arc<AppIndex>>,
     world: World,
 }
 
 /// What the routing database says besides the backends.
 #[derive(Debug, Default)]
 pub struct World {
-    pub regions: Regions,
+    pub regions: Arc<Regions>,
     /// How apps are to be served; those without a word here are served as by default.
     pub apps: HashMap<AppName, AppSpec>,
     pub endpoints: Endpoints,
+    /// Where the operator says that prefixes are.
+    pub overrides: Overrides,
     /// Who may connect.
     pub access: AccessList,
     /// Who waits for a place; the same for all snapshots of a routing table.
@@ -37,7 +39,7 @@ pub struct World {
 
 impl From<Regions> for World {
     fn from(regions: Regions) -> Self {
-        Self { regions, ..Self::default() }
+        Self { regions: Arc::new(regions), ..Self::default() }
     }
 }
 
@@ -45,14 +47,28 @@ impl Snapshot {
     /// Indexes `backends`, whose ids are distinct. `generation` grows with every snapshot; it also seeds the
     /// sequences by which near-ties are broken, so that frequent reloads don't start the same sequence again.
     pub fn new(generation: u64, backends: Vec<Arc<Backend>>, world: impl Into<World>) -> Self {
-        let world = world.into();
-        let mut by_app: BTreeMap<AppName, Vec<Arc<Backend>>> = BTreeMap::new();
+        Self::made(generation, backends, world.into(), None)
+    }
+
+    /// The snapshot after `last`. Apps in which nothing has changed keep their index.
+    pub fn following(last: &Self, backends: Vec<Arc<Backend>>, world: World) -> Self {
+        Self::made(last.generation + 1, backends, world, Some(last))
+    }
+
+    fn made(generation: u64, backends: Vec<Arc<Backend>>, world: World, last: Option<&Self>) -> Self {
+        let mut by_app: HashMap<AppName, Vec<Arc<Backend>>, foldhash::fast::RandomState> = HashMap::default();
         for backend in backends {
-            by_app.entry(backend.app.clone()).or_default().push(backend);
+            match by_app.get_mut(&backend.app) {
+                Some(backends) => backends.push(backend),
+                None => _ = by_app.insert(backend.app.clone(), vec![backend]),
+            }
         }
+        // An index knows the regions by their place in a table.
+        let last = last.filter(|last| Arc::ptr_eq(&last.world.regions, &world.regions));
         let index = |(name, backends): (AppName, Vec<_>)| {
             let spec = world.apps.get(&name).cloned().unwrap_or_else(|| AppSpec::new(name.clone()));
-            let app = AppIndex::new(spec, backends, &world, generation);
+            let known = last.and_then(|last| last.apps.get(&name)).filter(|app| app.is_of(&spec, &backends));
+            let app = known.cloned().unwrap_or_else(|| Arc::new(AppIndex::new(spec, backends, &world, generation)));
             (name, app)
         };
         let apps = by_app.into_iter().map(index).collect();
@@ -69,7 +85,7 @@ impl Snapshot {
     }
 
     pub fn app(&self, name: &AppName) -> Option<&AppIndex> {
-        self.apps.get(name)
+        self.apps.get(name).map(|app| &**app)
     }
 
     /// The app, if there is exactly one: where a listener that names none leads to.
@@ -81,7 +97,16 @@ impl Snapshot {
     }
 
     pub fn apps(&self) -> impl ExactSizeIterator<Item = &AppIndex> {
-        self.apps.values()
+        self.apps.values().map(|app| &**app)
+    }
+
+    /// How many backends there are.
+    pub fn len(&self) -> usize {
+        self.apps.values().map(|app| app.backends.len()).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.apps.is_empty()
     }
 
     pub fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
@@ -94,6 +119,11 @@ impl Snapshot {
 
     pub fn regions(&self) -> &Regions {
         &self.world.regions
+    }
+
+    /// Where the routing database says that prefixes are.
+    pub fn overrides(&self) -> &Overrides {
+        &self.world.overrides
     }
 
     /// Who may connect.
@@ -162,6 +192,12 @@ impl AppIndex {
         Self { spec, queue, backends, by_id, groups, unplaced, everywhere, nearest }
     }
 
+    /// Whether an index of these would be the same. Backends that haven't changed are the same ones in memory.
+    fn is_of(&self, spec: &AppSpec, backends: &[Arc<Backend>]) -> bool {
+        let same = || self.backends.iter().zip(backends).all(|(one, other)| Arc::ptr_eq(one, other));
+        self.spec == *spec && self.backends.len() == backends.len() && same()
+    }
+
     pub fn name(&self) -> &AppName {
         &self.spec.name
     }
@@ -200,6 +236,19 @@ impl AppIndex {
 
     pub fn backend(&self, id: &BackendId) -> Option<&Arc<Backend>> {
         self.backends.get(*self.by_id.get(id)?)
+    }
+
+    /// How one of the app's backends is checked: as it says itself, else as the app says; `None`: not.
+    pub fn check_of<'a>(&'a self, backend: &'a Backend) -> Option<&'a Arc<CheckSpec>> {
+        backend.health_check.as_ref().or(self.spec.health_check.as_ref())?.spec()
+    }
+
+    /// Whether all that the operator has in service are out by their checks or by what clients say: then those whose
+    /// checks fail are asked, too. A check that is wrong must not take an app off the air.
+    pub fn fails_open(&self) -> bool {
+        let asked = |member: &Member| member.load.distrust().is_some() && !member.load.is_draining();
+        // The members are looked at only where there is trouble, and then the first one will mostly do.
+        self.everywhere.as_ref().is_some_and(|group| group.room.trusts_nobody() && group.members.iter().any(asked))
     }
 
     pub(super) fn group(&self, region: &Region) -> Option<&Group> {

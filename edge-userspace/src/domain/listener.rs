@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{AppName, ListenerId};
+use super::{AppName, ListenerId, NameError, SocketName};
 
 /// A listener, as the settings or the routing database describe it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct ListenerSpec {
     pub id: ListenerId,
     /// `None`: the only app of the database.
     pub app: Option<AppName>,
-    pub place: Place,
+    pub spot: Spot,
     /// TLS server names that lead here; empty: all that no other listener of the place names.
     pub server_names: Vec<ServerName>,
     pub accept_proxy: AcceptProxy,
@@ -42,6 +42,10 @@ pub enum AcceptProxy {
 pub enum ListenerError {
     #[error("address {0:?} is neither an IP address nor a prefix such as 203.0.113.0/24")]
     Address(String),
+    #[error("{0:?} is not ADDRESS:PORT, with a prefix or a range of ports where wanted, e.g. 203.0.113.0/24:8000-8999")]
+    Place(String),
+    #[error("address names a socket of the service manager, and {0}")]
+    SocketName(#[from] NameError),
     #[error("address {found} has bits set beyond its prefix: write {meant}")]
     BitsBeyondPrefix { found: IpNet, meant: IpNet },
     #[error("last_port {last} is below port {first}: swap them")]
@@ -128,6 +132,54 @@ pub struct Place {
     pub ports: PortRange,
 }
 
+/// What a listener listens on. Listeners of the same spot share its sockets.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Spot {
+    Place(Place),
+    /// Sockets that the service manager hands over under this name, wherever they are bound.
+    Handed(SocketName),
+}
+
+/// How the spot of a socket that is handed over is written.
+const HANDED: &str = "fd:";
+
+impl Spot {
+    /// `fd:NAME`, or as [`Place::parse`].
+    pub fn parse(text: &str) -> Result<Self, ListenerError> {
+        match Self::parse_handed(text) {
+            Some(handed) => handed,
+            None => Place::parse(text).map(Self::Place),
+        }
+    }
+
+    /// `None` where the text is not of the form `fd:NAME`.
+    pub fn parse_handed(text: &str) -> Option<Result<Self, ListenerError>> {
+        text.strip_prefix(HANDED).map(|name| Ok(Self::Handed(SocketName::parse(name)?)))
+    }
+
+    pub fn place(&self) -> Option<&Place> {
+        match self {
+            Self::Place(place) => Some(place),
+            Self::Handed(_) => None,
+        }
+    }
+}
+
+impl From<Place> for Spot {
+    fn from(place: Place) -> Self {
+        Self::Place(place)
+    }
+}
+
+impl fmt::Display for Spot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Place(place) => place.fmt(f),
+            Self::Handed(name) => write!(f, "{HANDED}{name}"),
+        }
+    }
+}
+
 /// The more specific of two places counts: the longer prefix, then the fewer ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Specificity {
@@ -154,12 +206,49 @@ impl Place {
         }
     }
 
+    /// As places are shown: an address or a prefix (that of IPv6 in brackets), a colon, a port or a range of ports.
+    pub fn parse(text: &str) -> Result<Self, ListenerError> {
+        let wrong = || ListenerError::Place(text.chars().take(60).collect());
+        let (host, ports) = text.rsplit_once(':').ok_or_else(wrong)?;
+        let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        if bracketed.is_none() && host.contains(':') {
+            return Err(wrong());
+        }
+        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+        let port = |text: &str| text.parse::<u16>().map_err(|_| wrong());
+        let ports = PortRange::new(port(first)?, port(last)?)?;
+        let prefix = Self::parse_prefix(bracketed.unwrap_or(host)).map_err(|why| match why {
+            ListenerError::Address(_) => wrong(),
+            why => why,
+        })?;
+        Ok(Self { prefix, ports })
+    }
+
     pub fn contains(&self, addr: SocketAddr) -> bool {
         self.prefix.contains(&addr.ip()) && self.ports.contains(addr.port())
     }
 
     pub fn specificity(&self) -> Specificity {
         Specificity { prefix_len: self.prefix.prefix_len(), fewer_ports: std::cmp::Reverse(self.ports.width()) }
+    }
+
+    /// Addresses and ports there are, as far as they can be counted.
+    pub fn count(&self) -> u64 {
+        let host_bits = u32::from(self.prefix.max_prefix_len() - self.prefix.prefix_len());
+        let addresses = if self.prefix.prefix_len() == 0 { 1 } else { 1u64.checked_shl(host_bits).unwrap_or(u64::MAX) };
+        addresses.saturating_mul(u64::from(self.ports.width()) + 1)
+    }
+
+    /// All of them: for places where they are few. The unspecified address counts as one.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> + use<> {
+        let all = self.prefix.prefix_len() == 0;
+        let prefix = if all { self.prefix.addr().into() } else { self.prefix };
+        let ports = self.ports;
+        let hosts = match prefix {
+            IpNet::V4(net) => ipnet::IpAddrRange::V4(ipnet::Ipv4AddrRange::new(net.network(), net.broadcast())),
+            IpNet::V6(net) => ipnet::IpAddrRange::V6(ipnet::Ipv6AddrRange::new(net.network(), net.broadcast())),
+        };
+        hosts.flat_map(move |ip| (ports.first..=ports.last).map(move |port| SocketAddr::new(ip, port)))
     }
 
     /// The address to bind, where one socket is enough: one port, and one address or all of a family.
@@ -216,6 +305,12 @@ impl ServerName {
         Ok(Self(name))
     }
 
+    /// A client's word: a host name, and no wildcard.
+    pub fn of_client(name: &[u8]) -> Option<Self> {
+        let name = std::str::from_utf8(name).ok()?;
+        Self::parse(name).ok().filter(|name| name.wildcard().is_none())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -255,6 +350,35 @@ mod tests {
         ] {
             assert_eq!(place.to_string(), shown);
         }
+    }
+
+    #[test]
+    fn places_are_read_as_they_are_shown() {
+        for text in ["0.0.0.0:80", "[::]:80", "203.0.113.0/24:8000-8999", "[2001:db8::/32]:443", "[::1]:1-2"] {
+            assert_eq!(Spot::parse(text).unwrap().to_string(), text);
+        }
+        for bad in
+            ["", "80", "0.0.0.0", "0.0.0.0:", "::1:80", "2001:db8::/32:80", "1.2.3.4:70000", "h:1", "1.2.3.4:9-8"]
+        {
+            assert!(Spot::parse(bad).is_err(), "{bad}");
+        }
+        assert_eq!(Spot::parse("fd:web").unwrap(), Spot::Handed(SocketName::parse("web").unwrap()));
+        assert!(Spot::parse("fd:").is_err());
+    }
+
+    #[test]
+    fn addresses_are_counted_and_listed() {
+        for (prefix, first, last, count) in [
+            ("0.0.0.0", 1, 3, 3),
+            ("203.0.113.4/30", 80, 81, 8),
+            ("203.0.113.4", 80, 80, 1),
+            ("2001:db8::/126", 80, 80, 4),
+        ] {
+            let place = place(prefix, first, last);
+            assert_eq!((place.count(), place.addresses().count() as u64), (count, count), "{place}");
+        }
+        assert_eq!(place("2001:db8::/32", 1, 65_535).count(), u64::MAX);
+        assert_eq!(place("203.0.113.4/30", 80, 80).addresses().next(), Some("203.0.113.4:80".parse().unwrap()));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
-use super::health::Vitals;
+use super::health::{Distrust, Vitals};
 use super::room::{Seat, Standing};
 use super::rtt::Rtt;
 use super::{AppQueue, Health, HealthRules, Limits, Phase};
@@ -117,7 +117,7 @@ impl BackendLoad {
         if self.is_draining() {
             return None;
         }
-        Standing::of(limits, self.active(), self.is_ejected())
+        Standing::of(limits, self.active(), self.distrust())
     }
 
     pub fn is_draining(&self) -> bool {
@@ -165,9 +165,23 @@ impl BackendLoad {
         seats.now.iter().chain(&seats.former).for_each(|seat| seat.refresh(self));
     }
 
-    /// Not to be trusted with clients while another is left.
+    pub(super) fn distrust(&self) -> Option<Distrust> {
+        self.vitals.distrust()
+    }
+
+    /// Not to be trusted with clients while another is left: it failed some.
     pub fn is_ejected(&self) -> bool {
-        self.vitals.is_ejected()
+        self.distrust() == Some(Distrust::Ejected)
+    }
+
+    /// Serves clients as it should: nothing is held against it, and it isn't draining.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.distrust().is_none() && !self.is_draining()
+    }
+
+    /// Its checks fail.
+    pub fn is_down(&self) -> bool {
+        self.distrust() == Some(Distrust::Down)
     }
 
     /// Whether nothing was ever said against the backend, or all is forgotten.
@@ -183,17 +197,34 @@ impl BackendLoad {
         change: impl FnOnce(&mut Health) -> T,
     ) -> (T, bool) {
         let visit = self.vitals.with(now, rules, change);
-        if visit.turned {
+        self.turned(visit.turned);
+        (visit.result, visit.more)
+    }
+
+    /// Forgets what was known of the backend's health: it has become another one. Whether that mattered.
+    pub fn forget_health(&self) -> bool {
+        let visit = self.vitals.forget();
+        self.turned(visit.turned);
+        visit.result
+    }
+
+    /// Has the groups know that the trust in the backend has changed.
+    fn turned(&self, turned: bool) {
+        if turned {
             // Either a new seat is refreshed after this change, or it is found here.
             fence(Ordering::SeqCst);
             self.refresh_seats();
         }
-        (visit.result, visit.more)
     }
 
     /// What the backend's health has come to.
     pub fn phase(&self) -> Phase {
-        self.vitals.phase()
+        self.vitals.look(Health::phase)
+    }
+
+    /// Looks at the backend's health without changing it.
+    pub fn look<T>(&self, look: impl FnOnce(&Health) -> T) -> T {
+        self.vitals.look(look)
     }
 
     /// Whether the backend, if it is coming back, gets this client.

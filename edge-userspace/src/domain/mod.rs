@@ -8,19 +8,23 @@ mod addr;
 mod affinity;
 mod app;
 mod backend;
+mod check;
 mod connection_id;
 mod country;
 mod endpoints;
 mod forwarding;
+mod greeting;
 mod group;
 mod health;
 mod index;
 mod listener;
 mod load;
+mod locality;
 mod maglev;
 mod name;
 mod nearest;
 mod outcome;
+mod overrides;
 mod plan;
 pub mod proxy;
 mod queue;
@@ -42,23 +46,32 @@ pub use app::{Affinity, AppError, AppSpec, QueueRules, Selection};
 pub use backend::{
     Backend, BackendSpec, BackendState, DEFAULT_SOFT_LIMIT, LimitError, Limits, Skip, StateError, Weight,
 };
+pub use check::{
+    CheckChange, CheckDefaults, CheckError, CheckPace, CheckReport, CheckResult, CheckSpec, CheckVerdict, HealthCheck,
+    HttpCheck, Probe, StatusRanges, Tls, Verify,
+};
 pub use connection_id::{ConnectionId, Instance};
 pub use country::{CountryCode, CountryError};
 pub use endpoints::{Endpoint, Endpoints};
 pub use forwarding::{Fallback, ForwarderKind, Step, Why};
+pub use greeting::{Greeting, HelloError};
 pub use health::{Complaint, Health, HealthRules, Phase, Transition};
 pub use index::{AppIndex, Snapshot, World};
-pub use listener::{AcceptProxy, ListenerError, ListenerSpec, Place, PortRange, ServerName, Specificity};
+pub use listener::{AcceptProxy, ListenerError, ListenerSpec, Place, PortRange, ServerName, Specificity, Spot};
 pub use load::{BackendLoad, Permit, Slot, SlotPool};
-pub use name::{AppName, BackendId, ListenerId, NameError, Region, RuleId};
+pub use locality::Locality;
+pub use name::{AppName, BackendId, ListenerId, NameError, Region, RuleId, SocketName};
 pub use outcome::*;
+pub use overrides::{GeoOverride, GeoPlace, OverrideError, Overrides};
 pub use plan::{Plan, PlanEntry, explain};
 pub use proxy::{ProxyHeader, ProxyVersion, SendProxyError};
 pub use queue::{AppQueue, Called, Calls, Lobby, NoTurn, Ticket};
 pub use random::RandomSource;
 pub use rate::{Pace, Rate};
-pub use regions::{Position, RegionSpec, Regions};
-pub use row::{RawAcl, RawApp, RawBackend, RawListener, RawRegion, RawRouting, RawRow, RawValue, RowError};
+pub use regions::{Origin, Position, RegionSpec, Regions};
+pub use row::{
+    RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion, RawRouting, RawRow, RawValue, RowError,
+};
 pub use rtt::{RTT_FORGOTTEN, RTT_MEMORY, Rtt};
 pub use select::{NoBackend, Pick, PickReason, Request, pick};
 pub use tried::Tried;

@@ -49,6 +49,13 @@ macro_rules! name_type {
             }
         }
 
+        /// Equal names hash like their texts.
+        impl std::borrow::Borrow<str> for $type {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
         impl fmt::Display for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.pad(&self.0)
@@ -88,6 +95,10 @@ name_type! {
 name_type! {
     /// The key of a listener in the routing database, or its address in the settings.
     ListenerId, "listener id"
+}
+name_type! {
+    /// What the service manager calls a listening socket that it hands over.
+    SocketName, "socket name"
 }
 name_type! {
     /// The key of a rule about who may connect, in the routing database.

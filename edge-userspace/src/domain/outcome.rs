@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{
     AppName, BackendAddr, BackendId, ConnectionId, CountryCode, Fallback, Instance, ListenerId, NoBackend, PickReason,
-    ProxyHeader, ProxyVersion, Region, RuleId, Skip, Step,
+    ProxyHeader, ProxyVersion, Region, RuleId, ServerName, Skip, Step,
 };
 
 /// Everything that is said about a finished connection. Built once, by `application::serve`.
@@ -24,6 +24,8 @@ pub struct Outcome {
     /// The address that the client connected to.
     pub to: SocketAddr,
     pub listener: Option<ListenerId>,
+    /// The TLS server name that the client asked for, where it decides between listeners.
+    pub server_name: Option<ServerName>,
     pub app: Option<AppName>,
     pub country: Option<CountryCode>,
     pub client_region: Option<Region>,
@@ -234,6 +236,14 @@ impl Termination {
 pub enum RejectReason {
     /// Nobody listens there any more.
     NoListener,
+    /// No listener has the client's TLS server name, and none takes all names.
+    UnknownServerName,
+    /// The client names no TLS server, and no listener takes those who don't.
+    NoServerName,
+    /// What the client says begins as TLS does and is not; no listener takes all names.
+    BadClientHello,
+    /// The client took too long to say which TLS server it wants.
+    ServerNameTimeout,
     /// The listener leads to no app: none is configured and the database has none or several.
     NoApp,
     /// The app has no backends that may take this client.
@@ -264,7 +274,16 @@ pub enum RejectReason {
 
 impl RejectReason {
     pub fn all() -> impl Iterator<Item = Self> {
-        let rules = [Self::NoListener, Self::NoApp, Self::MaxConnections, Self::ListenerConnections];
+        let rules = [
+            Self::NoListener,
+            Self::UnknownServerName,
+            Self::NoServerName,
+            Self::BadClientHello,
+            Self::ServerNameTimeout,
+            Self::NoApp,
+            Self::MaxConnections,
+            Self::ListenerConnections,
+        ];
         let header = [Self::ProxyUntrusted, Self::ProxyMissing, Self::ProxyMalformed, Self::ProxyTimeout];
         let rules = rules.into_iter().chain(header).chain([Self::Denied, Self::SourceConnections, Self::SourceRate]);
         let rules = rules.chain([Self::QueueFull, Self::QueueTimedOut]);
@@ -274,6 +293,10 @@ impl RejectReason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NoListener => "no_listener",
+            Self::UnknownServerName => "unknown_server_name",
+            Self::NoServerName => "no_server_name",
+            Self::BadClientHello => "bad_client_hello",
+            Self::ServerNameTimeout => "server_name_timeout",
             Self::NoApp => "no_app",
             Self::NoBackend(why) => why.as_str(),
             Self::MaxConnections => "max_connections",

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::group::Draw;
 use super::maglev::ClientHash;
-use super::select::{choose, honoured, origin, why_none};
+use super::select::{choose, distrusted, honoured, origin, why_none};
 use super::{
-    AppIndex, AppName, Backend, BackendAddr, BackendId, BackendState, CountryCode, NoBackend, PickReason, RandomSource,
-    Region, Regions, Request, Selection, Skip, Tried, Weight,
+    AppIndex, AppName, Backend, BackendAddr, BackendId, BackendState, CountryCode, NoBackend, Phase, PickReason,
+    RandomSource, Region, Regions, Request, Selection, Skip, Tried, Weight,
 };
 
 /// Load never outranks geography: its part of the score stays below the 100 that part two regions.
@@ -54,7 +54,7 @@ pub struct PlanEntry {
     pub active: u32,
     /// 0 the client's region, 1 this POP's, 2 elsewhere.
     pub region_score: u8,
-    /// From the client's region (or this POP's) to the backend's, where both have a position.
+    /// From the client (or its region, or this POP's) to the backend's region, where both have a position.
     pub distance_km: Option<f64>,
     /// Connections ÷ soft limit.
     pub load_factor: f64,
@@ -66,6 +66,9 @@ pub struct PlanEntry {
     pub over_soft: bool,
     /// Why it is out for a new client.
     pub skip: Option<Skip>,
+    /// What its connections and its checks say, and the last check in words.
+    pub phase: Phase,
+    pub last_check: Option<String>,
 }
 
 /// Explains what [`pick`](super::pick) would do with the loads of this moment, for up to `attempts` connects.
@@ -81,7 +84,7 @@ pub fn explain(
     let order = order_of_attempts(app, regions, request, tried, attempts, rng);
     let (winner, reason) = order.first().cloned().unzip();
     let mut entries: Vec<PlanEntry> =
-        app.backends().iter().map(|backend| entry(backend, regions, request, tried)).collect();
+        app.backends().iter().map(|backend| entry(app, backend, regions, request, tried)).collect();
     let by_rtt = app.spec().selection == Selection::NearestRtt;
     let rank = |entry: &PlanEntry| if by_rtt { rank_by_rtt(entry) } else { rank(entry) };
     entries.sort_by(|a, b| rank(a).partial_cmp(&rank(b)).unwrap_or(std::cmp::Ordering::Equal).then(a.id.cmp(&b.id)));
@@ -138,7 +141,7 @@ fn rank_by_rtt(entry: &PlanEntry) -> (bool, u8, bool, f64, f64) {
     (skip, 0, over_soft, entry.rtt.map_or(f64::INFINITY, |rtt| rtt.as_secs_f64()), score)
 }
 
-fn entry(backend: &Arc<Backend>, regions: &Regions, request: &Request<'_>, tried: &Tried) -> PlanEntry {
+fn entry(app: &AppIndex, backend: &Arc<Backend>, regions: &Regions, request: &Request<'_>, tried: &Tried) -> PlanEntry {
     let active = backend.load.active();
     let region_score = region_score(&backend.region, request);
     let load_score = backend.relative_load(active).min(MAX_LOAD_SCORE);
@@ -159,7 +162,9 @@ fn entry(backend: &Arc<Backend>, regions: &Regions, request: &Request<'_>, tried
         score: f64::from(region_score) * 100.0 + load_score,
         rtt: backend.load.rtt().last(),
         over_soft: backend.limits.is_over_soft(active),
-        skip: skip(backend, active, tried),
+        skip: skip(app, backend, active, tried),
+        phase: backend.load.phase(),
+        last_check: backend.load.look(|health| health.checked().last.as_ref().map(|(report, _)| report.words())),
     }
 }
 
@@ -174,15 +179,15 @@ fn region_score(region: &Region, request: &Request<'_>) -> u8 {
 }
 
 fn distance(region: &Region, regions: &Regions, request: &Request<'_>) -> Option<f64> {
-    regions.distance_at(origin(regions, request)?, regions.index_of(region)?)
+    regions.distance_at(&origin(regions, request)?, regions.index_of(region)?)
 }
 
-fn skip(backend: &Backend, active: u32, tried: &Tried) -> Option<Skip> {
+fn skip(app: &AppIndex, backend: &Backend, active: u32, tried: &Tried) -> Option<Skip> {
     backend
         .closed_to_new()
         .or_else(|| backend.load.is_draining().then_some(Skip::Drain))
         .or_else(|| tried.contains(backend).then_some(Skip::Tried))
-        .or_else(|| backend.load.is_ejected().then_some(Skip::Ejected))
+        .or_else(|| distrusted(app, backend))
         .or_else(|| backend.limits.is_full(active).then_some(Skip::AtHardLimit))
 }
 

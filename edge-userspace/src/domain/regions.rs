@@ -27,6 +27,11 @@ impl Position {
         valid.then_some(Self { latitude, longitude })
     }
 
+    /// Latitude and longitude.
+    pub fn degrees(self) -> (f64, f64) {
+        (self.latitude, self.longitude)
+    }
+
     /// Great-circle distance in kilometres (haversine formula).
     pub fn distance_km(self, other: Self) -> f64 {
         let (lat1, lat2) = (self.latitude.to_radians(), other.latitude.to_radians());
@@ -35,6 +40,15 @@ impl Position {
         let h = half_lat.sin().powi(2) + lat1.cos() * lat2.cos() * half_lon.sin().powi(2);
         2.0 * EARTH_RADIUS_KM * h.sqrt().min(1.0).asin()
     }
+}
+
+/// What distances are measured from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Origin {
+    /// The client itself.
+    Position(Position),
+    /// A region, by its place in [`Regions`].
+    Region(usize),
 }
 
 /// A region as the operator describes it.
@@ -56,6 +70,10 @@ pub struct Regions {
     index: HashMap<Region, usize>,
     /// Region of each country, by [`CountryCode::index`]; `u16::MAX` for codes that are no country.
     countries: Vec<u16>,
+    /// Countries that the operator gave to a region, likewise.
+    claimed: Vec<bool>,
+    /// Regions that the operator added, and placed.
+    added: Vec<(usize, Position)>,
     /// Distance in kilometres between regions `a` and `b` at `a × names.len() + b`; NaN where one has no position.
     distances: Vec<f64>,
 }
@@ -74,6 +92,8 @@ impl Regions {
             positions: Vec::new(),
             index: HashMap::new(),
             countries: vec![u16::MAX; 26 * 26],
+            claimed: vec![false; 26 * 26],
+            added: Vec::new(),
             distances: Vec::new(),
         };
         for (name, latitude, longitude) in DEFAULT_POSITIONS {
@@ -85,10 +105,16 @@ impl Regions {
             let Ok(name) = Region::parse(name) else { continue };
             regions.assign(&name, countries.split_whitespace().filter_map(|code| CountryCode::parse(code).ok()));
         }
+        let defaults = regions.names.len();
         for spec in specs {
             regions.place(&spec.name, spec.position);
             regions.assign(&spec.name, spec.countries.iter().copied());
+            for country in &spec.countries {
+                regions.claimed.get_mut(country.index()).into_iter().for_each(|claimed| *claimed = true);
+            }
         }
+        let placed = regions.positions.iter().enumerate().skip(defaults);
+        regions.added = placed.filter_map(|(at, position)| Some((at, (*position)?))).collect();
         regions.measure();
         regions
     }
@@ -128,13 +154,44 @@ impl Regions {
         self.names.get(usize::from(*self.countries.get(country.index())?))
     }
 
+    /// The region of a client in that country and, where it is known, at that position.
+    ///
+    /// Countries that the operator gave to a region belong there, whatever the position. Others belong to their default
+    /// region, which knows how networks are laid, unless a region that the operator added is nearer to the client. A
+    /// client without a country is in the nearest region there is.
+    pub fn region_at(&self, country: Option<CountryCode>, position: Option<Position>) -> Option<&Region> {
+        let home = country.and_then(|country| Some(usize::from(*self.countries.get(country.index())?)));
+        let home = home.filter(|at| *at < self.names.len());
+        let claimed = country.is_some_and(|country| self.claimed.get(country.index()).is_some_and(|claimed| *claimed));
+        let at = match (home, position) {
+            (Some(home), Some(position)) if !claimed => self.nearer(home, position),
+            (None, Some(position)) => self.nearest_to(position)?,
+            (home, _) => home?,
+        };
+        self.names.get(at)
+    }
+
+    /// The nearest of `home` and the regions that the operator added.
+    fn nearer(&self, home: usize, position: Position) -> usize {
+        let distance_home = self.distance_at(&Origin::Position(position), home).unwrap_or(f64::INFINITY);
+        let added = self.added.iter().map(|(at, place)| (*at, position.distance_km(*place)));
+        let nearest = added.min_by(|a, b| a.1.total_cmp(&b.1));
+        nearest.filter(|(_, distance)| *distance < distance_home).map_or(home, |(at, _)| at)
+    }
+
+    fn nearest_to(&self, position: Position) -> Option<usize> {
+        let placed = self.positions.iter().enumerate();
+        let distances = placed.filter_map(|(at, place)| Some((at, position.distance_km((*place)?))));
+        distances.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(at, _)| at)
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (&Region, Option<Position>)> {
         self.names.iter().zip(self.positions.iter().copied())
     }
 
     /// Great-circle distance between two regions in kilometres; `None` where one has no known position.
     pub fn distance_km(&self, from: &Region, to: &Region) -> Option<f64> {
-        self.distance_at(self.index_of(from)?, self.index_of(to)?)
+        self.distance_at(&Origin::Region(self.index_of(from)?), self.index_of(to)?)
     }
 
     pub(super) fn index_of(&self, region: &Region) -> Option<usize> {
@@ -145,8 +202,11 @@ impl Regions {
         self.positions.get(at).is_some_and(Option::is_some)
     }
 
-    pub(super) fn distance_at(&self, from: usize, to: usize) -> Option<f64> {
-        let distance = *self.distances.get(from * self.names.len() + to)?;
+    pub(super) fn distance_at(&self, from: &Origin, to: usize) -> Option<f64> {
+        let distance = match from {
+            Origin::Region(from) => *self.distances.get(from * self.names.len() + to)?,
+            Origin::Position(from) => from.distance_km((*self.positions.get(to)?)?),
+        };
         (!distance.is_nan()).then_some(distance)
     }
 
@@ -219,5 +279,27 @@ mod tests {
         assert!(regions.distance_km(&region("us"), &region("eu")).unwrap() > 9000.0, "moved to the west coast");
         assert!(regions.distance_km(&region("eu"), &region("af")).is_some(), "eu keeps its position");
         assert_eq!(regions.distance_km(&region("lab"), &region("eu")), None);
+    }
+
+    #[test]
+    fn positions_decide_where_the_operator_added_a_region_and_claimed_nothing() {
+        let at = |lat, lon| Position::new(lat, lon);
+        let (los_angeles, new_york, johannesburg) = (at(34.05, -118.24), at(40.71, -74.01), at(-26.2, 28.05));
+        let default = Regions::default();
+        assert_eq!(default.region_at(Some(country("US")), los_angeles), Some(&region("us")));
+        // Nearer to São Paulo than to Frankfurt, but not by cable.
+        assert_eq!(default.region_at(Some(country("ZA")), johannesburg), Some(&region("eu")));
+        assert_eq!(default.region_at(None, los_angeles), Some(&region("us")));
+        assert_eq!(default.region_at(None, None), None);
+        assert_eq!(default.region_at(Some(country("ZZ")), None), None);
+        let west = RegionSpec { name: region("us-west"), position: at(37.34, -121.89), countries: vec![] };
+        let regions = Regions::new(std::slice::from_ref(&west));
+        assert_eq!(regions.region_at(Some(country("US")), los_angeles), Some(&region("us-west")));
+        assert_eq!(regions.region_at(Some(country("US")), new_york), Some(&region("us")));
+        assert_eq!(regions.region_at(Some(country("US")), None), Some(&region("us")));
+        assert_eq!(regions.region_at(Some(country("ZA")), johannesburg), Some(&region("eu")));
+        let claims = RegionSpec { name: region("us"), position: None, countries: vec![country("US")] };
+        let regions = Regions::new(&[west, claims]);
+        assert_eq!(regions.region_at(Some(country("US")), los_angeles), Some(&region("us")), "the operator's word");
     }
 }

@@ -1,14 +1,16 @@
 //! Who has room: the members of a group that are below their soft limit, and those that are only below the hard one,
 //! kept up to date by whoever reserves or releases, without a lock.
 //!
-//! Those that were ejected are a third set. Each is a set of bits, one for each member, with the weights of the members in it summed up over 64 and
-//! over 4,096 members, so that drawing by weight looks at a few dozen numbers, whatever the size of the group.
+//! Those that were ejected are a third set, those whose checks fail a fourth; a fifth holds all that are trusted and not
+//! draining, full or not. Each is a set of bits, one for each member, with the weights of the members in it summed up over 64 and over
+//! 4,096 members, so that drawing by weight looks at a few dozen numbers, whatever the size of the group.
 //!
-//! **Why the bits can be trusted.** A change of a backend's count or ejection is one atomic step, and who makes a change by which
+//! **Why the bits can be trusted.** A change of a backend's count or of the trust in it is one atomic step, and who makes a change by which
 //! the backend comes to stand elsewhere then writes its bits and reads the count again, until what was written is what
 //! is read ([`Room::refresh`]). The last to write a bit has read the count after writing. Had the count changed after
-//! that reading, its changer would have written later still. So when nobody is between a change and its end, every bit
-//! is right. All of these steps are sequentially consistent.
+//! that reading, its changer would have written later still, or found the bit right already, and then again whoever
+//! wrote it after that. So when nobody is between a change and its end, every bit is right. All of these steps are
+//! sequentially consistent.
 //!
 //! While somebody is, a bit may say "room" where there is none: a draw is checked against the count, and a wrong bit
 //! is put right by whoever finds it, so that nobody waits for a thread that was interrupted. Or it may say "no room"
@@ -20,23 +22,29 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::BackendLoad;
 use super::Limits;
+use super::health::Distrust;
 
 /// Where a backend that can be chosen stands against its limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
     BelowSoft,
     OverSoft,
-    /// Below the hard limit, and not to be trusted: for when no other is left.
+    /// Below the hard limit, and has failed clients: for when no other is left.
     Ejected,
+    /// Below the hard limit, and fails its checks: for when nobody is trusted.
+    Down,
 }
 
 impl Standing {
     /// `None` at the hard limit.
-    pub(super) fn of(limits: Limits, active: u32, ejected: bool) -> Option<Self> {
+    pub(super) fn of(limits: Limits, active: u32, distrust: Option<Distrust>) -> Option<Self> {
         if limits.is_full(active) {
             None
-        } else if ejected {
-            Some(Self::Ejected)
+        } else if let Some(distrust) = distrust {
+            Some(match distrust {
+                Distrust::Ejected => Self::Ejected,
+                Distrust::Down => Self::Down,
+            })
         } else if limits.is_over_soft(active) {
             Some(Self::OverSoft)
         } else {
@@ -52,13 +60,16 @@ pub(super) struct Room {
     below_soft: WeightedSet,
     over_soft: WeightedSet,
     ejected: WeightedSet,
+    down: WeightedSet,
+    /// Members that are to be trusted, full or not.
+    trusted: WeightedSet,
 }
 
 impl Room {
     /// For members of these weights; all count as full until they are refreshed.
     pub(super) fn new(weights: Box<[u32]>) -> Self {
         let set = || WeightedSet::new(weights.len());
-        Self { below_soft: set(), over_soft: set(), ejected: set(), weights }
+        Self { below_soft: set(), over_soft: set(), ejected: set(), down: set(), trusted: set(), weights }
     }
 
     fn set(&self, standing: Standing) -> &WeightedSet {
@@ -66,6 +77,7 @@ impl Room {
             Standing::BelowSoft => &self.below_soft,
             Standing::OverSoft => &self.over_soft,
             Standing::Ejected => &self.ejected,
+            Standing::Down => &self.down,
         }
     }
 
@@ -75,18 +87,28 @@ impl Room {
         self.set(standing).draw(number, &self.weights, admit)
     }
 
-    /// Whether any member can be drawn.
+    /// Whether there is nobody to be trusted: all have failed their clients or their checks.
+    pub(super) fn trusts_nobody(&self) -> bool {
+        self.trusted.blocks.iter().all(|sum| sum_of(sum) == 0)
+    }
+
+    /// Whether any member can be drawn; where nobody is trusted, one whose checks fail.
     pub(super) fn has_any(&self) -> bool {
-        [&self.below_soft, &self.over_soft, &self.ejected].into_iter().any(WeightedSet::has_any)
+        let trusted = [&self.below_soft, &self.over_soft, &self.ejected].into_iter().any(WeightedSet::has_any);
+        trusted || (self.down.has_any() && self.trusts_nobody())
     }
 
     /// Writes where a member stands, until that is where it stands.
-    pub(super) fn refresh(&self, at: usize, standing: impl Fn() -> Option<Standing>) {
+    /// The other half of the answer is whether it is trusted.
+    pub(super) fn refresh(&self, at: usize, standing: impl Fn() -> (Option<Standing>, bool)) {
         loop {
             let now = standing();
-            self.below_soft.put(at, now == Some(Standing::BelowSoft), &self.weights);
-            self.over_soft.put(at, now == Some(Standing::OverSoft), &self.weights);
-            self.ejected.put(at, now == Some(Standing::Ejected), &self.weights);
+            let (stands, trusted) = now;
+            self.trusted.put(at, trusted, &self.weights);
+            self.below_soft.put(at, stands == Some(Standing::BelowSoft), &self.weights);
+            self.over_soft.put(at, stands == Some(Standing::OverSoft), &self.weights);
+            self.ejected.put(at, stands == Some(Standing::Ejected), &self.weights);
+            self.down.put(at, stands == Some(Standing::Down), &self.weights);
             if standing() == now {
                 return;
             }
@@ -104,7 +126,7 @@ pub(super) struct Seat {
 
 impl Seat {
     pub(super) fn refresh(&self, load: &BackendLoad) {
-        self.room.refresh(self.at, || load.standing(self.limits));
+        self.room.refresh(self.at, || (load.standing(self.limits), load.is_trusted()));
     }
 }
 
@@ -129,6 +151,10 @@ impl WeightedSet {
     fn put(&self, at: usize, member: bool, weights: &[u32]) {
         let (word, bit) = (at / FAN, 1u64 << (at % FAN));
         let Some(bits) = self.bits.get(word) else { return };
+        // Most are right already, and to look is cheaper than to write.
+        if (bits.load(Ordering::SeqCst) & bit != 0) == member {
+            return;
+        }
         let before = if member { bits.fetch_or(bit, Ordering::SeqCst) } else { bits.fetch_and(!bit, Ordering::SeqCst) };
         if (before & bit != 0) == member {
             return;

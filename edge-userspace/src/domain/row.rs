@@ -4,18 +4,21 @@
 mod acl;
 mod app;
 mod backend;
+mod geo_override;
 mod listener;
 mod region;
 mod table;
 mod value;
 
 use super::{
-    AccessError, AddrError, AppError, CountryError, LimitError, ListenerError, NameError, SendProxyError, StateError,
+    AccessError, AddrError, AppError, CheckError, CountryError, LimitError, ListenerError, NameError, OverrideError,
+    SendProxyError, StateError,
 };
 
 pub use acl::RawAcl;
 pub use app::RawApp;
 pub use backend::RawBackend;
+pub use geo_override::RawGeoOverride;
 pub use listener::RawListener;
 pub use region::RawRegion;
 pub use table::RawRow;
@@ -29,6 +32,7 @@ pub struct RawRouting {
     pub regions: Vec<RawRegion>,
     pub apps: Vec<RawApp>,
     pub listeners: Vec<RawListener>,
+    pub geo_overrides: Vec<RawGeoOverride>,
     pub acl: Vec<RawAcl>,
 }
 
@@ -50,6 +54,8 @@ pub enum RowError {
     #[error(transparent)]
     Limits(#[from] LimitError),
     #[error(transparent)]
+    Check(#[from] CheckError),
+    #[error(transparent)]
     State(#[from] StateError),
     #[error(transparent)]
     SendProxy(#[from] SendProxyError),
@@ -65,9 +71,13 @@ pub enum RowError {
     #[error(transparent)]
     Listener(#[from] ListenerError),
     #[error(transparent)]
+    Override(#[from] OverrideError),
+    #[error(transparent)]
     Country(#[from] CountryError),
     #[error("id occurs twice: only the first row counts")]
     Duplicate,
+    #[error("another row has the same prefix: only the first row counts")]
+    DuplicatePrefix,
     #[error("no counter is left: at most {capacity} backends are supported")]
     NoSlot { capacity: u32 },
 }

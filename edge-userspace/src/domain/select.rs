@@ -21,17 +21,23 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::group::{Draw, best, last_resort};
+use super::health::Distrust;
 use super::index::{Group, Member};
 use super::maglev::ClientHash;
 use super::nearest::nearest;
 use super::room::Standing;
-use super::{Affinity, AppIndex, Backend, BackendId, ClientPrefix, Permit, RandomSource, Region, Regions, Skip, Tried};
+use super::{
+    Affinity, AppIndex, Backend, BackendId, ClientPrefix, Origin, Permit, Position, RandomSource, Region, Regions,
+    Skip, Tried,
+};
 
 /// What is known about a connection before a backend is chosen.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
     /// `None` if the client's country is unknown; private clients count as being in the POP's region.
     pub client_region: Option<&'a Region>,
+    /// Where the client itself is, if the geo data says so: from there regions are near or far.
+    pub client_position: Option<Position>,
     pub pop_region: &'a Region,
     /// Who the client is, for apps that hash clients; `None` where that is not known.
     pub client: Option<&'a ClientPrefix>,
@@ -59,10 +65,12 @@ pub enum PickReason {
     RttProbe,
     /// It was ejected, and no other was left.
     LastResort,
+    /// Its checks fail, as do those of all others in service.
+    FailOpen,
 }
 
 impl PickReason {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Affinity,
         Self::ClientRegion,
         Self::PopRegion,
@@ -71,6 +79,7 @@ impl PickReason {
         Self::NearestRtt,
         Self::RttProbe,
         Self::LastResort,
+        Self::FailOpen,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -83,6 +92,7 @@ impl PickReason {
             Self::NearestRtt => "nearest_rtt",
             Self::RttProbe => "rtt_probe",
             Self::LastResort => "last_resort",
+            Self::FailOpen => "fail_open",
         }
     }
 }
@@ -190,17 +200,27 @@ pub(super) fn bound<'a>(app: &'a AppIndex, id: &BackendId, tried: &Tried) -> Res
         Some(skip) => Err(skip),
         None if backend.load.is_draining() => Err(Skip::Drain),
         None if tried.contains(backend) => Err(Skip::Tried),
-        None if backend.load.is_ejected() => Err(Skip::Ejected),
+        None if let Some(skip) = distrusted(app, backend) => Err(skip),
         None if backend.limits.is_full(backend.load.active()) => Err(Skip::AtHardLimit),
         None => Ok(backend),
     }
 }
 
+/// Why a backend is not to be trusted. Where an app fails open, checks don't count: they may be what is wrong.
+pub(super) fn distrusted(app: &AppIndex, backend: &Backend) -> Option<Skip> {
+    match backend.load.distrust()? {
+        Distrust::Down if app.fails_open() => None,
+        distrust => Some(distrust.skip()),
+    }
+}
+
 pub(super) fn why_none(app: &AppIndex, tried: &Tried) -> NoBackend {
     let members = || app.groups().iter().flat_map(|group| &group.members);
+    // Those whose checks fail would not be asked, if the others had room.
+    let asked = |member: &&Member| app.fails_open() || !member.load.is_down();
     if members().all(|member| member.load.is_draining()) {
         NoBackend::NoneEligible
-    } else if members().all(|member| tried.contains(&member.backend)) {
+    } else if members().filter(asked).all(|member| tried.contains(&member.backend)) {
         NoBackend::AllTried
     } else {
         NoBackend::AllFull
@@ -226,15 +246,22 @@ pub(super) fn choose<'a>(
             return Some((member, reason));
         }
     }
-    elsewhere(app, regions, request, draw).or_else(|| ejected(app, request, draw))
+    elsewhere(app, regions, request, draw).or_else(|| distrusted_one(app, request, draw))
 }
 
-/// Who was ejected may be well again, and otherwise the client would be refused. Near ones first.
-fn ejected<'a>(app: &'a AppIndex, request: &Request<'_>, draw: &mut Draw<'_>) -> Option<Choice<'a>> {
-    let near = [request.client_region, Some(request.pop_region)].into_iter().flatten();
-    let groups = near.filter_map(|region| app.group(region)).chain(app.everywhere());
-    let found = groups.filter_map(|group| last_resort(group, draw)).next();
-    found.map(|member| (member, PickReason::LastResort))
+/// Who was ejected may be well again, and otherwise the client would be refused. Where nobody is trusted, checks don't
+/// count. Near ones first.
+fn distrusted_one<'a>(app: &'a AppIndex, request: &Request<'_>, draw: &mut Draw<'_>) -> Option<Choice<'a>> {
+    let mut nearest = |standing| {
+        let near = [request.client_region, Some(request.pop_region)].into_iter().flatten();
+        let groups = near.filter_map(|region| app.group(region)).chain(app.everywhere());
+        groups.filter_map(|group| last_resort(group, standing, draw)).next()
+    };
+    if let Some(member) = nearest(Standing::Ejected) {
+        return Some((member, PickReason::LastResort));
+    }
+    let member = if app.fails_open() { nearest(Standing::Down)? } else { return None };
+    Some((member, PickReason::FailOpen))
 }
 
 /// The nearest group with a member below its soft limit, else the nearest with any.
@@ -266,17 +293,18 @@ fn elsewhere<'a>(
     over_soft
 }
 
-/// The region that distances are measured from: the client's, or this POP's where the client's has no position.
-pub(super) fn origin(regions: &Regions, request: &Request<'_>) -> Option<usize> {
-    let place = |region| regions.index_of(region).filter(|at| regions.has_position(*at));
-    request.client_region.and_then(place).or_else(|| place(request.pop_region))
+/// What distances are measured from: the client itself, else its region, or this POP's where that has no position.
+pub(super) fn origin(regions: &Regions, request: &Request<'_>) -> Option<Origin> {
+    let place = |region| regions.index_of(region).filter(|at| regions.has_position(*at)).map(Origin::Region);
+    let client = request.client_position.map(Origin::Position);
+    client.or_else(|| request.client_region.and_then(place)).or_else(|| place(request.pop_region))
 }
 
 /// Groups with a position, nearest first, without allocating: apps have few regions.
 struct ByDistance<'a, 'r> {
     app: &'a AppIndex,
     regions: &'r Regions,
-    from: usize,
+    from: Origin,
     last: Option<(f64, usize)>,
 }
 
@@ -286,7 +314,7 @@ impl<'a> Iterator for ByDistance<'a, '_> {
     fn next(&mut self) -> Option<&'a Group> {
         let after_last = |key: &(f64, usize)| self.last.is_none_or(|last| *key > last);
         let keys = self.app.groups().iter().enumerate().filter_map(|(at, group)| {
-            let distance = self.regions.distance_at(self.from, group.place?)?;
+            let distance = self.regions.distance_at(&self.from, group.place?)?;
             Some((distance, at))
         });
         let next = keys.filter(after_last).min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)))?;

@@ -44,6 +44,22 @@ pub(crate) fn eject(backend: &Backend) {
     backend.load.with_health(now, &rules, |health| health.eject(Complaint::TimedOut, now, &rules));
 }
 
+/// Has the backend's next check pass or fail; one is enough.
+pub(crate) fn turn(backend: &Backend, passes: bool) {
+    let rules = HealthRules {
+        failures: 1,
+        ejection: Duration::from_secs(600),
+        longest: Duration::from_secs(600),
+        max_percent: 100,
+        slow_start: Duration::ZERO,
+    };
+    let pace = CheckPace { interval: Duration::from_secs(1), timeout: Duration::from_secs(1), rise: 1, fall: 1 };
+    let result = if passes { CheckResult::Passed } else { CheckResult::Refused };
+    let report = CheckReport { result, detail: None, took: Duration::ZERO };
+    let now = Instant::now();
+    backend.load.with_health(now, &rules, |health| health.check(report, now, &pace));
+}
+
 /// Backends with loads of their own.
 pub(crate) fn backends(rows: &[RawBackend]) -> Vec<Arc<Backend>> {
     let slots = SlotPool::new(rows.len() as u32);
@@ -90,13 +106,28 @@ impl World {
     pub(crate) fn route(&mut self, client: Option<&str>, pop: &str) -> Result<Pick, NoBackend> {
         let (client, pop) = (client.map(region), region(pop));
         self.pick(
-            &Request { client_region: client.as_ref(), pop_region: &pop, client: None, bound: None },
+            &Request {
+                client_region: client.as_ref(),
+                client_position: None,
+                pop_region: &pop,
+                client: None,
+                bound: None,
+            },
             &Tried::new(),
         )
     }
 
     pub(crate) fn bound(&mut self, backend: &str) -> Result<Pick, NoBackend> {
         let (pop, bound) = (region("sa"), id(backend));
-        self.pick(&Request { client_region: None, pop_region: &pop, client: None, bound: Some(&bound) }, &Tried::new())
+        self.pick(
+            &Request {
+                client_region: None,
+                client_position: None,
+                pop_region: &pop,
+                client: None,
+                bound: Some(&bound),
+            },
+            &Tried::new(),
+        )
     }
 }

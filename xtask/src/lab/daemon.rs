@@ -6,10 +6,12 @@
 use std::fs::Permissions;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -35,6 +37,7 @@ pub struct Config {
     settings: Vec<(String, String)>,
     circumstances: Circumstances,
     cgroup: Option<PathBuf>,
+    handed: Vec<(String, Arc<OwnedFd>)>,
 }
 
 /// What the child is made to be before it becomes the daemon.
@@ -48,7 +51,14 @@ struct Circumstances {
 impl Config {
     pub fn new(binary: impl Into<PathBuf>, database: impl Into<PathBuf>) -> Self {
         let (binary, database) = (binary.into(), database.into());
-        Self { binary, database, settings: Vec::new(), circumstances: Circumstances::default(), cgroup: None }
+        Self {
+            binary,
+            database,
+            settings: Vec::new(),
+            circumstances: Circumstances::default(),
+            cgroup: None,
+            handed: Vec::new(),
+        }
     }
 
     /// Sets a setting; the last of several wins.
@@ -96,9 +106,19 @@ impl Config {
         self
     }
 
+    /// Hands an open socket over by name, as a service manager does; several may have the same name.
+    #[must_use]
+    pub fn hand_over(mut self, name: &str, socket: impl Into<OwnedFd>) -> Self {
+        self.handed.push((name.to_owned(), Arc::new(socket.into())));
+        self
+    }
+
     /// `edgeproxy` with these settings and `arguments`, in the POP; for what is not started as a daemon.
     pub fn command(&self, lab: &Lab, arguments: &[&str]) -> Command {
-        let mut command = edgeproxy(&self.binary, &self.database);
+        let mut command = match self.handed.is_empty() {
+            true => edgeproxy(&self.binary, &self.database),
+            false => self.activated(),
+        };
         command.args(arguments);
         for (name, value) in &self.settings {
             command.env(format!("EDGEPROXY_{}", name.to_uppercase()), value);
@@ -109,6 +129,19 @@ impl Config {
         let circumstances = self.circumstances;
         // SAFETY: between fork and exec the closure makes system calls only and touches no lock or allocator.
         unsafe { command.pre_exec(move || confine(circumstances)) };
+        let sockets: Vec<_> = self.handed.iter().map(|(_, socket)| Arc::clone(socket)).collect();
+        // Last: it takes the numbers of descriptors that are used up to here.
+        // SAFETY: as above.
+        unsafe { command.pre_exec(move || put_in_place(&sockets)) };
+        command
+    }
+
+    /// The shell knows the process id that the daemon is going to have.
+    fn activated(&self) -> Command {
+        let mut command = edgeproxy(Path::new("/bin/sh"), &self.database);
+        command.args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\""]).arg(&self.binary);
+        let names: Vec<_> = self.handed.iter().map(|(name, _)| name.as_str()).collect();
+        command.env("LISTEN_FDS", names.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
         command
     }
 }
@@ -360,6 +393,23 @@ impl Status {
 /// A port that nobody on this host listens on now.
 fn free_port(ip: IpAddr) -> io::Result<u16> {
     Ok(TcpListener::bind((ip, 0))?.local_addr()?.port())
+}
+
+/// Descriptors from 3 on, open across exec. Runs in the child between fork and exec.
+fn put_in_place(sockets: &[Arc<OwnedFd>]) -> io::Result<()> {
+    /// Beyond all numbers that are about to be overwritten.
+    const ASIDE: libc::c_int = 200;
+    for (at, socket) in (ASIDE..).zip(sockets) {
+        // SAFETY: numbers of descriptors.
+        check(unsafe { libc::dup2(socket.as_raw_fd(), at) }.min(0))?;
+    }
+    for (at, _) in (ASIDE..).zip(sockets) {
+        // SAFETY: as above.
+        check(unsafe { libc::dup2(at, at - ASIDE + 3) }.min(0))?;
+        // SAFETY: as above.
+        check(unsafe { libc::close(at) })?;
+    }
+    Ok(())
 }
 
 /// Runs in the child between fork and exec.

@@ -15,6 +15,11 @@ pub struct Record {
     pub id: u64,
     client_ip: IpAddr,
     client_port: u16,
+    /// The address that it connected to.
+    pub to: SocketAddr,
+    pub listener: Option<String>,
+    pub server_name: Option<String>,
+    pub app: Option<String>,
     /// Of all daemons.
     pub conn_id: String,
     pub proxy_in: Option<String>,

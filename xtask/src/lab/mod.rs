@@ -16,6 +16,7 @@ pub mod daemon;
 mod delay;
 mod logs;
 mod loss;
+pub mod mmdb;
 mod netns;
 mod nginx;
 mod other;

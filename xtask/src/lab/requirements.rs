@@ -19,6 +19,7 @@ pub enum Need {
     Namespaces,
     Bpf,
     Nginx,
+    Openssl,
     /// HAProxy, and nginx with its module for other protocols than HTTP.
     OtherProxies,
 }
@@ -45,6 +46,7 @@ impl Need {
             Self::Root => (!is_root()).then(|| "needs root".to_owned()),
             Self::Namespaces => namespaces_missing(),
             Self::Bpf => bpf_missing(),
+            Self::Openssl => crate::process::find("openssl").is_none().then(|| "openssl is not installed".to_owned()),
             Self::OtherProxies => other_proxies_missing(),
             Self::Nginx => super::nginx::binary().is_none().then(|| "nginx is not installed".to_owned()),
         }

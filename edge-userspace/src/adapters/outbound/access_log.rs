@@ -48,6 +48,8 @@ struct Record<'a> {
     proxied_name: Option<&'a str>,
     to: SocketAddr,
     listener: Option<&'a str>,
+    /// The TLS server name, where it decides between listeners.
+    server_name: Option<&'a str>,
     app: Option<&'a str>,
     country: Option<&'a str>,
     client_region: Option<&'a str>,
@@ -125,6 +127,7 @@ impl<'a> Record<'a> {
             proxied_name: proxied.and_then(|header| header.server_name.as_deref()),
             to: outcome.to,
             listener: outcome.listener.as_ref().map(|listener| listener.as_str()),
+            server_name: outcome.server_name.as_ref().map(|name| name.as_str()),
             app: outcome.app.as_ref().map(|app| app.as_str()),
             country: outcome.country.as_ref().map(|country| country.as_str()),
             client_region: outcome.client_region.as_ref().map(|region| region.as_str()),
@@ -177,7 +180,7 @@ mod tests {
             "proxy_in": "v2", "proxied_by": "192.0.2.33:999", "proxied_to": "198.51.100.1:443",
             "proxied_id": "lb-5", "proxied_name": "www.example.com", "proxy_out": "v1",
             "client_ip": "203.0.113.9", "client_port": 4444, "to": "192.0.2.80:8080",
-            "listener": "0.0.0.0:8080",
+            "listener": "0.0.0.0:8080", "server_name": "www.example.com",
             "app": "web", "country": "BR", "client_region": "sa",
             "backend": "sa-1", "backend_addr": "10.0.0.1:80", "backend_region": "sa",
             "why": "client_region", "binding_yielded": "at_hard_limit", "attempts": 2,
@@ -202,7 +205,7 @@ mod tests {
         assert_eq!(line["reject"], "all_full");
         assert_eq!(line["attempts"], 0);
         assert!(line["backend"].is_null() && line["connect_ms"].is_null());
-        assert_eq!(line.as_object().unwrap().len(), 39);
+        assert_eq!(line.as_object().unwrap().len(), 40);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Which backend a client was given: a capped table whose entries end by time.
 
+mod file;
+
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -9,8 +11,11 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
+use crate::application::bindings::{Bound, Wanted};
 use crate::application::ports::Bindings;
 use crate::domain::{BackendId, BindingKey};
+
+pub use self::file::{BindingFile, BindingFileError, Saved};
 
 /// Entries one queue is meant for: it bounds how long [`BindingTable::gc`] holds a lock.
 const QUEUE_SHARE: usize = 1024;
@@ -46,6 +51,7 @@ pub struct BindingTable<C = SystemClock> {
     hasher: RandomState,
     len: AtomicUsize,
     tickets: AtomicU64,
+    clears: AtomicU64,
     capacity: usize,
     ttl: Duration,
     started: Instant,
@@ -55,7 +61,7 @@ pub struct BindingTable<C = SystemClock> {
 #[derive(Debug)]
 struct Binding {
     backend: BackendId,
-    /// Milliseconds since the table was made.
+    /// See [`BindingTable::now`].
     used: AtomicU64,
     /// Tells this binding from an earlier one of the same key.
     ticket: u64,
@@ -94,6 +100,7 @@ impl<C: Clock> BindingTable<C> {
             hasher: RandomState::new(),
             len: AtomicUsize::new(0),
             tickets: AtomicU64::new(0),
+            clears: AtomicU64::new(0),
             capacity: capacity.max(1),
             ttl,
             started: clock.now(),
@@ -104,20 +111,7 @@ impl<C: Clock> BindingTable<C> {
     /// Forgets bindings whose time is over and returns how many. To be called now and then: lookups don't remove.
     pub fn gc(&self) -> usize {
         let now = self.now();
-        let mut forgotten = 0;
-        for queue in &self.queues {
-            let mut queue = lock(queue);
-            queue.retain(|place| match self.judge(place, |binding| self.is_over(binding, now)) {
-                Verdict::Kept => true,
-                Verdict::Stale => false,
-                Verdict::Removed => {
-                    forgotten += 1;
-                    false
-                }
-            });
-            let room = queue.len() * 2;
-            queue.shrink_to(room);
-        }
+        let forgotten = self.remove_if(|_, binding| self.is_over(binding, now));
         // Removal leaves the map's room in place for the next clients; what a flood took is given back.
         if forgotten > 4 * self.len() {
             self.map.shrink_to_fit();
@@ -125,8 +119,47 @@ impl<C: Clock> BindingTable<C> {
         forgotten
     }
 
+    /// How many pages there are, see [`BindingTable::page`].
+    pub fn pages(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// A part of the live bindings: a thousand or so, unless the capacity is huge. Each binding is on one page for
+    /// its whole life. Holds up others no longer than it takes to copy the keys of one page.
+    pub fn page(&self, at: usize) -> Vec<Bound> {
+        let keys: Vec<(BindingKey, u64)> = match self.queues.get(at) {
+            Some(queue) => lock(queue).iter().map(|place| (place.key.clone(), place.ticket)).collect(),
+            None => return Vec::new(),
+        };
+        let now = self.now();
+        keys.into_iter().filter_map(|(key, ticket)| self.bound(key, ticket, now)).collect()
+    }
+
+    fn bound(&self, key: BindingKey, ticket: u64, now: u64) -> Option<Bound> {
+        let binding = self.map.get(&key).filter(|binding| binding.ticket == ticket && !self.is_over(binding, now))?;
+        let idle = now.saturating_sub(binding.used.load(Ordering::Relaxed));
+        let backend = binding.backend.clone();
+        drop(binding);
+        Some(Bound { key, backend, idle: Duration::from_millis(idle) })
+    }
+
+    /// Ends the bindings that are meant and says how many they were.
+    pub fn clear(&self, wanted: &Wanted) -> usize {
+        // First, so that a connection that is bound by what goes now finds out.
+        self.clears.fetch_add(1, Ordering::SeqCst);
+        self.remove_if(|key, binding| wanted.has(key, &binding.backend))
+    }
+
+    /// Takes in a binding of an earlier life, unless its time is over, its client has a new one, or there is no room.
+    fn restore(&self, bound: Bound) -> bool {
+        let used = self.now().saturating_sub(bound.idle.as_millis().try_into().unwrap_or(u64::MAX));
+        let unwelcome = self.len() >= self.capacity || bound.idle >= self.ttl || self.map.contains_key(&bound.key);
+        !unwelcome && self.insert(bound.key, &bound.backend, used).is_some()
+    }
+
+    /// Milliseconds. They begin with the time to live, so that bindings of an earlier life have a time, too.
     fn now(&self) -> u64 {
-        self.clock.now().saturating_duration_since(self.started).as_millis() as u64
+        (self.clock.now().saturating_duration_since(self.started) + self.ttl).as_millis() as u64
     }
 
     fn is_over(&self, binding: &Binding, now: u64) -> bool {
@@ -134,21 +167,53 @@ impl<C: Clock> BindingTable<C> {
         u128::from(idle) >= self.ttl.as_millis()
     }
 
+    fn remove_if(&self, doomed: impl Fn(&BindingKey, &Binding) -> bool) -> usize {
+        let mut removed = 0;
+        for queue in &self.queues {
+            let mut queue = lock(queue);
+            queue.retain(|place| match self.judge(place, |binding| doomed(&place.key, binding)) {
+                Verdict::Kept => true,
+                Verdict::Stale => false,
+                Verdict::Removed => {
+                    removed += 1;
+                    false
+                }
+            });
+            let room = queue.len() * 2;
+            queue.shrink_to(room);
+        }
+        removed
+    }
+
     fn admit(&self, key: BindingKey, backend: &BackendId, now: u64) {
+        if let Some(home) = self.insert(key, backend, now)
+            && self.len() > self.capacity
+        {
+            self.make_room(home);
+        }
+    }
+
+    /// The queue of the new binding; `None` if there is one already, which is renewed if `used` is later.
+    fn insert(&self, key: BindingKey, backend: &BackendId, used: u64) -> Option<usize> {
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
         match self.map.entry(key.clone()) {
-            Entry::Occupied(entry) => return entry.into_ref().renew(backend, now),
+            Entry::Occupied(entry) => {
+                let mut binding = entry.into_ref();
+                if *binding.used.get_mut() <= used {
+                    binding.renew(backend, used);
+                }
+                return None;
+            }
             Entry::Vacant(entry) => {
-                entry.insert(Binding { backend: backend.clone(), used: AtomicU64::new(now), ticket })
+                entry.insert(Binding { backend: backend.clone(), used: AtomicU64::new(used), ticket })
             }
         };
         let home = self.hasher.hash_one(&key) as usize % self.queues.len().max(1);
         if let Some(queue) = self.queues.get(home) {
-            lock(queue).push_back(Place { key, ticket, used: now });
+            lock(queue).push_back(Place { key, ticket, used });
         }
-        if self.len.fetch_add(1, Ordering::Relaxed) >= self.capacity {
-            self.make_room(home);
-        }
+        self.len.fetch_add(1, Ordering::Relaxed);
+        Some(home)
     }
 
     /// Gives up one binding, from the new one's own queue if possible: hashing makes all queues alike.
@@ -222,6 +287,10 @@ impl<C: Clock> Bindings for BindingTable<C> {
             Some(mut binding) => binding.renew(backend, now),
             None => self.admit(key, backend, now),
         }
+    }
+
+    fn clears(&self) -> u64 {
+        self.clears.load(Ordering::SeqCst)
     }
 
     /// Bindings kept, those included whose time is over and that wait for [`BindingTable::gc`].

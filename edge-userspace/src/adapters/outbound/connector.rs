@@ -56,7 +56,8 @@ impl Connector for TcpConnector {
     }
 }
 
-fn classify(error: &io::Error) -> ConnectFailure {
+/// What a failed connect, or a socket that can't be made, says.
+pub(super) fn classify(error: &io::Error) -> ConnectFailure {
     if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)) {
         return ConnectFailure::Exhausted;
     }

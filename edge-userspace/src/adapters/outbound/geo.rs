@@ -1,4 +1,4 @@
-//! Where a client is: a country database (embedded, or a file of the operator's) and the operator's own overrides.
+//! Where an address is, by a country or city database: the embedded one, or a file of the operator's.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -6,13 +6,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
-use ipnet::IpNet;
 use maxminddb::{LookupResult, MaxMindDbError, PathElement, Reader};
 use serde::Serialize;
 
 use super::file_identity::FileIdentity;
-use crate::application::ports::{GeoAnswer, GeoResolver, GeoSource};
-use crate::domain::{ClientAddr, CountryCode};
+use crate::application::ports::{GeoAnswer, GeoResolver};
+use crate::domain::{CountryCode, Position};
 
 /// The public-domain `iptoasn-country` database.
 static EMBEDDED: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/geo/iptoasn-country.mmdb"));
@@ -45,8 +44,6 @@ pub struct Geo {
     current: ArcSwap<Database>,
     /// The operator's file and its identity when it was last tried, usable or not.
     file: Option<(PathBuf, Mutex<Option<FileIdentity>>)>,
-    /// Longest prefix first.
-    overrides: Vec<(IpNet, CountryCode)>,
 }
 
 #[derive(Debug)]
@@ -56,9 +53,8 @@ enum Database {
 }
 
 impl Geo {
-    /// `path` names the operator's database; without one the embedded database is used. Of several `overrides` that
-    /// hold a client, the longest prefix wins.
-    pub fn open(path: Option<&Path>, overrides: &[(IpNet, CountryCode)]) -> Result<Self, GeoError> {
+    /// `path` names the operator's database; without one the embedded database is used.
+    pub fn open(path: Option<&Path>) -> Result<Self, GeoError> {
         let (database, file) = match path {
             None => (Database::embedded()?, None),
             Some(path) => {
@@ -66,9 +62,7 @@ impl Geo {
                 (database, Some((path.to_owned(), Mutex::new(Some(identity)))))
             }
         };
-        let mut overrides: Vec<_> = overrides.iter().map(|(net, country)| (net.trunc(), *country)).collect();
-        overrides.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
-        Ok(Self { current: ArcSwap::from_pointee(database), file, overrides })
+        Ok(Self { current: ArcSwap::from_pointee(database), file })
     }
 
     /// Takes a changed file over and says whether it did. A file that can't be used leaves the old database in use
@@ -99,10 +93,6 @@ impl Geo {
             build_epoch: metadata.build_epoch,
         }
     }
-
-    fn overridden(&self, ip: IpAddr) -> Option<CountryCode> {
-        self.overrides.iter().find(|(net, _)| net.contains(&ip)).map(|(_, country)| *country)
-    }
 }
 
 impl GeoInfo {
@@ -113,18 +103,13 @@ impl GeoInfo {
 }
 
 impl GeoResolver for Geo {
-    /// The operator's override first, so that private addresses can be given a country too.
-    fn locate(&self, client: ClientAddr) -> GeoAnswer {
-        if let Some(country) = self.overridden(client.ip()) {
-            return GeoAnswer { country: Some(country), source: GeoSource::Override };
+    /// A database that is damaged at an address counts as not knowing it.
+    fn locate(&self, ip: IpAddr) -> GeoAnswer {
+        match &**self.current.load() {
+            Database::Embedded(reader) => reader.lookup(ip).map(|found| answer_in(&found)),
+            Database::File(reader) => reader.lookup(ip).map(|found| answer_in(&found)),
         }
-        if client.is_private_or_local() {
-            return GeoAnswer { country: None, source: GeoSource::Private };
-        }
-        match self.current.load().country(client.ip()) {
-            Some(country) => GeoAnswer { country: Some(country), source: GeoSource::Database },
-            None => GeoAnswer { country: None, source: GeoSource::Unknown },
-        }
+        .unwrap_or_default()
     }
 }
 
@@ -143,22 +128,25 @@ impl Database {
         let reader = Reader::from_source(bytes).map_err(|why| GeoError::Format { origin: origin(), why })?;
         Ok((Self::File(reader), identity))
     }
+}
 
-    /// The country of an address; a database that is damaged there counts as not knowing it.
-    fn country(&self, ip: IpAddr) -> Option<CountryCode> {
-        match self {
-            Self::Embedded(reader) => country_in(&reader.lookup(ip).ok()?),
-            Self::File(reader) => country_in(&reader.lookup(ip).ok()?),
-        }
+/// Reads either schema: flat (`country_code`, `latitude`, `longitude`), or as MaxMind's databases have it
+/// (`country.iso_code`, `location.latitude`, `location.longitude`).
+fn answer_in<S: AsRef<[u8]>>(found: &LookupResult<'_, S>) -> GeoAnswer {
+    let text = |path: &[PathElement<'_>]| found.decode_path::<&str>(path).ok().flatten();
+    let code = text(&[key("country_code")]).or_else(|| text(&[key("country"), key("iso_code")]));
+    let degrees = |name| {
+        let flat = || found.decode_path::<f64>(&[key(name)]).ok().flatten();
+        found.decode_path::<f64>(&[key("location"), key(name)]).ok().flatten().or_else(flat)
+    };
+    GeoAnswer {
+        country: code.and_then(|code| CountryCode::parse(code).ok()),
+        position: degrees("latitude").zip(degrees("longitude")).and_then(|(lat, lon)| Position::new(lat, lon)),
     }
 }
 
-/// Reads either schema: flat `country_code`, or `country.iso_code` as MaxMind's databases have it.
-fn country_in<S: AsRef<[u8]>>(found: &LookupResult<'_, S>) -> Option<CountryCode> {
-    let flat = [PathElement::Key("country_code")];
-    let nested = [PathElement::Key("country"), PathElement::Key("iso_code")];
-    let text = |path| found.decode_path::<&str>(path).ok().flatten();
-    text(&flat).or_else(|| text(&nested)).and_then(|code| CountryCode::parse(code).ok())
+fn key(name: &str) -> PathElement<'_> {
+    PathElement::Key(name)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub mod logging;
 pub mod metrics;
 pub mod observer;
 pub mod privileges;
+pub mod prober;
 pub mod refusal_log;
 pub mod sqlite;
 pub mod tcp_options;

@@ -9,7 +9,7 @@ use super::metrics::Metrics;
 use super::refusal_log::RefusalLog;
 use crate::application::events::{EventKind, Events, Subject};
 use crate::application::ports::{GeoSource, Observer};
-use crate::domain::{Backend, Outcome, Transition};
+use crate::domain::{AppName, Backend, CheckReport, Outcome, Transition};
 
 /// Counts every connection and, where wanted, writes its line.
 #[derive(Debug)]
@@ -43,16 +43,43 @@ impl Observer for Recorder {
                 let reason = format!("ejected for {} s: it failed its clients ({})", lasts.as_secs_f64(), why.as_str());
                 (EventKind::BackendEjected, reason)
             }
+            Transition::Down { why, after } => {
+                let last = backend.load.look(|health| health.checked().last.as_ref().map(|(report, _)| report.words()));
+                let last = last.unwrap_or_else(|| why.as_str().to_owned());
+                (EventKind::BackendDown, format!("{} failed, the last: {last}", checks(after)))
+            }
+            Transition::Up { after } => {
+                let slowly = "gets a growing share of clients";
+                (EventKind::BackendUp, format!("{} passed: {slowly}", checks(after)))
+            }
             Transition::Back => (EventKind::BackendBack, "gets a growing share of clients".to_owned()),
             Transition::Recovered => (EventKind::BackendRecovered, "has its whole share of clients again".to_owned()),
         };
         self.events.emit(kind, Subject::backend(backend), reason);
     }
 
+    fn checked(&self, report: &CheckReport) {
+        self.metrics.checked(report);
+    }
+
+    fn fail_open(&self, app: &AppName, begins: bool) {
+        let (kind, reason) = if begins {
+            let reason = "no backend in service is trusted: those whose checks fail are asked all the same";
+            (EventKind::FailOpenBegan, reason)
+        } else {
+            (EventKind::FailOpenEnded, "a backend is trusted again, or none is in service any more")
+        };
+        self.events.emit(kind, Subject::app(app), reason);
+    }
+
     fn accept_failed(&self, listener: SocketAddr, kind: &'static str) {
         self.metrics.accept_failed(kind);
         tracing::warn!(%listener, kind, "accept failed; trying again shortly");
     }
+}
+
+fn checks(count: u32) -> String {
+    if count == 1 { "1 check".to_owned() } else { format!("{count} checks in a row") }
 }
 
 #[cfg(test)]
@@ -82,6 +109,7 @@ pub(crate) mod sample {
             client: "203.0.113.9:4444".parse().unwrap(),
             to: "192.0.2.80:8080".parse().unwrap(),
             listener: Some(ListenerId::parse("0.0.0.0:8080").unwrap()),
+            server_name: Some(ServerName::parse("www.example.com").unwrap()),
             app: Some(AppName::parse("web").unwrap()),
             country: Some(CountryCode::parse("BR").unwrap()),
             client_region: Some(Region::parse("sa").unwrap()),

@@ -19,6 +19,8 @@ pub use self::threads::{Exceeding, verify};
 
 /// What loading the BPF programs takes.
 const LOADING: CapabilitySet = CapabilitySet::BPF.union(CapabilitySet::NET_ADMIN).union(CapabilitySet::PERFMON);
+/// What loading the program takes that steers connections to prefixes and ranges of ports.
+pub const STEERING: CapabilitySet = CapabilitySet::BPF.union(CapabilitySet::NET_ADMIN);
 /// Stays, where it was there: listeners below port 1024 can be opened at any time.
 const LISTENING: CapabilitySet = CapabilitySet::NET_BIND_SERVICE;
 /// Stays only where a file can't be read without it, see [`settle`].
@@ -79,8 +81,14 @@ pub fn forgo() {
 
 /// Which capabilities loading the BPF programs takes that this thread lacks, in words; `None` if all are there.
 pub fn lacking() -> Option<String> {
+    lacking_of(LOADING)
+}
+
+/// The same for a part of what loading takes.
+pub fn lacking_of(needed: CapabilitySet) -> Option<String> {
     let held = thread::capabilities(None).ok()?.effective;
-    let lacking = needed_for_loading(held) - held;
+    let all_in_one = needed_for_loading(held) == ALL_IN_ONE;
+    let lacking = if all_in_one { CapabilitySet::empty() } else { needed - held };
     let verb = if lacking.bits().count_ones() == 1 { "is" } else { "are" };
     (!lacking.is_empty()).then(|| format!("{} {verb} missing", names(lacking).join(", ")))
 }

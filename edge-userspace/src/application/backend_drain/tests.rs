@@ -35,7 +35,13 @@ impl World {
     fn pick(&self, bound: Option<&str>) -> Result<Pick, NoBackend> {
         let snapshot = self.routing.snapshot();
         let (pop, bound) = (Region::parse("sa").unwrap(), bound.map(id));
-        let request = Request { client_region: None, pop_region: &pop, client: None, bound: bound.as_ref() };
+        let request = Request {
+            client_region: None,
+            client_position: None,
+            pop_region: &pop,
+            client: None,
+            bound: bound.as_ref(),
+        };
         let app = snapshot.app(&app_name("web")).unwrap();
         pick(app, snapshot.regions(), &request, &Tried::new(), &mut fastrand::Rng::with_seed(1))
     }

@@ -5,7 +5,10 @@ use std::net::SocketAddr;
 use super::*;
 use crate::application::ports::GeoSource;
 use crate::domain::testing::{app_name, id, region, row};
-use crate::domain::{NoBackend, Outcome, Pick, PickReason, RawRouting, Request, Skip, Tried, pick};
+use crate::domain::{
+    CheckResult, HealthCheck, NoBackend, Outcome, Phase, Pick, PickReason, RawBackend, RawRouting, Request, Skip,
+    Tried, pick,
+};
 
 const RULES: HealthRules = HealthRules {
     failures: 2,
@@ -17,13 +20,17 @@ const RULES: HealthRules = HealthRules {
 
 /// Writes down what it is told.
 #[derive(Default)]
-struct Diary(Mutex<Vec<(String, Transition)>>);
+struct Diary(Mutex<Vec<(String, Transition)>>, Mutex<Vec<(String, bool)>>);
 
 impl Observer for Diary {
     fn accepted(&self) {}
     fn located(&self, _: GeoSource) {}
     fn closed(&self, _: &Outcome) {}
     fn accept_failed(&self, _: SocketAddr, _: &'static str) {}
+    fn checked(&self, _: &CheckReport) {}
+    fn fail_open(&self, app: &AppName, begins: bool) {
+        self.1.lock().unwrap().push((app.to_string(), begins));
+    }
     fn health_changed(&self, backend: &Backend, transition: Transition) {
         self.0.lock().unwrap().push((backend.id.to_string(), transition));
     }
@@ -62,7 +69,13 @@ impl Ward {
 
     fn pick(&mut self, bound: Option<&str>, tried: &Tried) -> Result<Pick, NoBackend> {
         let (snapshot, sa, bound) = (self.routing.snapshot(), region("sa"), bound.map(id));
-        let request = Request { client_region: None, pop_region: &sa, client: None, bound: bound.as_ref() };
+        let request = Request {
+            client_region: None,
+            client_position: None,
+            pop_region: &sa,
+            client: None,
+            bound: bound.as_ref(),
+        };
         let index = snapshot.app(&app_name("web")).unwrap();
         pick(index, snapshot.regions(), &request, tried, &mut self.rng)
     }
@@ -145,4 +158,126 @@ fn connections_that_are_reset_at_once_eject_and_the_hosts_own_failures_don_t() {
     assert!(!backend.load.is_ejected());
     end(Termination::BackendReset);
     assert!(backend.load.is_ejected());
+}
+
+const PACE: CheckPace =
+    CheckPace { interval: Duration::from_secs(2), timeout: Duration::from_secs(1), rise: 2, fall: 3 };
+
+impl Ward {
+    /// A ward whose backends are checked as `check` says.
+    fn checked(backends: usize, check: &str) -> Self {
+        let ward = Self::new(0);
+        ward.load((0..backends).map(|at| RawBackend { health_check: check.into(), ..row(&format!("b{at}"), "sa") }));
+        ward.watch.tick(ward.now);
+        ward
+    }
+
+    fn load(&self, rows: impl Iterator<Item = RawBackend>) {
+        self.routing.apply(&RawRouting { backends: rows.collect(), ..RawRouting::default() }, true).unwrap();
+    }
+
+    /// So many checks of a backend in a row end so; `spec` is how they were made.
+    fn check_as(&self, spec: &str, name: &str, result: CheckResult, times: usize) {
+        let check = HealthCheck::parse(spec).unwrap();
+        for _ in 0..times {
+            let report = CheckReport { result, detail: Some("in detail".to_owned()), took: Duration::ZERO };
+            self.watch.checked(&self.backend(name), check.spec().unwrap(), report, self.now, &PACE);
+        }
+    }
+
+    fn check(&self, name: &str, result: CheckResult, times: usize) {
+        self.check_as("tcp", name, result, times);
+    }
+
+    fn told(&self) -> Vec<Transition> {
+        self.diary.0.lock().unwrap().iter().map(|(_, transition)| *transition).collect()
+    }
+}
+
+#[test]
+fn checks_take_a_backend_out_and_bring_it_back_slowly() {
+    let mut ward = Ward::checked(2, "tcp");
+    ward.check("b0", CheckResult::Passed, 1);
+    ward.check("b0", CheckResult::TimedOut, 2);
+    assert_eq!(ward.backend("b0").load.phase(), Phase::Up);
+    ward.check("b0", CheckResult::Refused, 1);
+    assert_eq!(ward.shares(), [0, 1000]);
+    assert_eq!(ward.backend("b0").load.phase(), Phase::Down(CheckResult::Refused));
+    ward.check("b0", CheckResult::Passed, 2);
+    let [first, _] = ward.shares();
+    assert!((10..80).contains(&first), "a sixteenth of its share: {first}");
+    ward.now += Duration::from_secs(10);
+    ward.watch.tick(ward.now);
+    let [whole, _] = ward.shares();
+    assert!((495..506).contains(&whole), "its whole share: {whole}");
+    let down = Transition::Down { why: CheckResult::Refused, after: 3 };
+    assert_eq!(ward.told(), [down, Transition::Up { after: 2 }, Transition::Recovered]);
+}
+
+#[test]
+fn an_ejection_outlasts_checks_that_pass_and_nobody_is_ejected_who_would_be_the_last() {
+    let ward = Ward::checked(2, "tcp");
+    ward.check("b0", CheckResult::Refused, 1);
+    ward.fail("b1");
+    assert!(!ward.backend("b1").load.is_ejected(), "the other one is down");
+    ward.check("b0", CheckResult::Passed, 2);
+    ward.fail("b1");
+    ward.check("b1", CheckResult::Passed, 9);
+    assert!(ward.backend("b1").load.is_ejected(), "a check does not see all that a client sees");
+    ward.check("b1", CheckResult::Refused, 3);
+    ward.check("b1", CheckResult::Passed, 2);
+    assert!(ward.backend("b1").load.is_ejected());
+}
+
+#[test]
+fn an_app_that_fails_open_says_when_it_begins_and_ends() {
+    let ward = Ward::checked(2, "tcp");
+    ward.check("b0", CheckResult::Refused, 1);
+    ward.watch.tick(ward.now);
+    assert!(ward.watch.failing_open().is_empty());
+    ward.check("b1", CheckResult::Refused, 1);
+    ward.watch.tick(ward.now);
+    ward.watch.tick(ward.now);
+    assert_eq!(ward.watch.failing_open(), [app_name("web")]);
+    ward.check("b1", CheckResult::Passed, 2);
+    ward.watch.tick(ward.now);
+    let fails_open = |begins| ("web".to_owned(), begins);
+    assert_eq!(*ward.diary.1.lock().unwrap(), [fails_open(true), fails_open(false)]);
+    // A reload that takes the last trusted one away, and one that takes all away.
+    let checked = |name: &str| RawBackend { health_check: "tcp".into(), ..row(name, "sa") };
+    ward.load([RawBackend { state: "maint".into(), ..checked("b1") }, checked("b0")].into_iter());
+    ward.watch.tick(ward.now);
+    assert_eq!(ward.watch.failing_open(), [app_name("web")]);
+    ward.load([].into_iter());
+    ward.watch.tick(ward.now);
+    assert!(ward.watch.failing_open().is_empty());
+}
+
+#[test]
+fn another_address_or_check_begins_anew_and_reports_about_the_former_one_do_not_count() {
+    let ward = Ward::checked(3, "tcp");
+    ward.check("b0", CheckResult::Refused, 1);
+    ward.fail("b1");
+    let former = ward.backend("b0");
+    let rows = |port: i64, check: &'static str| {
+        let moved = RawBackend { port: port.into(), health_check: "tcp".into(), ..row("b0", "sa") };
+        let others = ["b1", "b2"].map(|name| RawBackend { health_check: check.into(), ..row(name, "sa") });
+        [moved].into_iter().chain(others)
+    };
+    ward.load(rows(8080, "tcp"));
+    assert!(ward.backend("b0").load.is_down() && ward.backend("b1").load.is_ejected(), "nothing has changed");
+    ward.load(rows(9, "tcp fall=1"));
+    let known = |name| ward.backend(name).load.phase();
+    assert_eq!(["b0", "b1"].map(known), [Phase::Up, Phase::Up]);
+    let check = HealthCheck::parse("tcp").unwrap();
+    let report = CheckReport { result: CheckResult::Refused, detail: None, took: Duration::ZERO };
+    ward.watch.checked(&former, check.spec().unwrap(), report, ward.now, &PACE);
+    ward.watch.connect_failed(&former, ConnectFailure::TimedOut, ward.now);
+    ward.check_as("tcp", "b1", CheckResult::Refused, 9);
+    assert_eq!(["b0", "b1"].map(known), [Phase::Up, Phase::Up]);
+    ward.check_as("tcp fall=1", "b1", CheckResult::Refused, 1);
+    assert_eq!(known("b1"), Phase::Down(CheckResult::Refused));
+    ward.load([row("b2", "sa")].into_iter());
+    ward.load(rows(9, "tcp fall=1"));
+    assert_eq!(known("b1"), Phase::Up, "who was removed and returns begins anew");
 }

@@ -37,7 +37,13 @@ impl Shop {
         Search {
             routing: &self.routing,
             app: &self.app,
-            request: Request { client_region: None, pop_region: &self.pop, client: None, bound: None },
+            request: Request {
+                client_region: None,
+                client_position: None,
+                pop_region: &self.pop,
+                client: None,
+                bound: None,
+            },
             tried,
             source: AffinityPrefix::default().prefix(client),
             random: fastrand::Rng::with_seed(client.ip().is_ipv4().into()),

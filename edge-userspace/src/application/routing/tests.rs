@@ -4,7 +4,10 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::domain::testing::{app_name, id, row};
-use crate::domain::{Affinity, CountryCode, Limits, RawValue};
+use crate::domain::{
+    Affinity, ClientAddr, CountryCode, Limits, NoBackend, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion,
+    RawValue, Region, Request, Tried,
+};
 
 fn raw(backends: &[RawBackend]) -> RawRouting {
     RawRouting { backends: backends.to_vec(), ..RawRouting::default() }
@@ -166,4 +169,102 @@ fn times_are_kept_across_reloads_and_measured_anew_at_another_address() {
     let moved = RawBackend { wg_ip: "192.0.2.2".into(), ..row("a", "us") };
     table.apply(&raw(&[moved]), false).unwrap();
     assert_eq!(estimate(&table), None);
+}
+
+#[test]
+fn what_has_not_changed_is_taken_over_as_it_is() {
+    let table = RoutingTable::new();
+    let in_app = |id: &str, app: &str| RawBackend { app: app.into(), ..row(id, "sa") };
+    let mut rows = vec![in_app("a", "one"), in_app("b", "one"), in_app("c", "two")];
+    let place = |id_: &str| Arc::as_ptr(table.load().backend(&id(id_)).unwrap());
+    let index = |app: &str| std::ptr::from_ref(table.load().app(&app_name(app)).unwrap());
+    table.apply(&raw(&rows), false).unwrap();
+    let before = (place("a"), place("b"), index("one"), index("two"));
+    table.apply(&raw(&rows), false).unwrap();
+    assert_eq!((place("a"), place("b"), index("one"), index("two")), before);
+
+    rows[1].weight = 7.into();
+    table.apply(&raw(&rows), false).unwrap();
+    assert_eq!((place("a"), index("two")), (before.0, before.3));
+    assert!(place("b") != before.1 && index("one") != before.2);
+    assert_eq!(table.load().backend(&id("b")).unwrap().weight.0, 7);
+
+    // Apps and regions change an index, too.
+    let one = index("one");
+    let app = RawApp { affinity: "soft".into(), ..RawApp::named("one") };
+    table.apply(&RawRouting { apps: vec![app.clone()], ..raw(&rows) }, false).unwrap();
+    assert!(index("one") != one && index("two") == before.3);
+    let region = RawRegion { name: "sa".into(), latitude: 1.into(), longitude: 1.into(), ..RawRegion::default() };
+    table.apply(&RawRouting { apps: vec![app], regions: vec![region], ..raw(&rows) }, false).unwrap();
+    assert!(index("two") != before.3);
+}
+
+/// Limits hold whichever snapshot a connection was admitted by, whether its index was made anew or taken over.
+#[test]
+fn limits_hold_across_indexes_that_are_taken_over() {
+    let table = RoutingTable::new();
+    let rows = |weight: i64| {
+        let limited = RawBackend { soft_limit: 1.into(), hard_limit: 2.into(), ..row("a", "sa") };
+        raw(&[limited, RawBackend { app: "other".into(), weight: weight.into(), ..row("z", "sa") }])
+    };
+    table.apply(&rows(1), false).unwrap();
+    let mut rng = fastrand::Rng::with_seed(1);
+    let mut pick = |rows: RawRouting| {
+        table.apply(&rows, false).unwrap();
+        let (snapshot, sa) = (table.snapshot(), Region::parse("sa").unwrap());
+        let request =
+            Request { client_region: None, client_position: None, pop_region: &sa, client: None, bound: None };
+        crate::domain::pick(
+            snapshot.app(&app_name("web")).unwrap(),
+            snapshot.regions(),
+            &request,
+            &Tried::new(),
+            &mut rng,
+        )
+    };
+    let held = [pick(rows(2)).unwrap(), pick(rows(3)).unwrap()];
+    assert_eq!(pick(rows(4)).unwrap_err(), NoBackend::AllFull);
+    drop(held);
+    assert!(pick(rows(5)).is_ok());
+}
+
+#[test]
+fn a_snapshot_that_is_looked_at_is_freed_later_by_the_one_who_reloads() {
+    let table = RoutingTable::new();
+    table.apply(&raw(&[row("a", "sa")]), false).unwrap();
+    let looked_at = table.snapshot();
+    let gone = Arc::downgrade(&looked_at);
+    table.apply(&raw(&[row("b", "sa")]), false).unwrap();
+    drop(looked_at);
+    assert!(gone.upgrade().is_some(), "a worker that lets go frees nothing");
+    table.clear_away();
+    assert!(gone.upgrade().is_none());
+}
+
+#[test]
+fn overrides_are_refused_alone_and_keep_their_last_good_version() {
+    let table = RoutingTable::new();
+    let over = |prefix: &str, country: &str| RawGeoOverride {
+        prefix: prefix.into(),
+        country: country.into(),
+        ..RawGeoOverride::default()
+    };
+    let load = |overrides: &[RawGeoOverride]| {
+        let raw = RawRouting { geo_overrides: overrides.to_vec(), ..raw(&[row("a", "sa")]) };
+        table.apply(&raw, false).unwrap().rejected
+    };
+    let at = |ip: &str| {
+        let snapshot = table.load();
+        let place = snapshot.overrides().at(ClientAddr::new(ip.parse().unwrap())).map(|(_, place)| place.country);
+        place.flatten().map(|country| country.to_string())
+    };
+    assert_eq!(load(&[over("9.0.0.0/8", "BR"), over("8.0.0.0/8", "PE")]), []);
+    assert_eq!((at("9.1.1.1").as_deref(), at("8.1.1.1").as_deref()), (Some("BR"), Some("PE")));
+    let rejected =
+        load(&[over("9.0.0.0/8", "Brazil"), over("8.0.0.0/8", "CL"), over("8.0.0.0/8", "AR"), over("x", "AR")]);
+    let names: Vec<_> = rejected.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["geo override 9.0.0.0/8", "geo override 8.0.0.0/8", "geo override row 4"]);
+    assert_eq!((at("9.1.1.1").as_deref(), at("8.1.1.1").as_deref()), (Some("BR"), Some("CL")));
+    load(&[RawGeoOverride { deleted: 1.into(), ..over("9.0.0.0/8", "BR") }]);
+    assert_eq!((at("9.1.1.1"), at("8.1.1.1")), (None, None));
 }

@@ -34,10 +34,12 @@ async fn send(backend: &mut TcpStream, header: &[u8], limit: Duration) -> Result
 /// What a header that came in said of the client is passed on.
 fn header(version: ProxyVersion, outcome: &Outcome) -> Vec<u8> {
     let proxied = outcome.proxied.as_ref();
+    let own_name = outcome.server_name.as_ref().map(|name| name.as_str());
     let said = Announcement {
         client: outcome.client,
         to: proxied.and_then(|header| header.addresses).map_or(outcome.to, |addresses| addresses.to),
-        server_name: proxied.and_then(|header| header.server_name.as_deref()),
+        // What was seen here is surer than what is told.
+        server_name: own_name.or_else(|| proxied.and_then(|header| header.server_name.as_deref())),
         unique_id: &outcome.connection_id().to_string(),
     };
     encode(version, &said)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::Proxy;
 use crate::application::ports::Observer;
-use crate::domain::{ByteCounts, ChosenBackend, Outcome, Termination};
+use crate::domain::{ByteCounts, ChosenBackend, Outcome, Position, Termination};
 
 /// The outcome in the making. It is handed over exactly once, also when the task is cancelled.
 pub(super) struct Record<'a> {
@@ -15,6 +15,8 @@ pub(super) struct Record<'a> {
     /// When it began to wait for a place on a backend, while it does.
     waits_since: Option<Instant>,
     pub(super) outcome: Outcome,
+    /// Where the client is, as exactly as the geo data knows.
+    pub(super) position: Option<Position>,
 }
 
 impl<'a> Record<'a> {
@@ -29,6 +31,7 @@ impl<'a> Record<'a> {
             proxied: None,
             to,
             listener: None,
+            server_name: None,
             app: None,
             country: None,
             client_region: None,
@@ -48,7 +51,7 @@ impl<'a> Record<'a> {
             reject_detail: None,
             denied_by: None,
         };
-        Self { observer, accepted: Instant::now(), waits_since: None, outcome }
+        Self { observer, accepted: Instant::now(), waits_since: None, outcome, position: None }
     }
 
     pub(super) fn waits_since(&mut self, now: Instant) {

@@ -163,3 +163,106 @@ fn a_failed_init_leaves_no_draft() {
     assert!(db.fails("init --force").contains("can't be put in place"));
     assert_eq!(std::fs::read_dir(db.path.parent().unwrap()).unwrap().count(), 1);
 }
+
+#[test]
+fn rows_of_other_tables_are_set_listed_and_removed() {
+    let db = Database::new();
+    db.run("init --example").unwrap();
+    db.run("listener set tls address=203.0.113.0/24 port=443 last_port=444 app=web server_name=a.example").unwrap();
+    db.run("app set web selection=maglev queue_length=7").unwrap();
+    db.run("region set af latitude=-26.2 longitude=28 countries=ZA,NA").unwrap();
+    db.run("geo set 198.51.100.0/24 country=br").unwrap();
+    let list = |table: &str| -> serde_json::Value {
+        serde_json::from_str(&db.run(&format!("{table} list --json")).unwrap()).unwrap()
+    };
+    assert_eq!((&list("listener")[0]["port"], &list("listener")[0]["last_port"]), (&json!(443), &json!(444)));
+    assert_eq!(list("region")[0], json!({"name": "af", "latitude": -26.2, "longitude": 28.0, "countries": "ZA,NA"}));
+    assert_eq!(list("geo")[0], json!({"prefix": "198.51.100.0/24", "country": "br"}));
+    db.run("app set web queue_length=").unwrap();
+    assert_eq!((&list("app")[0]["selection"], list("app")[0].get("queue_length")), (&json!("maglev"), None));
+    assert!(db.run("listener list").unwrap().contains("a.example"));
+    db.run("geo rm 198.51.100.0/24").unwrap();
+    assert_eq!(list("geo"), json!([]));
+    assert!(
+        db.fails("geo rm 198.51.100.0/24").contains("no geo override 198.51.100.0/24: see `edgeproxy db geo list`")
+    );
+    db.run("geo set 198.51.100.0/24 region=eu").unwrap();
+    assert_eq!(list("geo")[0], json!({"prefix": "198.51.100.0/24", "region": "eu"}), "it begins afresh");
+}
+
+#[test]
+fn rows_of_other_tables_that_the_loader_would_refuse_are_refused() {
+    let db = Database::new();
+    db.run("init --example").unwrap();
+    db.run("listener set m port=80").unwrap();
+    let before = db.run("export").unwrap();
+    for (line, why) in [
+        ("listener set l port=0", "port is 0"),
+        ("listener set l", "port"),
+        ("listener set l port=81 last_port=80", "last_port 80 is below port 81"),
+        ("listener set l port=81 accept_proxy=required", "needs proxy_from"),
+        ("listener set l port=80", "listener "),
+        ("listener set l port=81 colour=red", "no column \"colour\" to set: app, address"),
+        ("listener set l port", "write COLUMN=VALUE"),
+        ("listener set l port=81 deleted=1", "no column \"deleted\""),
+        ("app set web selection=random", "use least_load, maglev"),
+        ("app set web queue_timeout_ms=0", "CHECK"),
+        ("region set af latitude=91 longitude=0", "not a position"),
+        ("region set af latitude=9", "not a position"),
+        ("region set af countries=ZA,XX", "country XX is none of ISO 3166-1"),
+        ("geo set 198.51.100.1/24 country=BR", "write 198.51.100.0/24"),
+        ("geo set 198.51.100.0/24", "leads nowhere"),
+        ("geo set 198.51.100.0/24 country=ZZ", "country ZZ is none"),
+        ("geo rm 9.9.9.9", "no geo override 9.9.9.9"),
+    ] {
+        let said = db.fails(line);
+        assert!(said.contains(why), "{line}: {said}");
+    }
+    assert_eq!(db.run("export").unwrap(), before);
+}
+
+#[test]
+fn databases_without_the_tables_get_them() {
+    let db = Database::new();
+    let seed = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../sql/seed.sql"));
+    let old = "CREATE TABLE listeners (id TEXT PRIMARY KEY, port INTEGER, deleted INTEGER)";
+    Connection::open(&db.path).unwrap().execute_batch(&format!("{seed};{old}")).unwrap();
+    assert_eq!(db.run("region list --json").unwrap().trim(), "[]");
+    db.run("region set af countries=ZA").unwrap();
+    db.run("listener set l port=80 max_connections=9").unwrap();
+    assert!(db.run("listener list --json").unwrap().contains("\"max_connections\": 9"));
+    assert!(db.run("region list").unwrap().contains("ZA"));
+}
+
+#[test]
+fn what_is_exported_can_be_imported() {
+    let (one, other) = (Database::new(), Database::new());
+    one.run("init --example").unwrap();
+    one.run("region set af latitude=-26.2 longitude=28.05 countries=ZA").unwrap();
+    one.run("listener set l port=443 server_name=*.example").unwrap();
+    one.run("geo set 2001:4860::/32 region=af").unwrap();
+    one.run("app set web affinity=soft").unwrap();
+    one.run("rm eu-node-1").unwrap();
+    let document = one.run("export").unwrap();
+    let file = one.path.with_extension("json");
+    std::fs::write(&file, &document).unwrap();
+    other.run("init").unwrap();
+    other.run("add stays --app web --region sa --addr 192.0.2.1:1").unwrap();
+    assert_eq!(other.run(&format!("import {}", file.display())).unwrap(), "imported 7 rows\n");
+    assert_eq!(other.rows().as_array().unwrap().len(), 4, "rows that are not in the document stay");
+    other.run(&format!("import --replace {}", file.display())).unwrap();
+    assert_eq!(other.run("export").unwrap(), document);
+
+    for (text, why) in [
+        (document.replace("\"port\": 9001", "\"port\": 0"), "would be refused"),
+        (document.replace("\"weight\"", "\"wait\""), "no column \"wait\""),
+        (document.replace("\"regions\"", "\"religions\""), "table religions"),
+        (document.replace("\"version\": 1", "\"version\": 2"), "version 1"),
+        ("[".to_owned(), "not JSON"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let said = other.fails(&format!("import {}", file.display()));
+        assert!(said.contains(why), "{why}: {said}");
+        assert_eq!(other.run("export").unwrap(), document);
+    }
+}

@@ -35,7 +35,8 @@ fn client(n: u32) -> ClientPrefix {
 /// Where client `n` goes, with a random source that differs from call to call.
 fn choice(snapshot: &Snapshot, n: u32, tried: &Tried) -> Pick {
     let (sa, client) = (region("sa"), client(n));
-    let request = Request { client_region: None, pop_region: &sa, client: Some(&client), bound: None };
+    let request =
+        Request { client_region: None, client_position: None, pop_region: &sa, client: Some(&client), bound: None };
     let app = snapshot.app(&app_name("web")).unwrap();
     pick(app, snapshot.regions(), &request, tried, &mut fastrand::Rng::new()).unwrap()
 }
@@ -164,7 +165,8 @@ fn at_the_soft_limit_the_next_of_the_clients_order_is_taken_and_then_all_up_to_t
     assert!(crowd[2..8].iter().all(|pick| pick.backend.id != own), "others are below their soft limit");
     assert!(snapshot.backends().all(|backend| backend.load.active() == 3));
     let (sa, client) = (region("sa"), client(7));
-    let request = Request { client_region: None, pop_region: &sa, client: Some(&client), bound: None };
+    let request =
+        Request { client_region: None, client_position: None, pop_region: &sa, client: Some(&client), bound: None };
     let app = snapshot.app(&app_name("web")).unwrap();
     let full = pick(app, snapshot.regions(), &request, &Tried::new(), &mut fastrand::Rng::new());
     assert_eq!(full.unwrap_err(), NoBackend::AllFull);
@@ -184,7 +186,8 @@ fn what_is_explained_is_what_is_chosen() {
     let app = snapshot.app(&app_name("web")).unwrap();
     for n in 0..100 {
         let (sa, client) = (region("sa"), client(n));
-        let request = Request { client_region: None, pop_region: &sa, client: Some(&client), bound: None };
+        let request =
+            Request { client_region: None, client_position: None, pop_region: &sa, client: Some(&client), bound: None };
         let plan = explain(app, snapshot.regions(), &request, &Tried::new(), 3, &mut fastrand::Rng::new());
         assert_eq!(plan.selection, Selection::Maglev);
         assert_eq!(plan.winner, Some(chosen(&snapshot, n)));
@@ -199,7 +202,8 @@ fn a_soft_binding_yields_at_the_soft_limit_if_another_has_room() {
         let snapshot = hashing(affinity, &rows);
         let app = snapshot.app(&app_name("web")).unwrap();
         let (sa, bound) = (region("sa"), id("cache-0"));
-        let request = Request { client_region: None, pop_region: &sa, client: None, bound: Some(&bound) };
+        let request =
+            Request { client_region: None, client_position: None, pop_region: &sa, client: None, bound: Some(&bound) };
         let next = || pick(app, snapshot.regions(), &request, &Tried::new(), &mut fastrand::Rng::new()).unwrap();
         let (first, second, third) = (next(), next(), next());
         assert_eq!((first.backend.id.as_str(), first.reason), ("cache-0", PickReason::Affinity));

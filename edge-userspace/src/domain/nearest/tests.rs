@@ -49,7 +49,8 @@ impl Lab {
 
     fn pick(&mut self, tried: &Tried) -> Result<Pick, NoBackend> {
         let pop = region("sa");
-        let request = Request { client_region: None, pop_region: &pop, client: None, bound: None };
+        let request =
+            Request { client_region: None, client_position: None, pop_region: &pop, client: None, bound: None };
         let app = self.snapshot.app(&app_name("web")).unwrap();
         pick(app, self.snapshot.regions(), &request, tried, &mut self.rng)
     }
@@ -195,7 +196,7 @@ fn a_crowd_of_full_ones_before_the_first_with_room_is_walked_once() {
 fn the_plan_shows_the_times_and_puts_the_nearest_first() {
     let mut lab = Lab::new(&[40, 10, 0, 20]);
     let pop = region("sa");
-    let request = Request { client_region: None, pop_region: &pop, client: None, bound: None };
+    let request = Request { client_region: None, client_position: None, pop_region: &pop, client: None, bound: None };
     let app = lab.snapshot.app(&app_name("web")).unwrap();
     let plan = explain(app, lab.snapshot.regions(), &request, &Tried::new(), 3, &mut lab.rng);
     let entries: Vec<_> = plan.entries.iter().map(|entry| (entry.id.as_str(), entry.rtt)).collect();

@@ -15,7 +15,8 @@ fn a_plan_shows_every_backend_best_first_and_why_the_others_are_out() {
     let first = std::sync::Arc::clone(world.app().backend(&id("sa1")).unwrap());
     let _held: Vec<_> = (0..50).map(|_| first.load.try_reserve(first.limits).unwrap()).collect();
     let (sa, us, bound) = (region("sa"), region("us"), id("sa2"));
-    let request = Request { client_region: Some(&sa), pop_region: &us, client: None, bound: Some(&bound) };
+    let request =
+        Request { client_region: Some(&sa), client_position: None, pop_region: &us, client: None, bound: Some(&bound) };
     let app = world.snapshot.app(&testing::app_name("web")).unwrap();
     let plan = explain(app, world.snapshot.regions(), &request, &Tried::new(), 8, &mut world.rng);
 
@@ -47,7 +48,8 @@ fn load_never_outranks_geography() {
     let held: Vec<_> = (0..500).map(|_| world.route(Some("sa"), "us").unwrap()).collect();
     assert!(held.iter().all(|pick| pick.backend.id == id("sa1")));
     let (sa, us) = (region("sa"), region("us"));
-    let request = Request { client_region: Some(&sa), pop_region: &us, client: None, bound: None };
+    let request =
+        Request { client_region: Some(&sa), client_position: None, pop_region: &us, client: None, bound: None };
     let app = world.snapshot.app(&testing::app_name("web")).unwrap();
     let plan = explain(app, world.snapshot.regions(), &request, &Tried::new(), 8, &mut world.rng);
     assert!(plan.entries[0].score < plan.entries[1].score);

@@ -8,7 +8,7 @@ fn all(_: usize, bits: u64) -> u64 {
 
 fn room(weights: &[u32]) -> Room {
     let room = Room::new(weights.into());
-    (0..weights.len()).for_each(|at| room.refresh(at, || Some(Standing::BelowSoft)));
+    (0..weights.len()).for_each(|at| room.refresh(at, || (Some(Standing::BelowSoft), true)));
     room
 }
 
@@ -38,9 +38,9 @@ fn members_are_drawn_by_weight_however_many_there_are() {
 fn only_those_that_stand_so_are_drawn() {
     let room = room(&[1; 500]);
     for at in (0..500).filter(|at| at % 100 != 7) {
-        room.refresh(at, || Some(Standing::OverSoft));
+        room.refresh(at, || (Some(Standing::OverSoft), true));
     }
-    room.refresh(8, || None);
+    room.refresh(8, || (None, true));
     let shares = shares(&room, 500, &all);
     let drawn: Vec<_> = shares.iter().enumerate().filter(|(_, share)| **share > 0).collect();
     assert_eq!(drawn, [(7, &100), (107, &100), (207, &100), (307, &100), (407, &100)]);
@@ -48,7 +48,7 @@ fn only_those_that_stand_so_are_drawn() {
         let at = room.draw(Standing::OverSoft, n * (u64::MAX / 1000), &all).unwrap();
         assert!(at % 100 != 7 && at != 8, "{at}");
     }
-    (0..500).for_each(|at| room.refresh(at, || None));
+    (0..500).for_each(|at| room.refresh(at, || (None, true)));
     for standing in [Standing::BelowSoft, Standing::OverSoft] {
         assert_eq!(room.draw(standing, 1 << 60, &all), None);
     }
@@ -77,7 +77,7 @@ fn sums_that_are_behind_the_bits_hide_nobody() {
 #[test]
 fn threads_that_change_counts_leave_exact_bits_and_sums() {
     use crate::domain::RawBackend;
-    use crate::domain::testing::{World, row};
+    use crate::domain::testing::{World, row, turn};
     let rows: Vec<_> = (0..70)
         .map(|at| {
             let (id, weight) = (format!("b{at}"), 1 + at % 3);
@@ -94,6 +94,9 @@ fn threads_that_change_counts_leave_exact_bits_and_sums() {
                 for _ in 0..20_000 {
                     // Few members: threads meet.
                     let member = &group.members[rng.usize(..3)];
+                    if rng.usize(..20) == 0 {
+                        turn(&member.backend, rng.bool());
+                    }
                     held.extend(member.load.try_reserve(member.limits));
                     if rng.bool() && !held.is_empty() {
                         drop(held.swap_remove(rng.usize(..held.len())));
@@ -103,11 +106,17 @@ fn threads_that_change_counts_leave_exact_bits_and_sums() {
             });
         }
     });
-    for standing in [Standing::BelowSoft, Standing::OverSoft] {
-        let set = group.room.set(standing);
+    for standing in
+        [Some(Standing::BelowSoft), Some(Standing::OverSoft), Some(Standing::Ejected), Some(Standing::Down), None]
+    {
+        // `None` stands for "trusted".
+        let set = standing.map_or(&group.room.trusted, |standing| group.room.set(standing));
         let mut sums = [0u64; 2];
         for (at, member) in group.members.iter().enumerate() {
-            let is = member.load.standing(member.limits) == Some(standing);
+            let is = match standing {
+                Some(_) => member.load.standing(member.limits) == standing,
+                None => member.load.is_trusted(),
+            };
             assert_eq!(set.bits[at / 64].load(Ordering::SeqCst) >> (at % 64) & 1 == 1, is, "{at} {standing:?}");
             sums[at / 64] += if is { u64::from(member.weight) } else { 0 };
         }

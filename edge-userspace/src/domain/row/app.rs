@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::value::{count, flag, optional_text, text};
 use super::{RawValue, RowError, raw_row};
-use crate::domain::{Affinity, AppName, AppSpec, QueueRules, Selection};
+use crate::domain::{Affinity, AppName, AppSpec, HealthCheck, QueueRules, Selection};
 
 raw_row! {
     /// A row of the table `apps`, not validated.
@@ -21,7 +21,7 @@ impl RawApp {
 
     /// How the app is to be served. NULL or absent columns mean: selection `least_load`, affinity `strict`
     /// (`none` where clients are hashed: a binding would hold them where they were sent when their backend was out),
-    /// no queue.
+    /// no queue, no health check.
     pub fn parse(&self) -> Result<AppSpec, RowError> {
         flag("deleted", &self.deleted)?;
         let default = AppSpec::new(self.name()?);
@@ -31,6 +31,7 @@ impl RawApp {
             selection,
             affinity: optional_text("affinity", &self.affinity)?.map_or(Ok(unsaid), Affinity::parse)?,
             queue: self.queue(default.queue)?,
+            health_check: optional_text("health_check", &self.health_check)?.map(HealthCheck::parse).transpose()?,
             name: default.name,
         })
     }

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use super::value::{count, flag, optional_text, text};
 use super::{RawValue, RowError, raw_row};
 use crate::domain::{
-    AppName, BackendAddr, BackendId, BackendSpec, BackendState, CountryCode, DEFAULT_SOFT_LIMIT, Limits, ProxyVersion,
-    Region, Weight,
+    AppName, BackendAddr, BackendId, BackendSpec, BackendState, CountryCode, DEFAULT_SOFT_LIMIT, HealthCheck, Limits,
+    ProxyVersion, Region, Weight,
 };
 
 raw_row! {
@@ -27,7 +27,7 @@ impl RawBackend {
 
     /// The backend the row describes. NULL or absent columns mean: healthy 1, weight 1, soft_limit 100 (or
     /// hard_limit, if that is lower), hard_limit 0 (unlimited), state `ready`, no country, same_host 0,
-    /// send_proxy `off`.
+    /// send_proxy `off`, health_check as the app says.
     pub fn parse(&self) -> Result<BackendSpec, RowError> {
         flag("deleted", &self.deleted)?;
         let same_host = flag("same_host", &self.same_host)?.unwrap_or(false);
@@ -48,6 +48,7 @@ impl RawBackend {
             limits: self.limits()?,
             same_host,
             send_proxy,
+            health_check: optional_text("health_check", &self.health_check)?.map(HealthCheck::parse).transpose()?,
         })
     }
 

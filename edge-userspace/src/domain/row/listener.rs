@@ -6,13 +6,15 @@ use ipnet::IpNet;
 
 use super::value::{count, flag, optional_text, text};
 use super::{RawValue, RowError, raw_row};
-use crate::domain::{AcceptProxy, AppName, ListenerError, ListenerId, ListenerSpec, Place, PortRange, ServerName};
+use crate::domain::{
+    AcceptProxy, AppName, ListenerError, ListenerId, ListenerSpec, Place, PortRange, ServerName, Spot,
+};
 
 raw_row! {
     /// A row of the table `listeners`, not validated.
     RawListener of "listeners" {
         id, app,
-        /// An address, or a prefix such as `203.0.113.0/24`.
+        /// An address, a prefix such as `203.0.113.0/24`, or `fd:NAME` for a socket that is handed over.
         address,
         port,
         /// The last port of a range that begins at `port`.
@@ -45,7 +47,7 @@ impl RawListener {
         Ok(ListenerSpec {
             id: self.id()?,
             app: optional_text("app", &self.app)?.map(AppName::parse).transpose()?,
-            place: Place { prefix: self.prefix()?, ports: self.ports()? },
+            spot: self.spot()?,
             server_names: self.server_names()?,
             accept_proxy,
             proxy_from,
@@ -53,9 +55,13 @@ impl RawListener {
         })
     }
 
-    fn prefix(&self) -> Result<IpNet, RowError> {
+    fn spot(&self) -> Result<Spot, RowError> {
         let text = optional_text("address", &self.address)?.unwrap_or("0.0.0.0");
-        Ok(Place::parse_prefix(text)?)
+        match Spot::parse_handed(text) {
+            // It is bound already.
+            Some(handed) => Ok(handed?),
+            None => Ok(Place { prefix: Place::parse_prefix(text)?, ports: self.ports()? }.into()),
+        }
     }
 
     fn ports(&self) -> Result<PortRange, RowError> {

@@ -27,7 +27,7 @@ pub trait RawRow: Default {
 macro_rules! raw_row {
     ($(#[$doc:meta])+ $type:ident of $table:literal { $( $(#[$column_doc:meta])* $column:ident ),+ $(,)? }) => {
         $(#[$doc])+
-        #[derive(Debug, Clone, Default, PartialEq)]
+        #[derive(Debug, Clone, Default, PartialEq, Hash)]
         pub struct $type { $( $(#[$column_doc])* pub $column: $crate::domain::RawValue ),+ }
 
         impl $crate::domain::RawRow for $type {

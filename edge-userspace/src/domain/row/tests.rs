@@ -120,11 +120,13 @@ proptest! {
         app in any_row::<RawApp>(),
         region in any_row::<RawRegion>(),
         listener in any_row::<RawListener>(),
+        place in any_row::<RawGeoOverride>(),
     ) {
         let reasons = [
             app.parse().err().map(|why| why.to_string()),
             region.parse().err().map(|why| why.to_string()),
             listener.parse().err().map(|why| why.to_string()),
+            place.parse().err().map(|why| why.to_string()),
         ];
         prop_assert!(reasons.iter().flatten().all(|why| why.len() < 2000));
     }
@@ -156,7 +158,7 @@ fn apps_have_defaults_and_bad_values_are_named() {
 fn listeners_have_defaults_and_bad_values_are_named() {
     let row = RawListener { id: "l".into(), port: 80.into(), ..RawListener::default() };
     let spec = row.parse().unwrap();
-    assert_eq!((spec.place.to_string().as_str(), spec.app, spec.max_connections), ("0.0.0.0:80", None, 0));
+    assert_eq!((spec.spot.to_string().as_str(), spec.app, spec.max_connections), ("0.0.0.0:80", None, 0));
     assert_eq!((spec.accept_proxy, spec.server_names.len()), (AcceptProxy::Off, 0));
     let full = RawListener {
         app: "web".into(),
@@ -168,7 +170,7 @@ fn listeners_have_defaults_and_bad_values_are_named() {
         ..row.clone()
     };
     let spec = full.parse().unwrap();
-    assert_eq!((spec.place.to_string().as_str(), spec.server_names.len()), ("203.0.113.0/24:80-90", 2));
+    assert_eq!((spec.spot.to_string().as_str(), spec.server_names.len()), ("203.0.113.0/24:80-90", 2));
     assert_eq!(spec.proxy_from.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "2001:db8::1/128"]);
     let refused = |row: RawListener| row.parse().unwrap_err().to_string();
     assert!(refused(RawListener { port: 0.into(), ..row.clone() }).contains("port is 0"));
@@ -176,4 +178,17 @@ fn listeners_have_defaults_and_bad_values_are_named() {
     assert!(refused(RawListener { proxy_from: RawValue::Null, ..full.clone() }).contains("needs proxy_from"));
     assert!(refused(RawListener { proxy_from: "lan".into(), ..full.clone() }).contains("proxy_from holds \"lan\""));
     assert!(refused(RawListener { server_name: "a b!".into(), ..full }).contains("is not a host name"));
+}
+
+#[test]
+fn overrides_lead_somewhere() {
+    let row = RawGeoOverride { prefix: "203.0.113.0/24".into(), country: "br".into(), ..RawGeoOverride::default() };
+    assert_eq!(row.parse().unwrap().to_string(), "203.0.113.0/24=BR");
+    let both = RawGeoOverride { region: "eu".into(), ..row.clone() };
+    assert_eq!(both.parse().unwrap().to_string(), "203.0.113.0/24=region:eu");
+    let refused = |row: RawGeoOverride| row.parse().unwrap_err().to_string();
+    assert!(refused(RawGeoOverride { country: RawValue::Null, ..row.clone() }).contains("leads nowhere"));
+    assert!(refused(RawGeoOverride { prefix: "203.0.113.1/24".into(), ..row.clone() }).contains("beyond its length"));
+    assert!(refused(RawGeoOverride { prefix: RawValue::Null, ..row.clone() }).contains("prefix is missing"));
+    assert!(refused(RawGeoOverride { country: "Brazil".into(), ..row }).contains("two letters"));
 }

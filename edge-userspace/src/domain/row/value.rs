@@ -1,6 +1,7 @@
 //! Values as SQLite has them, and what a column makes of them.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 use super::RowError;
 
@@ -15,6 +16,18 @@ pub enum RawValue {
     Text(String),
     /// Bytes, or text that isn't UTF-8.
     Blob,
+}
+
+impl Hash for RawValue {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        std::mem::discriminant(self).hash(state);
+        match self {
+            Self::Null | Self::Blob => {}
+            Self::Integer(number) => number.hash(state),
+            Self::Real(number) => number.to_bits().hash(state),
+            Self::Text(text) => text.hash(state),
+        }
+    }
 }
 
 impl fmt::Display for RawValue {

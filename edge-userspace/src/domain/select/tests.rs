@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::testing::{World, id, region, row, snapshot, snapshot_of_app};
+use crate::domain::testing::{World, eject, id, region, row, snapshot, snapshot_of_app, turn};
 use crate::domain::{RawApp, RawBackend, Snapshot};
 
 fn weighted(weights: &[i64]) -> Vec<RawBackend> {
@@ -105,7 +105,8 @@ fn a_dead_backend_does_not_tilt_the_shares_of_the_living() {
     for seed in 0..20 {
         let mut world = World::seeded(&weighted(&[1, 1, 1]), seed);
         let (sa, mut got) = (region("sa"), BTreeMap::new());
-        let request = Request { client_region: Some(&sa), pop_region: &sa, client: None, bound: None };
+        let request =
+            Request { client_region: Some(&sa), client_position: None, pop_region: &sa, client: None, bound: None };
         for _ in 0..3000 {
             let mut tried = Tried::new();
             let mut pick = world.pick(&request, &tried).unwrap();
@@ -204,8 +205,12 @@ fn bindings_are_honoured_and_yield_with_a_reason() {
     let (sa, far) = (region("sa"), id("far"));
     let mut tried = Tried::new();
     tried.push(world.app().backend(&far).unwrap());
-    let pick =
-        world.pick(&Request { client_region: None, pop_region: &sa, client: None, bound: Some(&far) }, &tried).unwrap();
+    let pick = world
+        .pick(
+            &Request { client_region: None, client_position: None, pop_region: &sa, client: None, bound: Some(&far) },
+            &tried,
+        )
+        .unwrap();
     assert_eq!(pick.binding_yielded, Some(Skip::Tried));
 }
 
@@ -217,7 +222,7 @@ fn having_none_says_why() {
     let mut tried = Tried::new();
     tried.push(&world.app().backends()[0]);
     let sa = region("sa");
-    let request = Request { client_region: None, pop_region: &sa, client: None, bound: None };
+    let request = Request { client_region: None, client_position: None, pop_region: &sa, client: None, bound: None };
     assert_eq!(world.pick(&request, &tried).unwrap_err(), NoBackend::AllTried);
 }
 
@@ -314,7 +319,7 @@ proptest! {
         let bound = bound.map(|at| id(&format!("b{at:02}")));
         let mut tried = Tried::new();
         tried_ids.iter().filter_map(|at| snapshot.backend(&id(&format!("b{at:02}")))).for_each(|b| tried.push(b));
-        let request = Request { client_region: client.as_ref(), pop_region: &pop, client: None, bound: bound.as_ref() };
+        let request = Request { client_region: client.as_ref(), client_position: None, pop_region: &pop, client: None, bound: bound.as_ref() };
         let mut rng = fastrand::Rng::with_seed(seed);
 
         let plan = crate::domain::explain(app, snapshot.regions(), &request, &tried, 3, &mut rng.clone());
@@ -375,7 +380,8 @@ fn threads_with_and_without_bindings_never_exceed_the_hard_limit() {
                 let mut held = VecDeque::new();
                 for round in 0..5000 {
                     let bound = (round % 2 == 0).then_some(a);
-                    let request = Request { client_region: Some(sa), pop_region: sa, client: None, bound };
+                    let request =
+                        Request { client_region: Some(sa), client_position: None, pop_region: sa, client: None, bound };
                     let index = snapshot.app(app).unwrap();
                     match pick(index, snapshot.regions(), &request, &Tried::new(), &mut rng) {
                         Ok(pick) => held.push_back(pick),
@@ -390,6 +396,56 @@ fn threads_with_and_without_bindings_never_exceed_the_hard_limit() {
         }
     });
     assert!(snapshot.backends().all(|backend| backend.load.active() == 0));
+}
+
+#[test]
+fn who_fails_its_checks_gets_nobody_while_another_is_trusted() {
+    let limited = RawBackend { soft_limit: 1.into(), hard_limit: 1.into(), ..row("b", "sa") };
+    let mut world = World::new(&[row("a", "sa"), limited, row("c", "eu")]);
+    let backend = |world: &World, name: &str| Arc::clone(world.app().backend(&id(name)).unwrap());
+    let [a, b, c] = ["a", "b", "c"].map(|name| backend(&world, name));
+    turn(&a, false);
+    assert_eq!(world.bound("a").unwrap().binding_yielded, Some(Skip::CheckFailed));
+    assert!((0..20).all(|_| world.route(Some("sa"), "sa").unwrap().backend.id.as_str() == "b"));
+    // The only ones that are left are full or were tried: who is down is not asked for that.
+    turn(&c, false);
+    let held = world.route(Some("sa"), "sa").unwrap();
+    assert_eq!(world.route(Some("sa"), "sa").unwrap_err(), NoBackend::AllFull);
+    drop(held);
+    let mut tried = Tried::new();
+    tried.push(&b);
+    let (sa, request_region) = (region("sa"), region("sa"));
+    let request = Request {
+        client_region: Some(&request_region),
+        client_position: None,
+        pop_region: &sa,
+        bound: None,
+        client: None,
+    };
+    assert_eq!(world.pick(&request, &tried).unwrap_err(), NoBackend::AllTried);
+    assert!(!world.app().fails_open());
+}
+
+#[test]
+fn where_all_fail_their_checks_they_are_asked_all_the_same_and_bindings_hold() {
+    let limited = RawBackend { hard_limit: 1.into(), soft_limit: 1.into(), ..row("b", "sa") };
+    let drained = RawBackend { state: "drain".into(), ..row("d", "sa") };
+    let mut world = World::new(&[row("a", "eu"), limited, drained]);
+    let backends: Vec<_> = ["a", "b"].map(|name| Arc::clone(world.app().backend(&id(name)).unwrap())).into();
+    backends.iter().for_each(|backend| turn(backend, false));
+    assert!(world.app().fails_open(), "the drained one is not in service");
+    let first = world.route(Some("sa"), "sa").unwrap();
+    assert_eq!((first.backend.id.as_str(), first.reason), ("b", PickReason::FailOpen));
+    assert_eq!(world.route(Some("sa"), "sa").unwrap().backend.id.as_str(), "a", "the hard limit holds");
+    let bound = world.bound("a").unwrap();
+    assert_eq!((bound.backend.id.as_str(), bound.reason, bound.binding_yielded), ("a", PickReason::Affinity, None));
+    // One that was ejected goes first: it may be well.
+    turn(&backends[0], true);
+    eject(&backends[0]);
+    assert!(world.app().fails_open());
+    assert_eq!(world.route(Some("sa"), "sa").unwrap().reason, PickReason::LastResort);
+    turn(&backends[1], true);
+    assert!(!world.app().fails_open());
 }
 
 /// Two backends with room for one and two connections below their soft limits, in an app whose bindings are soft.

@@ -15,21 +15,33 @@ pub use server::AdminServer;
 pub use socket::AdminError;
 
 use crate::application::backend_drain::{DrainAnswer, DrainRequest};
+use crate::application::bindings::{BindingPage, BindingsQuery, ClearAnswer, ClearRequest};
 use crate::application::events::{EventsAnswer, EventsQuery};
 use crate::application::explain::Explanation;
 use crate::application::flows::FlowStatus;
-use crate::application::status::{ForwarderStatus, ReloadAnswer, Status};
+use crate::application::status::{ForwarderStatus, PopState, ReloadAnswer, Status};
 use crate::config::ForwarderChoice;
+
+/// An answer that takes its time; the error is for the user.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> + Send + 'a>>;
 
 /// What the admin API may see and do.
 pub trait Control: Send + Sync {
     fn status(&self) -> Status;
+    /// The state alone: asked often, where the status may be long.
+    fn state(&self) -> PopState {
+        self.status().state
+    }
     /// All metrics as OpenMetrics text.
     fn metrics(&self) -> Result<String, fmt::Error>;
     /// How a connection of the client would be routed now. The error names what was asked for and is not there.
     fn explain(&self, query: &ExplainQuery) -> Result<Explanation, String>;
     /// Reads the routing database now. The error says why the last good snapshot stays.
-    fn reload(&self, allow_empty: bool) -> Pin<Box<dyn Future<Output = Result<ReloadAnswer, String>> + Send + '_>>;
+    fn reload(&self, allow_empty: bool) -> Answer<'_, ReloadAnswer>;
+    /// A part of the bindings. The error says what is wrong with the question.
+    fn bindings(&self, query: &BindingsQuery) -> Answer<'_, BindingPage>;
+    /// Ends bindings. The error says what is wrong with the request.
+    fn clear_bindings(&self, request: &ClearRequest) -> Answer<'_, ClearAnswer>;
     /// The flows that run now.
     fn flows(&self) -> Vec<FlowStatus>;
     /// What has happened; may wait for it.

@@ -16,9 +16,12 @@ use serde_json::json;
 
 use super::Control;
 use crate::application::backend_drain::{DrainAnswer, DrainRequest};
+use crate::application::bindings::{BindingsQuery, ClearRequest};
 use crate::application::events::EventsQuery;
+use crate::application::explain::Target;
 use crate::application::status::{ForwarderRequest, PopState, ReloadRequest};
 use crate::config::ForwarderChoice;
+use crate::domain::{AppName, ServerName};
 
 /// No request has more to say than a few words.
 const MAX_BODY: usize = 16 * 1024;
@@ -35,6 +38,20 @@ pub struct ExplainQuery {
     pub app: Option<String>,
     /// The app of the listener on this port.
     pub port: Option<u16>,
+    /// At this address.
+    pub to: Option<IpAddr>,
+    /// For this TLS server name.
+    pub sni: Option<String>,
+}
+
+impl ExplainQuery {
+    /// What is asked for; the error says which part is none.
+    pub fn target(&self) -> Result<Target, String> {
+        let app = self.app.as_deref().map(AppName::parse).transpose().map_err(|why| why.to_string())?;
+        let name = |name: &String| ServerName::of_client(name.as_bytes()).ok_or(format!("{name:?} is not a host name"));
+        let server_name = self.sni.as_ref().map(name).transpose()?;
+        Ok(Target { app, port: self.port, to: self.to, server_name })
+    }
 }
 
 /// All paths, for the Unix socket, whose mode says who may come.
@@ -42,6 +59,7 @@ pub(super) fn full(control: Arc<dyn Control>) -> Router {
     reading()
         .route("/api/v1/reload", post(reload))
         .route("/api/v1/forwarder", post(set_forwarder))
+        .route("/api/v1/bindings/clear", post(clear_bindings))
         .route("/api/v1/drain", post(drain))
         .route("/api/v1/backends/drain", post(drain_backend))
         .route("/api/v1/backends/ready", post(ready_backend))
@@ -56,6 +74,7 @@ pub(super) fn read_only(control: Arc<dyn Control>) -> Router {
     reading()
         .route("/api/v1/reload", post(refused))
         .route("/api/v1/forwarder", post(refused))
+        .route("/api/v1/bindings/clear", post(refused))
         .route("/api/v1/drain", post(refused))
         .route("/api/v1/backends/drain", post(refused))
         .route("/api/v1/backends/ready", post(refused))
@@ -70,6 +89,7 @@ fn reading() -> Router<Arc<dyn Control>> {
         .route("/metrics", get(metrics))
         .route("/api/v1/status", get(status))
         .route("/api/v1/flows", get(flows))
+        .route("/api/v1/bindings", get(bindings))
         .route("/api/v1/explain", get(explain))
         .route("/api/v1/events", get(events))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -89,6 +109,32 @@ async fn status(State(control): Shared) -> Response {
 
 async fn flows(State(control): Shared) -> Response {
     Json(control.flows()).into_response()
+}
+
+async fn bindings(State(control): Shared, query: Result<Query<BindingsQuery>, QueryRejection>) -> Response {
+    let query = match query {
+        Ok(Query(query)) => query,
+        Err(why) => {
+            let form = "ask ?app=NAME&backend=ID&client=PREFIX&limit=N&from=PAGE, each if wanted";
+            return error(StatusCode::BAD_REQUEST, &format!("{form}: {why}"));
+        }
+    };
+    match control.bindings(&query).await {
+        Ok(page) => Json(page).into_response(),
+        Err(why) => error(StatusCode::BAD_REQUEST, &why),
+    }
+}
+
+/// The body is a [`ClearRequest`].
+async fn clear_bindings(State(control): Shared, body: Bytes) -> Response {
+    let request = match serde_json::from_slice::<ClearRequest>(&body) {
+        Ok(request) => request,
+        Err(why) => return error(StatusCode::BAD_REQUEST, &format!("body is not {{\"backend\": ID}}: {why}")),
+    };
+    match control.clear_bindings(&request).await {
+        Ok(answer) => Json(answer).into_response(),
+        Err(why) => error(StatusCode::BAD_REQUEST, &why),
+    }
 }
 
 async fn events(State(control): Shared, query: Result<Query<EventsQuery>, QueryRejection>) -> Response {
@@ -115,12 +161,15 @@ async fn explain(State(control): Shared, query: Result<Query<ExplainQuery>, Quer
             Ok(explanation) => Json(explanation).into_response(),
             Err(why) => error(StatusCode::NOT_FOUND, &why),
         },
-        Err(why) => error(StatusCode::BAD_REQUEST, &format!("ask ?client=ADDRESS[&app=NAME|&port=N]: {why}")),
+        Err(why) => error(
+            StatusCode::BAD_REQUEST,
+            &format!("ask ?client=ADDRESS[&app=NAME|&port=N&to=ADDRESS&sni=NAME]: {why}"),
+        ),
     }
 }
 
 async fn ready(State(control): Shared) -> Response {
-    let state = control.status().state;
+    let state = control.state();
     let code = if state == PopState::Ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, format!("{state}\n")).into_response()
 }
@@ -168,7 +217,8 @@ async fn refused() -> Response {
 }
 
 async fn not_found() -> Response {
-    let paths = "/api/v1/status, /api/v1/flows, /api/v1/explain, /api/v1/events, /metrics, /healthz or /readyz";
+    let paths = "/api/v1/status, /api/v1/flows, /api/v1/bindings, /api/v1/explain, /api/v1/events, /metrics, /healthz or \
+                 /readyz";
     error(StatusCode::NOT_FOUND, &format!("no such path: try {paths}"))
 }
 

@@ -11,6 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::application::bindings::{BindingPage, BindingsQuery, ClearAnswer, ClearRequest};
 use crate::application::explain::{Candidate, Step};
 use crate::application::status::{PopState, RejectedRow, sample};
 
@@ -30,10 +31,20 @@ impl Control for Fake {
         Ok("# EOF\n".to_owned())
     }
 
-    fn reload(&self, allow_empty: bool) -> Pin<Box<dyn Future<Output = Result<ReloadAnswer, String>> + Send + '_>> {
+    fn reload(&self, allow_empty: bool) -> Answer<'_, ReloadAnswer> {
         let row = RejectedRow { row: "backend b9".to_owned(), why: "port 0".to_owned() };
         let answer = ReloadAnswer { generation: 8, accepted: 0, apps: 0, rejected_rows: vec![row] };
         Box::pin(std::future::ready(if allow_empty { Ok(answer) } else { Err("the table is empty".to_owned()) }))
+    }
+
+    fn bindings(&self, query: &BindingsQuery) -> Answer<'_, BindingPage> {
+        let page = BindingPage { next: query.limit.map(|limit| limit as usize), ..BindingPage::default() };
+        Box::pin(std::future::ready(query.filter().parse().map(|_| page).map_err(|why| why.to_string())))
+    }
+
+    fn clear_bindings(&self, request: &ClearRequest) -> Answer<'_, ClearAnswer> {
+        let answer = if request.all { Ok(ClearAnswer { cleared: 3 }) } else { Err("say which".to_owned()) };
+        Box::pin(std::future::ready(answer))
     }
 
     fn flows(&self) -> Vec<FlowStatus> {
@@ -101,10 +112,16 @@ pub(crate) fn sample_explanation() -> Explanation {
         rtt_ms: Some(1.25),
         over_soft: false,
         out: None,
+        health: "up".to_owned(),
+        last_check: Some("wrong_status: status 503".to_owned()),
     };
     let step = |backend: &str, why: &str| Step { backend: backend.to_owned(), why: why.to_owned() };
     let out = Candidate { state: "drain".to_owned(), out: Some("drain".to_owned()), ..candidate("sa-2", "sa", 0) };
     Explanation {
+        place: Some("0.0.0.0:443".to_owned()),
+        listener: Some("tls".to_owned()),
+        server_name: Some("www.example.com".to_owned()),
+        client_position: Some((-23.55, -46.63)),
         client: "200.160.2.1".to_owned(),
         country: Some("BR".to_owned()),
         geo_source: "database".to_owned(),

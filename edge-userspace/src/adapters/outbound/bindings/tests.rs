@@ -4,20 +4,21 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use super::*;
+use crate::application::bindings::Wanted;
 use crate::domain::{AffinityPrefix, AppName, ClientAddr};
 
 #[derive(Debug, Clone)]
-struct TestClock {
+pub(super) struct TestClock {
     start: Instant,
     millis: Arc<AtomicU64>,
 }
 
 impl TestClock {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { start: Instant::now(), millis: Arc::default() }
     }
 
-    fn advance(&self, millis: u64) {
+    pub(super) fn advance(&self, millis: u64) {
         self.millis.fetch_add(millis, Ordering::Relaxed);
     }
 }
@@ -33,7 +34,7 @@ fn table(ttl_secs: u64, capacity: usize) -> (BindingTable<TestClock>, TestClock)
     (BindingTable::with_clock(Duration::from_secs(ttl_secs), capacity, clock.clone()), clock)
 }
 
-fn key(client: u32) -> BindingKey {
+pub(super) fn key(client: u32) -> BindingKey {
     let ip = Ipv4Addr::from_bits(0x0b00_0000 + client);
     AffinityPrefix::default().key(&AppName::parse("web").unwrap(), ClientAddr::new(ip.into()))
 }
@@ -148,4 +149,32 @@ fn threads_agree_on_the_count() {
     // A binding that finds all queues busy with others may stay over the cap until the next one.
     assert!(table.len() <= 1004, "{}", table.len());
     assert_eq!(table.queues.iter().map(|queue| lock(queue).len()).sum::<usize>(), table.len());
+}
+
+#[test]
+fn pages_hold_each_binding_once() {
+    let (table, clock) = table(600, 100_000);
+    (0..5_000).for_each(|n| table.bind(key(n), &backend("a")));
+    clock.advance(600_000);
+    (5_000..9_000).for_each(|n| table.bind(key(n), &backend("b")));
+    clock.advance(1_000);
+    assert!(table.pages() > 1);
+    let all: Vec<Bound> = (0..table.pages()).flat_map(|at| table.page(at)).collect();
+    assert_eq!(all.len(), 4_000, "those that are over are left out");
+    assert!(all.iter().all(|bound| bound.idle == Duration::from_secs(1) && bound.backend == backend("b")));
+    let distinct: std::collections::HashSet<_> = all.iter().map(|bound| &bound.key).collect();
+    assert_eq!(distinct.len(), 4_000);
+}
+
+#[test]
+fn what_is_cleared_is_gone_and_the_rest_stays() {
+    let (table, _) = table(600, 100_000);
+    (0..3_000).for_each(|n| table.bind(key(n), &backend(if n % 3 == 0 { "a" } else { "b" })));
+    assert_eq!(table.clears(), 0);
+    let of = |name: &str| Wanted::of_backend(name);
+    assert_eq!(table.clear(&of("a")), 1_000);
+    assert_eq!((table.len(), table.clears()), (2_000, 1));
+    assert_eq!((table.peek(&key(0)), table.peek(&key(1))), (None, Some(backend("b"))));
+    assert_eq!(table.clear(&Wanted::default()), 2_000);
+    assert!(table.is_empty());
 }

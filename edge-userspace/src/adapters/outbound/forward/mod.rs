@@ -29,6 +29,7 @@ use self::lane::Both;
 use self::pump::{Pump, PumpEnd};
 use self::same_host::Instead;
 pub use self::same_host::{SameHost, SameHostLimits};
+pub(crate) use self::socket::set_low_water;
 use self::sockmap::Offload;
 pub use self::state::{KernelPath, Policy, PolicyError};
 use crate::application::drain::Cut;

@@ -36,6 +36,12 @@ pub(super) fn kick(socket: BorrowedFd<'_>) {
     let _ = set_option(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, 1);
 }
 
+/// Reports the socket as readable only once so many bytes are there, or its end.
+pub(crate) fn set_low_water(socket: BorrowedFd<'_>, bytes: usize) {
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    let _ = set_option(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes);
+}
+
 /// Closing this socket sends a reset and discards what is unsent.
 pub(super) fn reset_on_close(socket: BorrowedFd<'_>) {
     let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));

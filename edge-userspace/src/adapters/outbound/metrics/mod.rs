@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use counters::{Labelled, Times};
+use dashmap::DashMap;
 
 use crate::application::ports::GeoSource;
 use crate::application::status::{ConnectionStatus, Status};
 use crate::domain::{
-    ByteCounts, Complaint, ConnectFailure, Fallback, ForwarderKind, Outcome, PickReason, ProxyVersion, RejectReason,
-    Skip, Termination, Why,
+    ByteCounts, CheckReport, CheckResult, Complaint, ConnectFailure, Fallback, ForwarderKind, ListenerId, Outcome,
+    PickReason, ProxyVersion, RejectReason, Skip, Termination, Why,
 };
 
 /// Upper bounds in seconds: a LAN connect takes 0.1 ms, one around the world 0.3 s, a lost SYN 1 s, 3 s, 7 s.
@@ -43,11 +44,16 @@ pub struct Metrics {
     proxy_in: Labelled,
     proxy_out: Labelled,
     ejections: Labelled,
+    checks: Labelled,
+    check_seconds: Times,
     geo: Labelled,
     flows: Labelled,
     chosen: Chosen,
     fallbacks: Labelled,
     accept_errors: Labelled,
+    /// Connections that have ended, by listener. As many entries as there are listeners, and those that were removed
+    /// since the metrics were last asked for.
+    by_listener: DashMap<ListenerId, u64>,
     /// Name of each log and the count of records it lost.
     lost: Vec<(&'static str, Arc<AtomicU64>)>,
 }
@@ -83,11 +89,14 @@ impl Metrics {
             proxy_in: Labelled::new(ProxyVersion::ALL.into_iter().map(ProxyVersion::as_str)),
             proxy_out: Labelled::new(ProxyVersion::ALL.into_iter().map(ProxyVersion::as_str)),
             ejections: Labelled::new(Complaint::ALL.into_iter().map(Complaint::as_str)),
+            checks: Labelled::new(CheckResult::ALL.into_iter().map(CheckResult::as_str)),
+            check_seconds: Times::new(&CONNECT_BOUNDS),
             geo: Labelled::new(GeoSource::ALL.into_iter().map(GeoSource::as_str)),
             flows: Labelled::new(ForwarderKind::ALL.into_iter().map(ForwarderKind::as_str)),
             chosen: ForwarderKind::ALL.map(|kind| (kind, Labelled::new(Why::all().map(Why::as_str)))),
             fallbacks: Labelled::new(Fallback::ALL.into_iter().map(Fallback::as_str)),
             accept_errors: Labelled::new(["emfile", "enfile", "nomem"]),
+            by_listener: DashMap::new(),
             lost,
         }
     }
@@ -107,6 +116,12 @@ impl Metrics {
         self.ejections.add(why.as_str(), 1);
     }
 
+    /// A backend was checked.
+    pub fn checked(&self, report: &CheckReport) {
+        self.checks.add(report.result.as_str(), 1);
+        self.check_seconds.observe(report.took);
+    }
+
     /// `accept(2)` failed.
     pub fn accept_failed(&self, kind: &str) {
         self.accept_errors.add(kind, 1);
@@ -116,6 +131,9 @@ impl Metrics {
     pub fn closed(&self, outcome: &Outcome) {
         self.closed.add(outcome.termination.letters(), 1);
         self.duration.observe(outcome.duration);
+        if let Some(listener) = &outcome.listener {
+            self.count_listener(listener);
+        }
         if let Some(reject) = outcome.reject {
             self.rejected.add(reject.as_str(), 1);
         }
@@ -141,6 +159,13 @@ impl Metrics {
         self.bytes.up_kernel.fetch_add(bytes.kernel_up, Ordering::Relaxed);
         self.bytes.down_user.fetch_add(bytes.down.saturating_sub(bytes.kernel_down), Ordering::Relaxed);
         self.bytes.down_kernel.fetch_add(bytes.kernel_down, Ordering::Relaxed);
+    }
+
+    fn count_listener(&self, listener: &ListenerId) {
+        match self.by_listener.get_mut(listener) {
+            Some(mut count) => *count += 1,
+            None => *self.by_listener.entry(listener.clone()).or_default() += 1,
+        }
     }
 
     fn count_forwarders(&self, outcome: &Outcome) {

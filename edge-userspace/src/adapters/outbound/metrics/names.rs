@@ -33,7 +33,16 @@ pub(super) const PROXY_IN: Name = ("proxy_headers_received", "PROXY headers rece
 pub(super) const PROXY_OUT: Name = ("proxy_headers_sent", "PROXY headers sent to backends, by version");
 pub(super) const EJECTIONS: Name = ("ejections", "Backends ejected because they failed connections, by how");
 pub(super) const BACKEND_EJECTED: Name = ("backend_ejected", "1 while a backend is ejected");
+pub(super) const CHECKS: Name = ("health_checks", "Checks of backends, by result");
+pub(super) const CHECK_SECONDS: Name = ("health_check_seconds", "Time that a check of a backend took");
+pub(super) const BACKEND_CHECK_UP: Name =
+    ("backend_check_up", "0 while a backend is down by its checks, 1 otherwise; only for backends that are checked");
+pub(super) const APP_FAIL_OPEN: Name =
+    ("app_fail_open", "1 while all backends of an app in service are out and those whose checks fail are asked");
 pub(super) const BINDINGS: Name = ("bindings", "Clients bound to a backend");
+pub(super) const BINDING_SAVES: Name = ("binding_saves", "Times the bindings were saved to disk, by result");
+pub(super) const BINDINGS_SAVED: Name = ("bindings_saved", "Bindings in the file after the last save");
+pub(super) const BINDINGS_RESTORED: Name = ("bindings_restored", "Bindings taken over from before the start");
 pub(super) const RELOADS: Name = ("reloads", "Reloads of the routing database, by result");
 pub(super) const GENERATION: Name = ("routing_generation", "Generation of the routing snapshot in force");
 pub(super) const REJECTED_ROWS: Name = ("routing_rejected_rows", "Bad rows in the last read of the routing database");
@@ -58,6 +67,15 @@ pub(super) const SAME_HOST_BYTES: Name =
 pub(super) const SAME_HOST_WITHDRAWN: Name =
     ("same_host_withdrawn", "Backends that lost the mark same_host because byte counts disagreed");
 pub(super) const ACCEPT_ERRORS: Name = ("accept_errors", "Failures of accept, by kind");
+pub(super) const LISTENER_CLOSED: Name = ("listener_connections_closed", "Connections that have ended, by listener");
+pub(super) const LISTENER_UP: Name = ("listener_up", "1 while a listener accepts connections");
+pub(super) const SK_LOOKUP: Name =
+    ("sk_lookup_available", "1 if prefixes and ranges of ports can be had without binding each");
+pub(super) const SK_LOOKUP_PREFIXES: Name = ("sk_lookup_prefixes", "Entries of the kernel's table for sk_lookup");
+pub(super) const SK_LOOKUP_VERDICTS: Name = (
+    "sk_lookup_verdicts",
+    "Packets that sought a listening socket in prefixes and ranges of ports: steered to ours, left to a bound one, or no socket there",
+);
 pub(super) const LOST_RECORDS: Name = ("log_records_lost", "Log records dropped because their reader was too slow");
 pub(super) const BACKEND_CONNECTIONS: Name =
     ("backend_connections", "Connections of a backend, as the balancer counts them");

@@ -14,6 +14,9 @@ fn counted() -> Arc<Metrics> {
     metrics.accept_failed("emfile");
     metrics.accept_failed("a kind nobody has declared");
     metrics.ejected(crate::domain::Complaint::TimedOut);
+    let detail = Some("status 503".to_owned());
+    let took = std::time::Duration::from_millis(3);
+    metrics.checked(&CheckReport { result: CheckResult::WrongStatus, detail, took });
     metrics.closed(&sample::outcome());
     metrics.closed(&sample::rejected());
     Arc::new(metrics)
@@ -54,6 +57,10 @@ fn every_number_is_in_the_text() {
         "edgeproxy_bindings 9",
         "edgeproxy_ejections_total{why=\"timed_out\"} 1",
         "edgeproxy_backend_ejected{backend=\"sa-\\\"1\\\"\",app=\"web\",region=\"sa\"} 1",
+        "edgeproxy_health_checks_total{result=\"wrong_status\"} 1",
+        "edgeproxy_health_check_seconds_count 1",
+        "edgeproxy_backend_check_up{backend=\"sa-\\\"1\\\"\",app=\"web\",region=\"sa\"} 0",
+        "edgeproxy_app_fail_open{app=\"web\"} 1",
         "edgeproxy_reloads_total{result=\"rejected\"} 1",
         "edgeproxy_routing_rejected_rows 1",
         "edgeproxy_geo_lookups_total{source=\"override\"} 1",

@@ -1,5 +1,6 @@
 //! The OpenMetrics text of the counters and of what is derived from the status.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,6 +14,7 @@ use super::counters::{Labelled, Times};
 use super::names::{self, Name};
 use super::{Metrics, Status};
 use crate::application::status::{BackendStatus, KernelPathOff, PopState};
+use crate::domain::ListenerId;
 
 /// Exemplars are not used; their types still have to be named.
 type Exemplar = prometheus_client::metrics::exemplar::Exemplar<[(String, String); 0], f64>;
@@ -37,6 +39,7 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let out = &mut Out(&mut encoder);
         self.connections(out)?;
+        self.listeners(out)?;
         self.limits(out)?;
         self.decisions(out)?;
         self.forwarding(out)?;
@@ -57,6 +60,23 @@ impl Scrape {
         out.times(names::DURATION_SECONDS, &m.duration)?;
         let lost = m.lost.iter().map(|(log, count)| ([("log", *log)], count.load(Ordering::Relaxed)));
         out.family(names::LOST_RECORDS, MetricType::Counter, lost)
+    }
+
+    fn listeners(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let (listeners, steering) = (&self.status.listeners, &self.status.steering);
+        let counts = &self.metrics.by_listener;
+        // What was removed has no metrics any more.
+        counts.retain(|id, _| listeners.iter().any(|listener| listener.id == id.as_str()));
+        let count =
+            |id: &str| ListenerId::parse(id).ok().and_then(|id| counts.get(&id).map(|count| *count)).unwrap_or(0);
+        let rows = listeners.iter().map(|listener| ([("listener", listener.id.as_str())], count(&listener.id)));
+        out.family(names::LISTENER_CLOSED, MetricType::Counter, rows)?;
+        let up = listeners.iter().map(|listener| ([("listener", listener.id.as_str())], u64::from(listener.open)));
+        out.family(names::LISTENER_UP, MetricType::Gauge, up)?;
+        out.gauge(names::SK_LOOKUP, u64::from(steering.available))?;
+        out.gauge(names::SK_LOOKUP_PREFIXES, steering.prefixes)?;
+        let verdicts = steering.verdicts.iter().map(|(verdict, count)| ([("verdict", verdict.as_str())], *count));
+        out.family(names::SK_LOOKUP_VERDICTS, MetricType::Counter, verdicts)
     }
 
     fn limits(&self, out: &mut Out<'_, '_>) -> fmt::Result {
@@ -86,7 +106,16 @@ impl Scrape {
         out.counters(names::PROXY_IN, "version", &m.proxy_in)?;
         out.counters(names::PROXY_OUT, "version", &m.proxy_out)?;
         out.counters(names::EJECTIONS, "why", &m.ejections)?;
+        out.counters(names::CHECKS, "result", &m.checks)?;
+        out.times(names::CHECK_SECONDS, &m.check_seconds)?;
         out.gauge(names::BINDINGS, status.bindings)?;
+        if let Some(file) = &status.binding_file {
+            let saves = [("ok", file.saves_ok), ("failed", file.saves_failed)];
+            let saves = saves.into_iter().map(|(result, count)| ([("result", result)], count));
+            out.family(names::BINDING_SAVES, MetricType::Counter, saves)?;
+            out.gauge(names::BINDINGS_SAVED, file.bindings)?;
+            out.gauge(names::BINDINGS_RESTORED, file.restored)?;
+        }
         out.counters(names::GEO_LOOKUPS, "source", &m.geo)?;
         let reloads = [("ok", status.routing.reloads_ok), ("rejected", status.routing.reloads_rejected)];
         let reloads = reloads.into_iter().map(|(result, count)| ([("result", result)], count));
@@ -134,7 +163,12 @@ impl Scrape {
         gauge(names::BACKEND_RTT, |b| b.rtt_ms.map(|ms| (ms * 1e3).round() as u64))?;
         gauge(names::BACKEND_HARD_LIMIT, |b| Some(b.hard_limit.into()))?;
         gauge(names::BACKEND_EJECTED, |b| Some(u64::from(b.health == "ejected")))?;
-        gauge(names::BACKEND_AVAILABLE, |b| Some(u64::from(b.healthy && b.state == "ready")))
+        gauge(names::BACKEND_AVAILABLE, |b| Some(u64::from(b.healthy && b.state == "ready")))?;
+        gauge(names::BACKEND_CHECK_UP, |b| b.check.as_ref().map(|check| u64::from(check.state != "down")))?;
+        let apps: BTreeSet<_> = self.status.backends.iter().map(|backend| &backend.app).collect();
+        let failing =
+            apps.into_iter().map(|app| ([("app", app.as_str())], u64::from(self.status.fail_open.contains(app))));
+        out.family(names::APP_FAIL_OPEN, MetricType::Gauge, failing)
     }
 }
 

@@ -3,7 +3,7 @@
 mod rows;
 mod source;
 
-pub use rows::{DatabaseError, add_missing_columns, backend_rows, read_routing};
+pub use rows::{DatabaseError, add_missing_columns, backend_rows, columns, optional_rows as table_rows, read_routing};
 pub use source::SqliteSource;
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ pub fn read_routing(connection: &Connection) -> Result<RawRouting, DatabaseError
         regions: optional_rows(connection)?,
         apps: optional_rows(connection)?,
         listeners: optional_rows(connection)?,
+        geo_overrides: optional_rows(connection)?,
         acl: optional_rows(connection)?,
     })
 }
@@ -52,7 +53,7 @@ pub fn backend_rows(connection: &Connection) -> Result<Vec<RawBackend>, Database
 }
 
 /// All rows of a table that a database need not have.
-fn optional_rows<R: RawRow>(connection: &Connection) -> Result<Vec<R>, DatabaseError> {
+pub fn optional_rows<R: RawRow>(connection: &Connection) -> Result<Vec<R>, DatabaseError> {
     match columns(connection, R::TABLE)? {
         Some(present) => select(connection, &present),
         None => Ok(Vec::new()),
@@ -69,7 +70,7 @@ pub fn add_missing_columns(connection: &Connection) -> Result<(), DatabaseError>
 }
 
 /// The columns of a table in lower case, as SQLite compares them; `None` if there is no such table.
-fn columns(connection: &Connection, table: &str) -> Result<Option<Vec<String>>, DatabaseError> {
+pub fn columns(connection: &Connection, table: &str) -> Result<Option<Vec<String>>, DatabaseError> {
     let exists = "SELECT 1 FROM sqlite_schema WHERE type IN ('table', 'view') AND lower(name) = ?1";
     if connection.query_row(exists, params![table], |_| Ok(())).optional()?.is_none() {
         return Ok(None);

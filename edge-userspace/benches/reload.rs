@@ -1,0 +1,224 @@
+//! How long a reload of 100,000 backends in 1,000 apps takes, step by step:
+//! `cargo bench --package edge-userspace --bench reload`. Prints a Markdown table, as it is in `docs/reload.md`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::print_stdout)]
+
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use edgeproxy::adapters::outbound::sqlite::SqliteSource;
+use edgeproxy::application::ports::RoutingSource as _;
+use edgeproxy::application::routing::RoutingTable;
+use edgeproxy::cli::db::SCHEMA;
+use xtask::lab::Namespace;
+use xtask::load::{Manner, NamedBackend};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_edgeproxy");
+
+const ROUNDS: usize = 9;
+
+fn main() {
+    steps();
+    cold_start();
+    accept_latency();
+}
+
+/// The steps of a reload, in this process.
+fn steps() {
+    println!("| backends | apps | what changed | read | validated and indexed | both |");
+    println!("|---:|---:|---|---:|---:|---:|");
+    for (backends, apps) in [(10_000, 1_000), (100_000, 1_000), (100_000, 1)] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("routing.db");
+        make(&path, backends, apps);
+        let first = (0..ROUNDS).map(|_| {
+            let table = RoutingTable::new();
+            load(&table, &mut SqliteSource::new(&path))
+        });
+        report(backends, apps, "first load", first.collect());
+        let (table, mut source) = (RoutingTable::new(), SqliteSource::new(&path));
+        load(&table, &mut source);
+        for (what, change) in [
+            ("nothing", ""),
+            ("one row", "UPDATE backends SET weight = 1 + weight % 3 WHERE id = 'backend-00077'"),
+            ("one row in a hundred", "UPDATE backends SET weight = 1 + weight % 3 WHERE rowid % 100 = 7"),
+            ("every row", "UPDATE backends SET weight = 1 + weight % 3"),
+        ] {
+            let round = |_| {
+                rusqlite::Connection::open(&path).unwrap().execute_batch(change).unwrap();
+                load(&table, &mut source)
+            };
+            report(backends, apps, what, (0..ROUNDS).map(round).collect());
+        }
+    }
+}
+
+/// From the start of the process to the first client that is connected to its backend, with 10,000 backends.
+fn cold_start() {
+    println!("\n| cold start, 10,000 backends | median | longest |\n|---|---:|---:|");
+    for (what, settings) in [("all defaults", &[][..]), ("`forwarder = copy`", &[("forwarder", "copy")][..])] {
+        let world = World::new(10_000);
+        let mut times: Vec<_> = (0..15).map(|_| world.start(settings).1).collect();
+        times.sort_unstable();
+        println!("| {what} | {:.1} ms | {:.1} ms |", ms(times[times.len() / 2]), ms(times[times.len() - 1]));
+    }
+}
+
+/// One client after the other, while nothing and while everything is reloaded.
+fn accept_latency() {
+    println!(
+        "\n| connect, be connected, close; 100,000 backends | clients | median | 99 of 100 | 999 of 1,000 | longest |"
+    );
+    println!("|---|---:|---:|---:|---:|---:|");
+    let world = World::new(100_000);
+    let (daemon, _) = world.start(&[("db_reload_secs", "3600")]);
+    for (what, change) in [
+        ("no reload", None),
+        (
+            "reloads without pause, one row changed",
+            Some("UPDATE backends SET weight = 1 + weight % 3 WHERE id = 'backend-00077'"),
+        ),
+        ("reloads without pause, every row changed", Some("UPDATE backends SET weight = 1 + weight % 3")),
+    ] {
+        let over = AtomicBool::new(false);
+        let (mut times, reloads) = std::thread::scope(|scope| {
+            let reloads = scope.spawn(|| {
+                let mut count = 0;
+                while let Some(change) = change.filter(|_| !over.load(Ordering::SeqCst)) {
+                    rusqlite::Connection::open(&world.path).unwrap().execute_batch(change).unwrap();
+                    let socket = world.path.with_file_name("admin.sock");
+                    let done = Command::new(BINARY).args(["reload", "--admin-socket"]).arg(socket).output().unwrap();
+                    assert!(done.status.success());
+                    count += 1;
+                }
+                count
+            });
+            let started = Instant::now();
+            let mut times = Vec::new();
+            while started.elapsed() < Duration::from_secs(15) {
+                let since = Instant::now();
+                daemon.visit().unwrap();
+                times.push(since.elapsed());
+                std::thread::sleep(Duration::from_micros(500));
+            }
+            over.store(true, Ordering::SeqCst);
+            (times, reloads.join().unwrap())
+        });
+        times.sort_unstable();
+        let at = |per_mille: usize| ms(times[(times.len() - 1) * per_mille / 1000]);
+        println!(
+            "| {what} ({reloads} reloads) | {} | {:.2} ms | {:.2} ms | {:.2} ms | {:.2} ms |",
+            times.len(),
+            at(500),
+            at(990),
+            at(999),
+            at(1000)
+        );
+    }
+}
+
+/// A routing database, and the one backend of the app `web` that it leads to.
+struct World {
+    _directory: tempfile::TempDir,
+    path: PathBuf,
+    _backend: NamedBackend,
+    port: u16,
+}
+
+struct Running {
+    child: Child,
+    port: u16,
+}
+
+impl World {
+    fn new(backends: u32) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("routing.db");
+        make(&path, backends - 1, 999);
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let backend = NamedBackend::start(&Namespace::host(), "web-1", any, Manner::Close).unwrap();
+        let row = "INSERT INTO backends (id, app, region, wg_ip, port) VALUES ('web-1', 'web', 'sa', '127.0.0.1', ?1)";
+        rusqlite::Connection::open(&path).unwrap().execute(row, [backend.addr().port()]).unwrap();
+        let port = std::net::TcpListener::bind(any).unwrap().local_addr().unwrap().port();
+        Self { _directory: directory, path, _backend: backend, port }
+    }
+
+    fn start(&self, settings: &[(&str, &str)]) -> (Running, Duration) {
+        let mut command = Command::new(BINARY);
+        command.args(["run", "--app", "web", "--access-log", "false", "--log-level", "error", "--listen-addr"]);
+        command.arg(format!("127.0.0.1:{}", self.port)).arg("--db-path").arg(&self.path);
+        command.arg("--admin-socket").arg(self.path.with_file_name("admin.sock"));
+        for (name, value) in settings {
+            command.arg(format!("--{}", name.replace('_', "-"))).arg(value);
+        }
+        let started = Instant::now();
+        let running = Running { child: command.spawn().unwrap(), port: self.port };
+        while running.visit().is_err() {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        (running, started.elapsed())
+    }
+}
+
+impl Running {
+    fn visit(&self) -> std::io::Result<()> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        let mut name = Vec::new();
+        stream.read_to_end(&mut name)?;
+        if name == b"web-1\n" { Ok(()) } else { Err(std::io::Error::other("another backend")) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn make(path: &Path, backends: u32, apps: u32) {
+    let mut connection = rusqlite::Connection::open(path).unwrap();
+    connection.execute_batch(SCHEMA).unwrap();
+    let transaction = connection.transaction().unwrap();
+    let mut insert = transaction
+        .prepare("INSERT INTO backends (id, app, region, wg_ip, port, weight, hard_limit, country) VALUES (?1, ?2, ?3, ?4, ?5, 1, 500, 'BR')")
+        .unwrap();
+    for n in 0..backends {
+        let [_, b, c, d] = n.to_be_bytes();
+        let region = ["sa", "us", "eu", "ap"][n as usize % 4];
+        let (id, app) = (format!("backend-{n:05}"), format!("app-{:03}", n % apps));
+        insert.execute((id, app, region, format!("10.{b}.{c}.{d}"), 1024 + n % 50_000)).unwrap();
+    }
+    drop(insert);
+    transaction.commit().unwrap();
+}
+
+fn load(table: &RoutingTable, source: &mut SqliteSource) -> [Duration; 2] {
+    let started = Instant::now();
+    let raw = source.read().unwrap();
+    let read = started.elapsed();
+    table.apply(&raw, false).unwrap();
+    [read, started.elapsed() - read]
+}
+
+/// The median of each step.
+fn report(backends: u32, apps: u32, what: &str, times: Vec<[Duration; 2]>) {
+    let median = |pick: &dyn Fn(&[Duration; 2]) -> Duration| {
+        let mut all: Vec<_> = times.iter().map(pick).collect();
+        all.sort_unstable();
+        all[all.len() / 2].as_secs_f64() * 1e3
+    };
+    println!(
+        "| {backends} | {apps} | {what} | {:.1} ms | {:.1} ms | {:.1} ms |",
+        median(&|t| t[0]),
+        median(&|t| t[1]),
+        median(&|t| t[0] + t[1])
+    );
+}

@@ -1,0 +1,138 @@
+//! Reloads disturb nothing: not when they come a hundred times a second, not with a hundred thousand rows.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+mod common;
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::bench::Bench;
+use common::{NETWORK, PORT, SOON, World, eventually};
+use xtask::lab::Ns;
+use xtask::load::{Behaviour, Load, Manner, Visit};
+
+const STORM: Duration = Duration::from_secs(60);
+const A_SECOND: u64 = 100;
+/// On a machine that is too slow for a hundred a second the storm takes longer.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// 100 reloads a second for 60 seconds, each with rows that changed, while connections of all kinds come, live and end.
+#[test]
+fn a_storm_of_reloads_loses_no_connection() {
+    let test = "a_storm_of_reloads_loses_no_connection";
+    // Resets are part of the load, and no sign of illness here.
+    let Some(bench) = Bench::new("auto", NETWORK, test, &[("ejection_failures", "0"), ("app", "web")]) else { return };
+    let world = &bench.world;
+    // Of another app, so that its row can be bad.
+    let other = "INSERT INTO backends (id, app, region, wg_ip, port) VALUES ('b9', 'other', 'sa', '10.66.0.9', 7000)";
+    world.database.execute(other);
+    let over = AtomicBool::new(false);
+    let (connections, reloads) = (AtomicU64::new(0), AtomicU64::new(0));
+    let storm = || {
+        let database = rusqlite::Connection::open(world.database.path()).unwrap();
+        database.execute_batch("PRAGMA synchronous = OFF").unwrap();
+        database.busy_timeout(SOON).unwrap();
+        let started = Instant::now();
+        let wanted = STORM.as_secs() * A_SECOND;
+        for turn in 0..wanted {
+            database.execute_batch(&changes(turn)).unwrap();
+            let answer = bench.daemon.post("/api/v1/reload", "{}").unwrap();
+            assert_eq!(answer.code, 200, "{}", answer.body);
+            reloads.fetch_add(1, Ordering::Relaxed);
+            let due = Duration::from_micros(1_000_000 / A_SECOND * (turn + 1));
+            thread::sleep(due.saturating_sub(started.elapsed()));
+            assert!(started.elapsed() < LIMIT, "only {turn} reloads in {LIMIT:?}");
+        }
+        assert!(started.elapsed() >= STORM);
+        over.store(true, Ordering::SeqCst);
+    };
+    thread::scope(|scope| {
+        let storm = scope.spawn(|| {
+            // Whatever happens, the load has to end.
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(storm));
+            over.store(true, Ordering::SeqCst);
+            result
+        });
+        let mut seed = 0;
+        while !over.load(Ordering::SeqCst) {
+            seed += 1;
+            let load = Load { at_once: 24, max_bytes: 1 << 18, ..Load::mixed(20 * Behaviour::ALL.len() as u64, seed) };
+            let report = bench.run(&load);
+            bench.assert_clean(&report);
+            connections.fetch_add(load.connections, Ordering::Relaxed);
+        }
+        storm.join().unwrap().unwrap();
+    });
+    bench.assert_at_rest();
+    let status = bench.daemon.status().unwrap();
+    assert!(status.number("/routing/generation") > 6_000, "{:#}", status.0);
+    assert!(connections.load(Ordering::Relaxed) >= 300 && reloads.load(Ordering::Relaxed) >= 6_000);
+    let records = bench.daemon.access_log(SOON, |records| records.len() as u64 >= connections.load(Ordering::Relaxed));
+    let turned_away: Vec<_> = records.iter().filter(|record| record.reject.is_some()).collect();
+    assert!(turned_away.is_empty(), "{turned_away:?}");
+}
+
+/// Weights and limits change, backends flap between states, come and go, regions move, rows turn bad and good. `v4-1`
+/// always takes clients.
+fn changes(turn: u64) -> String {
+    let mut sql = String::from("BEGIN;");
+    let weight = turn % 5 + 1;
+    let _ = write!(sql, "UPDATE backends SET weight = {weight}, soft_limit = {} WHERE id = 'v4-1';", 50 + turn % 50);
+    let state = if turn.is_multiple_of(2) { "drain" } else { "ready" };
+    let _ = write!(sql, "UPDATE backends SET state = '{state}' WHERE id = 'v4-2';");
+    let _ = write!(sql, "UPDATE backends SET deleted = {} WHERE id = 'v6-2';", u8::from(turn.is_multiple_of(3)));
+    let _ = write!(sql, "UPDATE backends SET healthy = {} WHERE id = 'v6-1';", u8::from(!turn.is_multiple_of(7)));
+    let _ = write!(sql, "INSERT OR REPLACE INTO regions (name, latitude, longitude) VALUES ('sa', {}, 0);", turn % 90);
+    let _ =
+        write!(sql, "INSERT OR REPLACE INTO geo_overrides (prefix, region) VALUES ('9.{}.0.0/16', 'sa');", turn % 256);
+    let bad = if turn.is_multiple_of(4) { "'Brazil'" } else { "'BR'" };
+    let _ = write!(sql, "PRAGMA ignore_check_constraints = ON; UPDATE backends SET country = {bad} WHERE id = 'b9';");
+    sql += "COMMIT;";
+    sql
+}
+
+/// 100,000 backends of 1,000 apps; rows change, and connections live, come and go meanwhile.
+#[test]
+fn a_hundred_thousand_backends_are_reloaded_and_nobody_notices() {
+    let test = "a_hundred_thousand_backends_are_reloaded_and_nobody_notices";
+    let Some(world) = World::new(NETWORK, test) else { return };
+    let _backends = [1, 2].map(|n| world.backend(n, Manner::Echo, |row| row));
+    world.database.execute("UPDATE backends SET state = 'drain' WHERE id = 'b2'");
+    world.database.execute(&format!(
+        "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 99998) \
+         INSERT INTO backends (id, app, region, wg_ip, port) \
+         SELECT 'x' || n, 'app-' || n % 999, 'sa', '10.66.0.7', {PORT} FROM n"
+    ));
+    let daemon = world.daemon(&[("app", "web")]);
+    let mut held: Vec<_> = (0..8).map(|n| world.visit(n, daemon.addr()).unwrap()).collect();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let visitor = scope.spawn(|| {
+            let mut count = 0;
+            while !over.load(Ordering::SeqCst) {
+                count += 1;
+                let client = world.lab.client(100 + count % 5_000);
+                let visit = world.lab.run_in(Ns::Clients, || Visit::start(client, daemon.addr()));
+                visit.and_then(Visit::finish).unwrap();
+            }
+            count
+        });
+        for turn in 0..5 {
+            let (from, to) = if turn % 2 == 0 { (1, 2) } else { (2, 1) };
+            world.database.execute(&format!(
+                "UPDATE backends SET state = 'ready' WHERE id = 'b{to}'; \
+                 UPDATE backends SET state = 'drain' WHERE id = 'b{from}'; \
+                 UPDATE backends SET weight = {turn} + 1 WHERE app = 'app-{turn}'"
+            ));
+            eventually("the changed rows are live", || {
+                world.visit(50, daemon.addr()).is_ok_and(|visit| visit.backend == format!("b{to}"))
+            });
+            held.iter_mut().for_each(|visit| visit.echo(b"a reload leaves existing connections alone").unwrap());
+        }
+        over.store(true, Ordering::SeqCst);
+        assert!(visitor.join().unwrap() > 5);
+    });
+    held.into_iter().for_each(|visit| visit.finish().unwrap());
+}
