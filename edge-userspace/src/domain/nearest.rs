@@ -205,7 +205,7 @@ impl Draw<'_> {
 
     /// Whether this connection is one of those that measure. A retry has waited long enough, and `explain` only looks.
     fn measures(&mut self) -> bool {
-        self.advance && self.tried.is_empty() && self.second() % PROBE_ONE_IN == 0
+        self.advance && self.tried.is_empty() && self.second().is_multiple_of(PROBE_ONE_IN)
     }
 }
 
