@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use edgeproxy::adapters::outbound::bindings::BindingTable;
 use edgeproxy::application::ports::Bindings as _;
 use edgeproxy::domain::{
-    AffinityPrefix, AppIndex, AppName, BackendLoad, ClientAddr, Permit, RawBackend, Region, Regions, Request, SlotPool,
-    Snapshot, Tried, pick,
+    self, AffinityPrefix, AppIndex, AppName, AppSpec, BackendLoad, ClientAddr, Permit, RawBackend, Region, Request,
+    Selection, SlotPool, Snapshot, Tried, pick,
 };
 
 const ROUNDS: usize = 100_000;
@@ -26,7 +26,7 @@ struct World {
 }
 
 impl World {
-    fn new(backends: usize) -> Self {
+    fn new(backends: usize, selection: Selection) -> Self {
         let slots = SlotPool::new(backends as u32);
         let backend = |at: usize| {
             let row = RawBackend {
@@ -42,8 +42,19 @@ impl World {
             };
             Arc::new(row.parse().unwrap().with_load(BackendLoad::new(slots.take().unwrap())))
         };
-        let snapshot = Snapshot::new(1, (0..backends).map(backend).collect(), Regions::default());
-        Self { snapshot, app: AppName::parse("web").unwrap(), region: Region::parse("sa").unwrap(), held: Vec::new() }
+        let app = AppName::parse("web").unwrap();
+        let spec = AppSpec { selection, ..AppSpec::new(app.clone()) };
+        let world = domain::World { apps: [(app.clone(), spec)].into(), ..domain::World::default() };
+        let snapshot = Snapshot::new(1, (0..backends).map(backend).collect(), world);
+        Self { snapshot, app, region: Region::parse("sa").unwrap(), held: Vec::new() }
+    }
+
+    /// Each backend 0.1 ms nearer than the one before.
+    fn measure(&self) {
+        for (at, backend) in self.index().backends().iter().rev().enumerate() {
+            backend.load.rtt().sample(Duration::from_micros(100 * (1 + at as u64)), Instant::now());
+        }
+        self.index().rank(Instant::now());
     }
 
     fn index(&self) -> &AppIndex {
@@ -72,11 +83,23 @@ fn main() {
             ("all but one full", 3, 1),
             ("all full", 3, 0),
         ] {
-            let mut world = World::new(backends);
+            let mut world = World::new(backends, Selection::LeastLoad);
             world.load(connections, spared);
             report(backends, situation, measure(new_client(&world)));
         }
-        let world = World::new(backends);
+        for (situation, selection, connections) in [
+            ("maglev: all idle", Selection::Maglev, 0),
+            ("maglev: half at their soft limit", Selection::Maglev, 2),
+            ("nearest_rtt: all idle", Selection::NearestRtt, 0),
+            ("nearest_rtt: the nearer half at their soft limit", Selection::NearestRtt, 2),
+            ("nearest_rtt: the nearer half full", Selection::NearestRtt, 3),
+        ] {
+            let mut world = World::new(backends, selection);
+            world.load(connections, backends / 2);
+            world.measure();
+            report(backends, situation, measure(hashed_client(&world)));
+        }
+        let world = World::new(backends, Selection::LeastLoad);
         report(backends, "bound client", measure(bound_client(&world, 1)));
         report(backends, "one of 100,000 bound clients", measure(bound_client(&world, 100_000)));
     }
@@ -93,6 +116,26 @@ fn new_client(world: &World) -> impl FnMut() {
         bound: None,
     };
     move || drop(black_box(pick(index, regions, &request, &Tried::new(), &mut rng)))
+}
+
+/// Another client each time, as apps that hash clients know it.
+fn hashed_client(world: &World) -> impl FnMut() {
+    let mut rng = fastrand::Rng::with_seed(7);
+    let (index, regions) = (world.index(), world.snapshot.regions());
+    let key = |n| AffinityPrefix::default().key(&world.app, ClientAddr::new(std::net::Ipv4Addr::from_bits(n).into()));
+    let keys: Vec<_> = (0..1_000).map(key).collect();
+    let mut turn = 0;
+    move || {
+        turn = (turn + 1) % keys.len();
+        let request = Request {
+            client_region: Some(&world.region),
+            client_position: None,
+            pop_region: &world.region,
+            client: Some(&keys[turn].client),
+            bound: None,
+        };
+        drop(black_box(pick(index, regions, &request, &Tried::new(), &mut rng)));
+    }
 }
 
 /// The look-up of the binding included.

@@ -6,6 +6,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use edgeproxy::domain::{
     AffinityPrefix, AppName, AppSpec, BackendLoad, ClientAddr, RawBackend, Region, Request, Selection, SlotPool,
@@ -61,6 +62,11 @@ fn picking_allocates_nothing() {
     let sizes = [3, 300, 3000];
     for (backends, selection) in sizes.into_iter().flat_map(|size| Selection::ALL.map(|selection| (size, selection))) {
         let snapshot = snapshot(backends, selection);
+        // Some of them were measured, for those who choose by that.
+        for (at, backend) in snapshot.backends().enumerate().filter(|(at, _)| at % 7 != 3) {
+            backend.load.rtt().sample(Duration::from_micros(100 * at as u64), Instant::now());
+        }
+        snapshot.app(&app).unwrap().rank(Instant::now());
         let mut rng = fastrand::Rng::with_seed(1);
         let mut held = Vec::with_capacity(2 * backends);
         for round in 0..2 * backends {

@@ -96,6 +96,9 @@ pub struct Candidate {
     pub load_factor: f64,
     /// Region score × 100 + load factor ÷ weight; lower is better.
     pub score: f64,
+    /// Measured round-trip time to it; `None`: nobody has measured it lately.
+    #[serde(default)]
+    pub rtt_ms: Option<f64>,
     /// At or above the soft limit: others of the same region score go first.
     pub over_soft: bool,
     /// Why it is out.
@@ -191,6 +194,7 @@ impl From<&PlanEntry> for Candidate {
             distance_km: entry.distance_km,
             load_factor: entry.load_factor,
             score: entry.score,
+            rtt_ms: entry.rtt.map(super::status::millis),
             over_soft: entry.over_soft,
             out: entry.skip.map(|skip| skip.to_string()),
             health: entry.phase.as_str().to_owned(),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{AppName, BackendId, ByteCounts, ForwarderKind, Step, Why};
+use crate::domain::{AppName, BackendId, BackendLoad, ByteCounts, ForwarderKind, Step, Why};
 
 /// So many steps are recorded: the first ones and the last one. In practice there are one or two.
 const MOST_STEPS: usize = 16;
@@ -92,6 +92,8 @@ pub struct Flow {
     spliced_up: AtomicU64,
     spliced_down: AtomicU64,
     course: Mutex<Course>,
+    /// Learns what the flow measures.
+    measured: Option<Arc<BackendLoad>>,
 }
 
 #[derive(Default)]
@@ -120,7 +122,18 @@ impl Flow {
             spliced_up: AtomicU64::new(0),
             spliced_down: AtomicU64::new(0),
             course: Mutex::default(),
+            measured: None,
         }
+    }
+
+    /// The same flow, with a backend that learns its round-trip times.
+    pub fn measuring(self, load: &Arc<BackendLoad>) -> Self {
+        Self { measured: Some(Arc::clone(load)), ..self }
+    }
+
+    /// The way to the backend and back takes `round_trip`.
+    pub fn measured(&self, round_trip: Duration) {
+        self.measured.iter().for_each(|load| load.rtt().sample(round_trip, Instant::now()));
     }
 
     /// A forwarder takes over.

@@ -16,5 +16,6 @@ pub mod ports;
 pub mod queue;
 pub mod reload;
 pub mod routing;
+pub mod rtt;
 pub mod serve;
 pub mod status;

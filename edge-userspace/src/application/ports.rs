@@ -84,6 +84,10 @@ pub trait Connector: Send + Sync {
         slot: u32,
         limit: Duration,
     ) -> impl Future<Output = Result<TcpStream, ConnectFailure>> + Send;
+    /// The round-trip time to the peer as the kernel knows it, if it does.
+    fn round_trip(&self, _stream: &TcpStream) -> Option<Duration> {
+        None
+    }
 }
 
 /// Asks a backend whether it is well.

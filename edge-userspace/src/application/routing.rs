@@ -185,6 +185,10 @@ fn forget_changed(last: &Snapshot, now: &Snapshot) -> Vec<BackendId> {
             continue;
         }
         for backend in app.backends() {
+            let was = before.and_then(|app| app.backend(&backend.id));
+            if was.is_some_and(|was| was.addr != backend.addr) {
+                backend.load.rtt().forget();
+            }
             let same = before
                 .and_then(|app| Some((app, app.backend(&backend.id)?)))
                 .is_some_and(|(before, was)| was.addr == backend.addr && before.check_of(was) == app.check_of(backend));

@@ -150,6 +150,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             () = gone(client) => return Err(Refusal::client_gone(record.waits())),
         };
         let flow = Flow::new(record.outcome.id, record.outcome.client, app, target.id.clone());
+        let flow = flow.measuring(&target.load);
         Ok(Established { backend, target, permit, held, admitted, key, clears, flow: self.flows.list(flow), header })
     }
 
@@ -250,7 +251,11 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         limit: Duration,
         record: &mut Record<'_>,
     ) -> Result<TcpStream, ConnectFailure> {
+        let started = Instant::now();
         let mut stream = self.connector.connect(backend.addr, backend.load.slot(), limit).await?;
+        // By our own clock it takes the time, too, until this task has its turn again.
+        let took = self.connector.round_trip(&stream).unwrap_or_else(|| started.elapsed());
+        backend.load.rtt().sample(took, Instant::now());
         announce(&mut stream, backend.send_proxy, limit, record).await?;
         Ok(stream)
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -126,6 +126,9 @@ pub struct BackendStatus {
     pub send_proxy: String,
     /// As the balancer counts them.
     pub connections: u32,
+    /// Measured round-trip time to it; `None`: nobody has measured it lately.
+    #[serde(default)]
+    pub rtt_ms: Option<f64>,
     /// As the kernel counts them, read back from the BPF map; `None` without one.
     pub kernel_connections: Option<u32>,
 }
@@ -340,6 +343,7 @@ impl BackendStatus {
             hard_limit: backend.limits.hard(),
             send_proxy: ProxyVersion::shown(backend.send_proxy).to_owned(),
             connections: backend.load.active(),
+            rtt_ms: backend.load.rtt().estimate(Instant::now()).map(millis),
             kernel_connections: kernel,
         }
     }
@@ -363,6 +367,11 @@ impl CheckStatus {
             }
         })
     }
+}
+
+/// With a resolution of 1 µs.
+pub(super) fn millis(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1e3
 }
 
 impl From<&ReloadReport> for ReloadAnswer {
@@ -462,6 +471,7 @@ pub(crate) mod sample {
                 hard_limit: 0,
                 send_proxy: "v2".to_owned(),
                 connections: 3,
+                rtt_ms: Some(1.25),
                 kernel_connections: Some(3),
             }],
             fail_open: vec!["web".to_owned()],

@@ -106,13 +106,14 @@ fn candidates(candidates: &[Candidate], out: &mut String) {
     if candidates.is_empty() {
         return;
     }
-    let head = ["BACKEND", "REGION", "ADDRESS", "STATUS", "SCORE", "NEAR", "KM", "CONNS", "SOFT", "HARD", "WEIGHT"];
+    let head =
+        ["BACKEND", "REGION", "ADDRESS", "STATUS", "SCORE", "NEAR", "KM", "CONNS", "SOFT", "HARD", "WEIGHT", "RTT MS"];
     let mut rows = vec![head.map(str::to_owned)];
     rows.extend(candidates.iter().map(row));
     super::table::write(&rows, 4, out);
 }
 
-fn row(candidate: &Candidate) -> [String; 11] {
+fn row(candidate: &Candidate) -> [String; 12] {
     let status = match &candidate.out {
         Some(why) if why == "check_failed" => {
             format!("out: {why} ({})", candidate.last_check.as_deref().unwrap_or("no check"))
@@ -134,6 +135,7 @@ fn row(candidate: &Candidate) -> [String; 11] {
         unlimited(candidate.soft_limit),
         unlimited(candidate.hard_limit),
         candidate.weight.to_string(),
+        candidate.rtt_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.3}")),
     ]
 }
 
@@ -156,6 +158,7 @@ mod tests {
             "if it fails us-1 (nearest_region)",
             "sa-1     sa      192.0.2.1:80  below soft limit    0.100     0     0     10   100     -       1",
             "sa-2     sa      192.0.2.1:80  out: drain",
+            "1   1.250\n",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }

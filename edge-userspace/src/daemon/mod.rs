@@ -39,6 +39,7 @@ use edgeproxy::application::listening::Listening;
 use edgeproxy::application::ports::SourceError;
 use edgeproxy::application::reload::{ReloadCommand, ReloadError, ReloadLoop, Tick};
 use edgeproxy::application::routing::RoutingTable;
+use edgeproxy::application::rtt::RttRanking;
 use edgeproxy::application::status::KernelPathOff;
 use edgeproxy::cli::{CliError, Exit, SettingArgs};
 use edgeproxy::config::Settings;
@@ -379,16 +380,18 @@ fn health_rules(settings: &Settings) -> HealthRules {
     }
 }
 
-/// Ends ejections in time and lets shares grow; tells when the kernel path was condemned or a mark withdrawn.
+/// Ends ejections in time and lets shares grow; ranks backends by their round-trip times; tells when the kernel path was
+/// condemned or a mark withdrawn.
 fn spawn_health_ticks(shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
-    let mut mismatches = 0;
+    let (mut mismatches, mut rtt) = (0, RttRanking::default());
     let mut ticks = tokio::time::interval(HEALTH_TICK);
     tokio::spawn(async move {
         loop {
             ticks.tick().await;
             shared.health.tick(Instant::now());
             shared.backend_drains.tick(Instant::now());
+            rtt.tick(&shared.routing, Instant::now());
             if std::mem::replace(&mut mismatches, shared.path.mismatches()) != shared.path.mismatches()
                 && let Some(why) = shared.path.why_not()
             {

@@ -24,7 +24,7 @@ const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 impl Draw<'_> {
     /// A number for the first choice. A retry follows a choice from the same sequence and would not be independent
     /// of it, so it is drawn at random.
-    fn first(&mut self, group: &Group) -> u64 {
+    pub(super) fn first(&mut self, group: &Group) -> u64 {
         if !self.tried.is_empty() {
             self.rng.next_u64()
         } else if self.advance {
@@ -34,7 +34,7 @@ impl Draw<'_> {
         }
     }
 
-    fn second(&mut self) -> u64 {
+    pub(super) fn second(&mut self) -> u64 {
         self.rng.next_u64()
     }
 }
@@ -47,7 +47,7 @@ impl Member {
 
     /// Would, with one connection more, still be less loaded than `other` with one less. The distance between the two
     /// keeps small numbers of connections, which can't be split exactly by weight, from tilting the shares.
-    fn relieves(&self, other: &Self) -> bool {
+    pub(super) fn relieves(&self, other: &Self) -> bool {
         let (own, its) = (f64::from(self.load.active()) + 1.0, f64::from(other.load.active()) - 1.0);
         own * other.scale() < its * self.scale()
     }

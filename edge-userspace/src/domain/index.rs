@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Instant;
 
 use super::maglev::{Entrant, Maglev};
+use super::nearest::Nearest;
 use super::random::spread;
 use super::room::{Room, Seat};
 use super::{
@@ -154,6 +156,8 @@ pub struct AppIndex {
     unplaced: Option<Group>,
     /// The members of all groups, for requests from regions without a position.
     everywhere: Option<Group>,
+    /// Who of `everywhere` is near, in apps that choose by measured times.
+    nearest: Option<Nearest>,
 }
 
 impl AppIndex {
@@ -186,9 +190,11 @@ impl AppIndex {
                 group.hash(&backends, |backend| region.as_ref() == Some(&backend.region));
             }
         }
+        let by_rtt = everywhere.as_ref().filter(|_| spec.selection == Selection::NearestRtt);
+        let nearest = by_rtt.map(Nearest::of);
         // Those without a seat, too: they lose the ones they had.
         backends.iter().zip(seats).for_each(|(backend, seats)| backend.load.seat(seats, &queue));
-        Self { spec, queue, backends, by_id, groups, unplaced, everywhere }
+        Self { spec, queue, backends, by_id, groups, unplaced, everywhere, nearest }
     }
 
     /// Whether an index of these would be the same. Backends that haven't changed are the same ones in memory.
@@ -214,6 +220,18 @@ impl AppIndex {
     /// Whether a backend that takes new clients is below its hard limit.
     pub fn has_room(&self) -> bool {
         self.everywhere.as_ref().is_some_and(|group| group.room.has_any())
+    }
+
+    pub(super) fn nearest(&self) -> Option<&Nearest> {
+        self.nearest.as_ref()
+    }
+
+    /// Ranks the backends by the round-trip times known at `now`, where the app wants it. To be called about once a
+    /// second, off the data path.
+    pub fn rank(&self, now: Instant) {
+        if let (Some(nearest), Some(group)) = (&self.nearest, &self.everywhere) {
+            nearest.rank(group, now);
+        }
     }
 
     /// All backends of the app, whatever their state.

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 
 use super::health::{Distrust, Vitals};
 use super::room::{Seat, Standing};
+use super::rtt::Rtt;
 use super::{AppQueue, Health, HealthRules, Limits, Phase};
 
 /// Hands out the indices of the kernel's count map, each to one backend at a time.
@@ -73,6 +74,7 @@ pub struct BackendLoad {
     edges: AtomicU64,
     seats: ArcSwap<Seats>,
     vitals: Vitals,
+    rtt: Rtt,
     /// An operator has told this daemon to give it no new connections.
     draining: AtomicBool,
 }
@@ -95,6 +97,7 @@ impl BackendLoad {
             edges: AtomicU64::new(0),
             seats: ArcSwap::default(),
             vitals: Vitals::default(),
+            rtt: Rtt::default(),
             draining: AtomicBool::new(false),
         })
     }
@@ -227,6 +230,11 @@ impl BackendLoad {
     /// Whether the backend, if it is coming back, gets this client.
     pub(super) fn admits(&self, random: impl FnOnce() -> u64) -> bool {
         self.vitals.admits(random)
+    }
+
+    /// How far it is.
+    pub fn rtt(&self) -> &Rtt {
+        &self.rtt
     }
 
     /// Counts one more connection unless the hard limit is reached. Check and count are one atomic step, so no

@@ -22,6 +22,7 @@ mod load;
 mod locality;
 mod maglev;
 mod name;
+mod nearest;
 mod outcome;
 mod overrides;
 mod plan;
@@ -32,6 +33,7 @@ mod rate;
 mod regions;
 mod room;
 pub mod row;
+mod rtt;
 mod select;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -70,5 +72,6 @@ pub use regions::{Origin, Position, RegionSpec, Regions};
 pub use row::{
     RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion, RawRouting, RawRow, RawValue, RowError,
 };
+pub use rtt::{RTT_FORGOTTEN, RTT_MEMORY, Rtt};
 pub use select::{NoBackend, Pick, PickReason, Request, pick};
 pub use tried::Tried;

@@ -1,6 +1,7 @@
 //! The answer to "why?": every backend of an app with its score, or the reason it is out, by the code that routes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::group::Draw;
 use super::maglev::ClientHash;
@@ -59,6 +60,8 @@ pub struct PlanEntry {
     pub load_factor: f64,
     /// Region score × 100 + load factor ÷ weight; lower is better.
     pub score: f64,
+    /// Measured round-trip time.
+    pub rtt: Option<Duration>,
     /// At or above the soft limit: others of the same region score go first.
     pub over_soft: bool,
     /// Why it is out for a new client.
@@ -82,6 +85,8 @@ pub fn explain(
     let (winner, reason) = order.first().cloned().unzip();
     let mut entries: Vec<PlanEntry> =
         app.backends().iter().map(|backend| entry(app, backend, regions, request, tried)).collect();
+    let by_rtt = app.spec().selection == Selection::NearestRtt;
+    let rank = |entry: &PlanEntry| if by_rtt { rank_by_rtt(entry) } else { rank(entry) };
     entries.sort_by(|a, b| rank(a).partial_cmp(&rank(b)).unwrap_or(std::cmp::Ordering::Equal).then(a.id.cmp(&b.id)));
     Plan {
         app: app.name().clone(),
@@ -130,6 +135,12 @@ fn rank(entry: &PlanEntry) -> (bool, u8, bool, f64, f64) {
     (entry.skip.is_some(), entry.region_score, entry.over_soft, distance, entry.score)
 }
 
+/// The same in apps that choose by measured time; those that are not measured come after.
+fn rank_by_rtt(entry: &PlanEntry) -> (bool, u8, bool, f64, f64) {
+    let (skip, _, over_soft, _, score) = rank(entry);
+    (skip, 0, over_soft, entry.rtt.map_or(f64::INFINITY, |rtt| rtt.as_secs_f64()), score)
+}
+
 fn entry(app: &AppIndex, backend: &Arc<Backend>, regions: &Regions, request: &Request<'_>, tried: &Tried) -> PlanEntry {
     let active = backend.load.active();
     let region_score = region_score(&backend.region, request);
@@ -149,6 +160,7 @@ fn entry(app: &AppIndex, backend: &Arc<Backend>, regions: &Regions, request: &Re
         distance_km: distance(&backend.region, regions, request),
         load_factor: backend.limits.load_factor(active),
         score: f64::from(region_score) * 100.0 + load_score,
+        rtt: backend.load.rtt().last(),
         over_soft: backend.limits.is_over_soft(active),
         skip: skip(app, backend, active, tried),
         phase: backend.load.phase(),

@@ -24,6 +24,7 @@ use super::group::{Draw, best, last_resort};
 use super::health::Distrust;
 use super::index::{Group, Member};
 use super::maglev::ClientHash;
+use super::nearest::nearest;
 use super::room::Standing;
 use super::{
     Affinity, AppIndex, Backend, BackendId, ClientPrefix, Origin, Permit, Position, RandomSource, Region, Regions,
@@ -58,6 +59,10 @@ pub enum PickReason {
     NearestRegion,
     /// Somewhere: no position says what is near.
     Elsewhere,
+    /// The nearest by measured round-trip time, or as near.
+    NearestRtt,
+    /// To measure the way to it: nobody has, lately.
+    RttProbe,
     /// It was ejected, and no other was left.
     LastResort,
     /// Its checks fail, as do those of all others in service.
@@ -65,12 +70,14 @@ pub enum PickReason {
 }
 
 impl PickReason {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Affinity,
         Self::ClientRegion,
         Self::PopRegion,
         Self::NearestRegion,
         Self::Elsewhere,
+        Self::NearestRtt,
+        Self::RttProbe,
         Self::LastResort,
         Self::FailOpen,
     ];
@@ -82,6 +89,8 @@ impl PickReason {
             Self::PopRegion => "pop_region",
             Self::NearestRegion => "nearest_region",
             Self::Elsewhere => "elsewhere",
+            Self::NearestRtt => "nearest_rtt",
+            Self::RttProbe => "rtt_probe",
             Self::LastResort => "last_resort",
             Self::FailOpen => "fail_open",
         }
@@ -227,6 +236,9 @@ pub(super) fn choose<'a>(
     request: &Request<'_>,
     draw: &mut Draw<'_>,
 ) -> Option<Choice<'a>> {
+    if let Some(found) = nearest(app, request, draw) {
+        return Some(found);
+    }
     let tiers = [(request.client_region, PickReason::ClientRegion), (Some(request.pop_region), PickReason::PopRegion)];
     for (region, reason) in tiers {
         let found = region.and_then(|region| app.group(region)).and_then(|group| best(group, draw));

@@ -104,6 +104,9 @@ pub(super) const TO_BACKENDS: Link = Link {
 pub(super) const POP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 63, 0, 1));
 pub(super) const POP_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd63, 0, 0, 0, 0, 0, 0, 1));
 
+/// Where backends see the POP.
+pub(super) const POP_TO_BACKENDS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 65, 0, 1));
+
 /// Prefixes routed from the POP to the clients and to the backends.
 pub(super) fn client_prefixes() -> Vec<String> {
     let mut prefixes = vec!["10.64.0.0/16".to_owned(), "fd64::/32".to_owned()];

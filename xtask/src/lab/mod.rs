@@ -13,6 +13,7 @@ mod address;
 mod admin;
 mod cgroup;
 pub mod daemon;
+mod delay;
 mod logs;
 mod loss;
 pub mod mmdb;
@@ -28,11 +29,13 @@ use std::io;
 use std::net::IpAddr;
 use std::process::Command;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 pub use address::{BRAZIL, COUNTRIES, Country, GERMANY, JAPAN, SOUTH_AFRICA, UNITED_STATES};
 pub use admin::Answer;
 pub use cgroup::Cgroups;
 pub use daemon::{Config, Daemon, Status};
+pub use delay::Delay;
 pub use logs::Record;
 pub use loss::{Loss, Where};
 pub use netns::Namespace;
@@ -165,6 +168,11 @@ impl Lab {
     /// Takes the POP's loopback interface down: what it sends to itself does not arrive.
     pub fn cut_loopback(&self) -> io::Result<()> {
         setup::ip(&self.pop, "link set lo down")
+    }
+
+    /// Makes one backend far, the one that [`Delay::only`] names; for isolated labs and IPv4.
+    pub fn delay(&self, late: Duration) -> io::Result<Delay> {
+        Delay::start(&self.pop, &self.backends, address::POP_TO_BACKENDS, late)
     }
 
     /// Loses packets at random on all links of `place`, until the guard is dropped.

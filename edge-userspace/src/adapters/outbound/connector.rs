@@ -9,6 +9,7 @@ use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
+use super::forward;
 use super::forward::kernel::BackendCounts;
 use super::tcp_options::TcpOptions;
 use crate::application::ports::Connector;
@@ -50,6 +51,10 @@ impl Connector for TcpConnector {
             named.established();
         }
         Ok(stream)
+    }
+
+    fn round_trip(&self, stream: &TcpStream) -> Option<Duration> {
+        forward::round_trip(stream.as_fd())
     }
 }
 

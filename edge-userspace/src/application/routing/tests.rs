@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+use std::time::{Duration, Instant};
+
 use super::*;
 use crate::domain::testing::{app_name, id, row};
 use crate::domain::{
@@ -154,6 +156,19 @@ fn apps_and_listeners_keep_their_last_good_version_too() {
     };
     assert_eq!(listener_at(80).as_deref(), Some("one"), "its last good version");
     assert_eq!(listener_at(81).as_deref(), Some("three"), "the first row at a place has it");
+}
+
+#[test]
+fn times_are_kept_across_reloads_and_measured_anew_at_another_address() {
+    let (table, time) = (RoutingTable::new(), Duration::from_millis(5));
+    let estimate = |table: &RoutingTable| table.load().backend(&id("a")).unwrap().load.rtt().estimate(Instant::now());
+    table.apply(&raw(&[row("a", "sa")]), false).unwrap();
+    table.load().backend(&id("a")).unwrap().load.rtt().sample(time, Instant::now());
+    table.apply(&raw(&[row("a", "us")]), false).unwrap();
+    assert_eq!(estimate(&table), Some(time));
+    let moved = RawBackend { wg_ip: "192.0.2.2".into(), ..row("a", "us") };
+    table.apply(&raw(&[moved]), false).unwrap();
+    assert_eq!(estimate(&table), None);
 }
 
 #[test]

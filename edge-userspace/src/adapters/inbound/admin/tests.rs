@@ -109,6 +109,7 @@ pub(crate) fn sample_explanation() -> Explanation {
         distance_km: Some(f64::from(region_score) * 4000.0),
         load_factor: 0.1,
         score: f64::from(region_score) * 100.0 + 0.1,
+        rtt_ms: Some(1.25),
         over_soft: false,
         out: None,
         health: "up".to_owned(),

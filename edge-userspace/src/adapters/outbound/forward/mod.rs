@@ -15,6 +15,7 @@ pub mod state;
 mod stream;
 
 use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +36,14 @@ use crate::application::drain::Cut;
 use crate::application::flows::Flow;
 use crate::application::ports::{ForwardReport, Forwarder, Pair};
 use crate::domain::{BackendId, ByteCounts, Fallback, ForwarderKind, Termination, Why};
+
+/// The round-trip time to the socket's peer, if TCP has measured it lately.
+pub fn round_trip(socket: BorrowedFd<'_>) -> Option<Duration> {
+    socket::round_trip(socket)
+}
+
+/// A long flow tells its round-trip time so often.
+const MEASURE_EVERY: Duration = Duration::from_secs(5);
 
 /// How long a pair may be quiet.
 #[derive(Debug, Clone, Copy)]

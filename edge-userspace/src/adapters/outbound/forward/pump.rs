@@ -16,7 +16,7 @@ use super::pipe::Pipe;
 use super::socket::Received;
 use super::sockmap::RESET_LINGER;
 use super::stream::Stream;
-use super::{TimeLimits, socket};
+use super::{MEASURE_EVERY, TimeLimits, socket};
 use crate::application::drain::Cut;
 use crate::application::flows::Flow;
 use crate::domain::{ByteCounts, ForwarderKind, Termination, Why};
@@ -153,6 +153,7 @@ impl<'a, S: Stream> Pump<'a, S> {
         let flow = self.flow;
         let mut cut = pin!(cut.wait(flow));
         let (mut active, mut current) = (Instant::now(), limits.idle);
+        let mut measure_at = active + MEASURE_EVERY;
         let end = poll_fn(|cx| {
             let before = self.moved;
             match self.poll_lanes(cx, choice) {
@@ -176,6 +177,10 @@ impl<'a, S: Stream> Pump<'a, S> {
             if self.moved != before {
                 active = Instant::now();
                 self.flow.publish(self.bytes());
+                if active >= measure_at {
+                    self.measure();
+                    measure_at = active + MEASURE_EVERY;
+                }
             }
             if cut.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(PumpEnd::Finished(Termination::KilledByDrain)));
@@ -196,6 +201,7 @@ impl<'a, S: Stream> Pump<'a, S> {
             Poll::Pending
         })
         .await;
+        self.measure();
         match end {
             Ok(PumpEnd::Finished(Termination::Normal)) => PumpEnd::Finished(Termination::Normal),
             Ok(PumpEnd::Finished(other)) => {
@@ -214,6 +220,11 @@ impl<'a, S: Stream> Pump<'a, S> {
                 })
             }
         }
+    }
+
+    /// Tells how far the backend is.
+    fn measure(&self) {
+        socket::round_trip(self.sockets.backend.as_fd()).into_iter().for_each(|time| self.flow.measured(time));
     }
 
     /// Moves both directions. Ready with `None` if there is more to do at once, but others should have their turn.

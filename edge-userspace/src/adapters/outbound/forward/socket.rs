@@ -153,13 +153,20 @@ struct RawTcpInfo {
     _bits: [u8; 7],
     _to_last_data_recv: [u32; 11],
     last_data_recv: u32,
-    _to_total_retrans: [u32; 12],
+    last_ack_recv: u32,
+    _to_rtt: [u32; 2],
+    rtt: u32,
+    _to_total_retrans: [u32; 8],
     _pacing: [u64; 2],
     bytes_acked: u64,
     bytes_received: u64,
+    _to_min_rtt: [u32; 3],
+    min_rtt: u32,
 }
 
 const _: () = {
+    assert!(std::mem::offset_of!(RawTcpInfo, rtt) == 68);
+    assert!(std::mem::offset_of!(RawTcpInfo, min_rtt) == 148);
     assert!(std::mem::offset_of!(RawTcpInfo, bytes_acked) == 120);
     assert!(std::mem::offset_of!(RawTcpInfo, bytes_received) == 128);
 };
@@ -176,6 +183,25 @@ pub(super) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
         received: raw.bytes_received,
         quiet: Duration::from_millis(u64::from(raw.last_data_recv)),
     })
+}
+
+/// What was acknowledged longer ago says nothing about now.
+const ACKNOWLEDGED_LATELY: Duration = Duration::from_secs(2);
+
+/// By so much, beyond twice the least, a smoothed time may differ without meaning anything.
+const JITTER_MICROS: u32 = 1_000;
+
+/// The smoothed round-trip time (`srtt`, RFC 6298), if it is of now and tells of the way.
+///
+/// A peer that has nothing to answer yet delays its acknowledgements, by 40 ms and more in Linux, and TCP counts that.
+/// So a smoothed time of more than twice the least one of this connection is left out; connects tell of ways that have
+/// become longer.
+pub(super) fn round_trip(socket: BorrowedFd<'_>) -> Option<Duration> {
+    let info = raw_tcp_info(socket).ok()?;
+    let lately = u128::from(info.last_ack_recv) <= ACKNOWLEDGED_LATELY.as_millis();
+    // `u32::MAX`, or 0 from a kernel that doesn't tell, is no bound.
+    let bound = info.min_rtt.wrapping_sub(1).saturating_mul(2).saturating_add(JITTER_MICROS);
+    (lately && info.rtt > 0 && info.rtt <= bound).then(|| Duration::from_micros(info.rtt.into()))
 }
 
 fn raw_tcp_info(socket: BorrowedFd<'_>) -> io::Result<RawTcpInfo> {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use self::spilling::Spilling;
 use super::kernel::{Interest, Kernel, PairSlot, Ready};
 use super::lane::{Both, Pending, Side, TURN, with_scratch};
-use super::{TimeLimits, socket};
+use super::{MEASURE_EVERY, TimeLimits, socket};
 use crate::application::drain::Cut;
 use crate::application::flows::{Flow, InKernel as _};
 use crate::domain::{ByteCounts, Fallback, ForwarderKind, Termination, Why};
@@ -49,6 +49,8 @@ pub(super) struct Report {
     pub(super) fallback: Option<Fallback>,
     /// The byte counts disagree: the kernel path must not be used again until somebody has looked.
     pub(super) corrupt: Option<String>,
+    /// To the backend, at the end.
+    round_trip: Option<Duration>,
 }
 
 /// A pair in the kernel. The sockets close when it is dropped, before the records are given back.
@@ -198,6 +200,7 @@ impl Offload {
         flow.count_in_kernel(Some(self.slot.counts()));
         let report = self.run_to_the_end(limits, cut, flow, demotes).await;
         flow.count_in_kernel(None);
+        report.round_trip.into_iter().for_each(|time| flow.measured(time));
         report
     }
 
@@ -219,6 +222,7 @@ impl Offload {
         let mut cut = pin!(cut.wait(flow));
         let mut ready = Ready::ALL;
         let mut fruitless = 0;
+        let mut measure_at = Instant::now() + MEASURE_EVERY;
         loop {
             let before = self.progress();
             let wait = match self.step(ready) {
@@ -229,6 +233,11 @@ impl Offload {
             self.rewatch();
             self.look_for_spilling(demotes);
             self.tell(flow);
+            let now = Instant::now();
+            if now >= measure_at {
+                self.measure(flow);
+                measure_at = now + MEASURE_EVERY;
+            }
             if wait == Wait::Turn {
                 tokio::task::yield_now().await;
                 let now = poll_fn(|cx| Poll::Ready(self.poll_wake(cx, timer.as_mut(), cut.as_mut()))).await;
@@ -249,6 +258,11 @@ impl Offload {
                 None => return self.finish(Termination::KilledByDrain),
             }
         }
+    }
+
+    /// Tells how far the backend is.
+    fn measure(&self, flow: &Flow) {
+        socket::round_trip(self.sockets.backend.as_fd()).into_iter().for_each(|time| flow.measured(time));
     }
 
     fn look_for_spilling(&mut self, demotes: &(dyn Fn() -> bool + Sync)) {
@@ -537,6 +551,7 @@ impl Offload {
             termination,
             fallback: self.fallback,
             corrupt: self.corrupt,
+            round_trip: socket::round_trip(self.sockets.backend.as_fd()),
         }
     }
 }

@@ -82,6 +82,8 @@ pub(super) const BACKEND_CONNECTIONS: Name =
     ("backend_connections", "Connections of a backend, as the balancer counts them");
 pub(super) const BACKEND_KERNEL_CONNECTIONS: Name =
     ("backend_kernel_connections", "Connections of a backend, as the kernel counts them");
+pub(super) const BACKEND_RTT: Name =
+    ("backend_rtt_microseconds", "Measured round-trip time to a backend; absent while nobody has measured it lately");
 pub(super) const BACKEND_HARD_LIMIT: Name = ("backend_hard_limit", "Hard limit of a backend; 0 = unlimited");
 pub(super) const BACKEND_AVAILABLE: Name = ("backend_available", "1 if a backend is healthy and in state ready");
 pub(super) const EVENTS: Name = ("events", "Events, by kind");

@@ -161,6 +161,7 @@ impl Scrape {
         };
         gauge(names::BACKEND_CONNECTIONS, |b| Some(b.connections.into()))?;
         gauge(names::BACKEND_KERNEL_CONNECTIONS, |b| b.kernel_connections.map(u64::from))?;
+        gauge(names::BACKEND_RTT, |b| b.rtt_ms.map(|ms| (ms * 1e3).round() as u64))?;
         gauge(names::BACKEND_HARD_LIMIT, |b| Some(b.hard_limit.into()))?;
         gauge(names::BACKEND_EJECTED, |b| Some(u64::from(b.health == "ejected")))?;
         gauge(names::BACKEND_AVAILABLE, |b| Some(u64::from(b.healthy && b.state == "ready")))?;

@@ -6,6 +6,7 @@ mod tls;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
@@ -15,9 +16,10 @@ use tokio::time::timeout;
 
 use self::tls::TlsConfigs;
 use super::connector::classify;
+use super::forward::round_trip;
 use crate::application::ports::Prober;
 use crate::domain::proxy::local;
-use crate::domain::{Backend, CheckReport, CheckResult, CheckSpec, ConnectFailure, Probe};
+use crate::domain::{Backend, BackendLoad, CheckReport, CheckResult, CheckSpec, ConnectFailure, Probe};
 
 /// What is expected must be among the first bytes of an answer.
 const MAX_ANSWER: usize = 16 * 1024;
@@ -64,18 +66,26 @@ impl From<ConnectFailure> for Failure {
     }
 }
 
+/// Where a check goes, and who learns how far that is.
+#[derive(Debug, Clone, Copy)]
+struct Target<'a> {
+    addr: SocketAddr,
+    load: &'a BackendLoad,
+}
+
 impl Prober for TcpProber {
     async fn probe(&self, backend: &Backend, spec: &CheckSpec, limit: Duration) -> CheckReport {
         // A port of its own is that of something else, which need not expect a header.
         let header = backend.send_proxy.filter(|_| spec.port.is_none()).map(local).unwrap_or_default();
-        self.check(spec.addr_of(backend), &header, spec, limit).await
+        let target = Target { addr: spec.addr_of(backend), load: &backend.load };
+        self.check(target, &header, spec, limit).await
     }
 }
 
 impl TcpProber {
-    async fn check(&self, addr: SocketAddr, header: &[u8], spec: &CheckSpec, limit: Duration) -> CheckReport {
+    async fn check(&self, target: Target<'_>, header: &[u8], spec: &CheckSpec, limit: Duration) -> CheckReport {
         let started = Instant::now();
-        let outcome = timeout(limit, self.ask(addr, header, spec)).await;
+        let outcome = timeout(limit, self.ask(target, header, spec)).await;
         let Failure { result, detail } = match outcome {
             Ok(Ok(())) => Failure { result: CheckResult::Passed, detail: None },
             Ok(Err(failure)) => failure,
@@ -85,8 +95,11 @@ impl TcpProber {
     }
 
     /// `header` is sent first: the PROXY header of a connection that is nobody's but the POP's.
-    async fn ask(&self, addr: SocketAddr, header: &[u8], spec: &CheckSpec) -> Result<(), Failure> {
+    async fn ask(&self, target: Target<'_>, header: &[u8], spec: &CheckSpec) -> Result<(), Failure> {
+        let addr = target.addr;
         let mut stream = connect(addr).await?;
+        // So an app that chooses by time knows backends that have no clients.
+        round_trip(stream.as_fd()).into_iter().for_each(|time| target.load.rtt().sample(time, Instant::now()));
         stream.write_all(header).await.map_err(|why| Failure::of_stream(&why))?;
         match &spec.probe {
             Probe::Connect => Ok(()),
