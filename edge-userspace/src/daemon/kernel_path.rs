@@ -1,6 +1,6 @@
 //! Opens the kernel path, or finds out why there is none. A POP starts either way.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use edgeproxy::adapters::outbound::forward::kernel::releases::{self, Judgement};
 use edgeproxy::adapters::outbound::forward::kernel::{Kernel, KernelError, KernelLimits};
@@ -50,22 +50,33 @@ impl Loaded {
     }
 }
 
-/// Tests what was loaded, with the privileges of everything that comes later, so that it proves that they suffice.
-pub(crate) async fn open(settings: &Settings, loaded: Loaded) -> (KernelPath, Option<KernelPathOff>) {
+/// What connections get until the programs are tested: userspace.
+pub(crate) fn open(settings: &Settings, loaded: Loaded) -> (KernelPath, OnceLock<KernelPathOff>) {
     let policy = policy(settings.forwarder);
-    let kernel = match loaded {
-        Loaded::NotWanted => return (KernelPath::not_wanted(policy), None),
-        Loaded::Not(off, why) => return (closed(policy, None, why), Some(off)),
-        Loaded::Programs(kernel) => kernel,
-    };
-    match self_test::run(&kernel).await {
+    match loaded {
+        Loaded::NotWanted => (KernelPath::not_wanted(policy), OnceLock::new()),
+        Loaded::Not(off, why) => {
+            tracing::warn!(why, "connections are forwarded in userspace");
+            (KernelPath::closed(policy, why), OnceLock::from(off))
+        }
+        Loaded::Programs(kernel) => (KernelPath::untested(policy, kernel), OnceLock::new()),
+    }
+}
+
+/// Tests what was loaded, with the privileges of everything that comes later, so that it proves that they suffice.
+/// Clients need not wait for that: the daemon accepts them already.
+pub(crate) async fn prove(path: &KernelPath, off: &OnceLock<KernelPathOff>) {
+    let Some(kernel) = path.programs().filter(|_| path.is_under_test()) else { return };
+    match self_test::run(kernel).await {
         Ok(()) => {
             tracing::info!("the kernel path passed its self-test");
-            (KernelPath::open(policy, kernel), None)
+            path.passed();
         }
         Err(why) => {
             let why = format!("the self-test failed: {why}");
-            (closed(policy, Some(kernel), why), Some(KernelPathOff::SelfTest))
+            tracing::warn!(why, "connections are forwarded in userspace");
+            let _ = off.set(KernelPathOff::SelfTest);
+            path.failed(why);
         }
     }
 }
@@ -119,9 +130,4 @@ pub(crate) async fn open_same_host(settings: &Settings) -> SameHost {
         budget: settings.same_host_budget_kib.saturating_mul(1024),
     };
     SameHost::open(&limits).await
-}
-
-fn closed(policy: Policy, kernel: Option<Arc<Kernel>>, why: String) -> KernelPath {
-    tracing::warn!(why, "connections are forwarded in userspace");
-    KernelPath::closed(policy, kernel, why)
 }

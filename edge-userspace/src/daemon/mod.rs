@@ -10,8 +10,8 @@ mod memory;
 mod workers;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
 
@@ -83,7 +83,7 @@ pub(crate) struct Shared {
     events: Arc<Events>,
     path: Arc<KernelPath>,
     /// Why there was no kernel path at the start.
-    kernel_path_off: Option<KernelPathOff>,
+    kernel_path_off: OnceLock<KernelPathOff>,
     same_host: Arc<SameHost>,
     /// The listeners of the settings.
     endpoints: Arc<Endpoints>,
@@ -117,15 +117,16 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let admin_tcp = settings.admin_listen.map(edgeproxy::config::LoopbackAddr::socket_addr);
     let admin = AdminServer::bind(&settings.admin_socket, admin_tcp).await.map_err(failed)?;
     let max_connections = limits::connections(&settings);
+    let steer = in_background("edge-load", listening::load_steering).map_err(failed)?;
     let loaded = kernel_path::load(&settings);
     let same_host = Arc::new(kernel_path::open_same_host(&settings).await);
     let handed = listening::take_handed();
-    let mut steer = listening::load_steering();
+    let mut steer = steer.join().map_err(|_| failed("the thread that loads the steering program died"))?;
     // Before privileges go: the thread, which has them as well, has ended then.
     let (routing, reload) = routing.join().map_err(|_| failed("the thread that reads the routing database died"))??;
     same_host.look_at(&routing.load());
     let privileges = give_up_privileges(&settings, &loaded, &mut steer)?;
-    let (path, kernel_path_off) = kernel_path::open(&settings, loaded).await;
+    let (path, kernel_path_off) = kernel_path::open(&settings, loaded);
     let path = Arc::new(path);
     let bindings = Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity));
     let keeper = Keeper::open(&settings, &bindings).map_err(failed)?;
@@ -197,19 +198,14 @@ async fn serve(
     let admin_addr = admin.tcp_addr();
     let admin = tokio::spawn(admin.run(Arc::clone(&control) as _));
     verify_privileges(shared.privileges);
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        instance = %shared.instance,
-        listeners = ?shared.endpoints.iter().map(|endpoint| endpoint.spot.to_string()).collect::<Vec<_>>(),
-        admin_socket = %shared.settings.admin_socket.display(),
-        admin_listen = ?admin_addr,
-        forwarder = shared.path.active().as_str(),
-        region = %shared.settings.region,
-        "edgeproxy is ready"
-    );
-    shared.events.emit(EventKind::Ready, Subject::pop(), "takes connections");
+    let mut proof = std::pin::pin!(kernel_path::prove(&shared.path, &shared.kernel_path_off));
+    let mut ready = false;
     let code = loop {
         tokio::select! {
+            () = proof.as_mut(), if !ready => {
+                ready = true;
+                say_ready(&shared, admin_addr);
+            }
             signal = signals.next() => match signal {
                 Signal::Reload => control.reload_in_background(),
                 Signal::Drain => break drain(&shared, (&workers, &listeners), &mut signals, &control).await,
@@ -228,6 +224,21 @@ async fn serve(
     keeping.into_iter().for_each(Keeping::finish);
     tracing::info!(code, "edgeproxy ends");
     Ok(code)
+}
+
+/// Clients are accepted already; from now on they get what the operator asks for, as far as it is to be had.
+fn say_ready(shared: &Shared, admin_addr: Option<std::net::SocketAddr>) {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        instance = %shared.instance,
+        listeners = ?shared.endpoints.iter().map(|endpoint| endpoint.spot.to_string()).collect::<Vec<_>>(),
+        admin_socket = %shared.settings.admin_socket.display(),
+        admin_listen = ?admin_addr,
+        forwarder = shared.path.active().as_str(),
+        region = %shared.settings.region,
+        "edgeproxy is ready"
+    );
+    shared.events.emit(EventKind::Ready, Subject::pop(), "takes connections");
 }
 
 /// No new connections; existing ones live until they end, the deadline passes, or a second signal comes.
@@ -352,7 +363,10 @@ fn spawn_reload(
     in_background("edge-reload", work).map(drop)
 }
 
-fn in_background(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+fn in_background<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<JoinHandle<T>> {
     std::thread::Builder::new().name(name.to_owned()).spawn(work)
 }
 
