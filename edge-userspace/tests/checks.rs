@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{NETWORK, Row, SOON, World, eventually, tally};
+use common::{NETWORK, Over, Row, SOON, World, eventually, tally};
 use serde_json::Value;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned, crypto::ring};
@@ -224,6 +224,7 @@ fn a_backend_that_flaps_costs_no_client_and_turns_no_oftener_than_rise_and_fall_
     let done = AtomicBool::new(false);
     let started = Instant::now();
     thread::scope(|scope| {
+        let _over = Over(&done);
         scope.spawn(|| {
             for state in [ILL, WELL].into_iter().cycle().take_while(|_| !done.load(Ordering::SeqCst)) {
                 port.turn(state);

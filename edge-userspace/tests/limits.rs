@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{NETWORK, SOON, World, eventually, tally};
+use common::{NETWORK, Over, SOON, World, eventually, tally};
 use xtask::lab::{BRAZIL, Daemon, GERMANY, Ns, Record, Status};
 use xtask::load::{Manner, Visit, connect_from};
 
@@ -88,6 +88,7 @@ fn assert_all_gone(daemon: &Daemon) {
 fn under_reloads<T>(world: &World, daemon: &Daemon, work: impl FnOnce() -> T) -> T {
     let (over, from) = (AtomicBool::new(false), daemon.status().unwrap().number("/routing/generation"));
     let result = thread::scope(|scope| {
+        let _over = Over(&over);
         scope.spawn(|| {
             for n in 0_u64.. {
                 if over.load(Ordering::SeqCst) {

@@ -288,7 +288,8 @@ fn only_trusted_prefixes_may_say_who_a_client_is() {
     let connect = |daemon: &Daemon| {
         let mut stream = world.lab.run_in(Ns::Clients, || connect_from(stranger, daemon.addr()).unwrap());
         stream.set_read_timeout(Some(SOON)).unwrap();
-        stream.write_all(&claim).unwrap();
+        // Who is refused at once may be too late to write.
+        let _ = stream.write_all(&claim);
         (stream.local_addr().unwrap(), stream)
     };
     {

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::bench::Bench;
-use common::{NETWORK, PORT, SOON, World, eventually};
+use common::{NETWORK, Over, PORT, SOON, World, eventually};
 use xtask::lab::Ns;
 use xtask::load::{Behaviour, Load, Manner, Visit};
 
@@ -109,6 +109,7 @@ fn a_hundred_thousand_backends_are_reloaded_and_nobody_notices() {
     let mut held: Vec<_> = (0..8).map(|n| world.visit(n, daemon.addr()).unwrap()).collect();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _over = Over(&over);
         let visitor = scope.spawn(|| {
             let mut count = 0;
             while !over.load(Ordering::SeqCst) {

@@ -176,6 +176,13 @@ fn trouble_takes_the_mark_from_its_backend_until_a_restart() {
         switch(&daemon, "off");
         eventually("the mark is withdrawn", || !withdrawn(&daemon).is_empty());
         switch(&daemon, "auto");
+        let lost = withdrawn(&daemon).pop();
+        let gone =
+            |flow: &serde_json::Value| flow["backend"].as_str() != lost.as_deref() || flow["forwarder"] == "copy";
+        eventually("its pairs have left", || {
+            let flows = daemon.get("/api/v1/flows").unwrap().body;
+            serde_json::from_str::<Vec<serde_json::Value>>(&flows).unwrap().iter().all(gone)
+        });
         some_rounds("everything goes on");
         let after: Vec<_> = (20..28).map(|n| talk(n, &|| true)).collect();
         drop(ended);

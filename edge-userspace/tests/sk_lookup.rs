@@ -123,7 +123,7 @@ fn a_prefix_is_served_and_the_most_specific_place_counts() {
     listen(&world, "net", "app1", "'203.0.113.0/24', 443, NULL");
     listen(&world, "half", "app2", "'203.0.113.0/25', 400, 500");
     listen(&world, "one", "app3", "'203.0.113.7', 443, NULL");
-    listen(&world, "any", "app3", "'0.0.0.0', 443, NULL");
+    listen(&world, "any", "app1", "'0.0.0.0', 443, NULL");
     listen(&world, "six", "app2", "'2001:db8:7::/64', 443, NULL");
     let daemon = world.daemon(&[("listen_addr", "203.0.113.0/24:80-90"), ("app", "app1"), ("workers", "2")]);
     for (to, backend) in [
@@ -131,7 +131,7 @@ fn a_prefix_is_served_and_the_most_specific_place_counts() {
         ("203.0.113.99:443", Some("b2")),
         ("203.0.113.99:401", Some("b2")),
         ("203.0.113.7:443", Some("b3")),
-        ("10.63.0.1:443", Some("b3")),
+        ("10.63.0.1:443", Some("b1")),
         ("203.0.113.200:401", None),
         ("203.0.113.255:85", Some("b1")),
         ("203.0.113.255:91", None),

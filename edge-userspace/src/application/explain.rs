@@ -129,7 +129,7 @@ impl Oracle<'_> {
             generation: snapshot.generation(),
             ..Explanation::default()
         };
-        let Asked { app, endpoint, listener, refused } = target.find(self.rules, &snapshot)?;
+        let Asked { app, endpoint, listener, refused } = target.find(client, self.rules, &snapshot)?;
         explanation.place = endpoint.map(|endpoint| endpoint.spot.to_string());
         explanation.listener = listener.as_ref().map(|listener| listener.id.to_string());
         explanation.server_name = target.server_name.as_ref().map(ToString::to_string);

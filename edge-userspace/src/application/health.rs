@@ -62,6 +62,8 @@ impl Watch {
         match Complaint::of_end(termination, bytes_down, age) {
             Some(complaint) => self.complain(backend, complaint, now),
             None if backend.load.is_spotless() => {}
+            // A client that went at once without an answer says nothing.
+            None if !Complaint::is_served(bytes_down, age) => {}
             None => backend.load.with_health(now, &self.rules, |health| health.served()).0,
         }
     }
@@ -71,9 +73,7 @@ impl Watch {
         // Held until the ejection is in force, so that no two together eject more than may be.
         let mut troubled = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
         let (transition, _) = backend.load.with_health(now, rules, |health| {
-            let eject = self.is_current(backend)
-                && health.complain(complaint, rules)
-                && self.may_eject(&backend.app, &troubled);
+            let eject = self.is_current(backend) && health.complain(complaint, rules) && self.may_eject(&backend.app);
             eject.then(|| health.eject(complaint, now, rules))
         });
         if transition.is_some() {
@@ -83,13 +83,16 @@ impl Watch {
         self.tell(backend, transition);
     }
 
-    fn may_eject(&self, app: &AppName, troubled: &HashMap<BackendId, Arc<Backend>>) -> bool {
+    fn may_eject(&self, app: &AppName) -> bool {
         let snapshot = self.routing.load();
         let Some(index) = snapshot.app(app) else { return false };
         // Who is down by its checks serves nobody: of those that are left not all may go.
-        let serves = |backend: &&Arc<Backend>| backend.closed_to_new().is_none() && !backend.load.is_down();
+        // Who is out by the operator's word is no part of either number.
+        let serves = |backend: &&Arc<Backend>| {
+            backend.closed_to_new().is_none() && !backend.load.is_down() && !backend.load.is_draining()
+        };
         let in_service = index.backends().iter().filter(serves).count();
-        let ejected = troubled.values().filter(|backend| backend.app == *app && backend.load.is_ejected()).count();
+        let ejected = index.backends().iter().filter(serves).filter(|backend| backend.load.is_ejected()).count();
         ejected < self.rules.most_ejected(in_service)
     }
 

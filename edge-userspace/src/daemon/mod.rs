@@ -108,6 +108,8 @@ pub(crate) fn run(args: &SettingArgs) -> Result<u8, CliError> {
 }
 
 async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
+    // Before anything is opened: a number that is none of the service manager's can't be one of ours.
+    let handed = listening::take_handed();
     // From here on a signal means an end in good order.
     let signals = Signals::install().map_err(failed)?;
     let events = Arc::new(Events::default());
@@ -120,7 +122,6 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let steer = in_background("edge-load", listening::load_steering).map_err(failed)?;
     let loaded = kernel_path::load(&settings);
     let same_host = Arc::new(kernel_path::open_same_host(&settings).await);
-    let handed = listening::take_handed();
     let mut steer = steer.join().map_err(|_| failed("the thread that loads the steering program died"))?;
     // Before privileges go: the thread, which has them as well, has ended then.
     let (routing, reload) = routing.join().map_err(|_| failed("the thread that reads the routing database died"))??;

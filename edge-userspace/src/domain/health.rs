@@ -73,6 +73,11 @@ impl Complaint {
         }
     }
 
+    /// Whether a connection shows that its backend serves: it brought an answer, or lasted.
+    pub fn is_served(bytes_down: u64, age: Duration) -> bool {
+        bytes_down > 0 || age >= EARLY
+    }
+
     /// Of a connection that ended so, `age` after its backend had accepted it.
     pub fn of_end(termination: Termination, bytes_down: u64, age: Duration) -> Option<Self> {
         let early = termination == Termination::BackendReset && bytes_down == 0 && age < EARLY;
@@ -147,7 +152,10 @@ impl Health {
     }
 
     pub fn eject(&mut self, why: Complaint, now: Instant, rules: &HealthRules) -> Transition {
-        self.ejections = self.ejections.saturating_add(1);
+        // What makes it no longer is not remembered: to forget takes time for each.
+        if rules.duration(self.ejections) < rules.longest || self.ejections == 0 {
+            self.ejections = self.ejections.saturating_add(1);
+        }
         let lasts = rules.duration(self.ejections);
         self.state = State::Ejected { why, until: now + lasts };
         Transition::Ejected { why, lasts }

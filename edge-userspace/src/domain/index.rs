@@ -219,7 +219,7 @@ impl AppIndex {
 
     /// Whether a backend that takes new clients is below its hard limit.
     pub fn has_room(&self) -> bool {
-        self.everywhere.as_ref().is_some_and(|group| group.room.has_any())
+        self.everywhere.as_ref().is_some_and(|group| group.room.has_any(self.spec.queue.length > 0))
     }
 
     pub(super) fn nearest(&self) -> Option<&Nearest> {

@@ -92,10 +92,14 @@ impl Room {
         self.trusted.blocks.iter().all(|sum| sum_of(sum) == 0)
     }
 
-    /// Whether any member can be drawn; where nobody is trusted, one whose checks fail.
-    pub(super) fn has_any(&self) -> bool {
-        let trusted = [&self.below_soft, &self.over_soft, &self.ejected].into_iter().any(WeightedSet::has_any);
-        trusted || (self.down.has_any() && self.trusts_nobody())
+    /// Whether any member can be drawn; where nobody is trusted, one whose checks fail. Those who can wait (`patient`) do
+    /// not ask one that was ejected while another is trusted.
+    pub(super) fn has_any(&self, patient: bool) -> bool {
+        if self.below_soft.has_any() || self.over_soft.has_any() {
+            return true;
+        }
+        let nobody = self.trusts_nobody();
+        (self.ejected.has_any() && (!patient || nobody)) || (self.down.has_any() && nobody)
     }
 
     /// Writes where a member stands, until that is where it stands.

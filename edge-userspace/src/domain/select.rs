@@ -246,7 +246,17 @@ pub(super) fn choose<'a>(
             return Some((member, reason));
         }
     }
-    elsewhere(app, regions, request, draw).or_else(|| distrusted_one(app, request, draw))
+    elsewhere(app, regions, request, draw).or_else(|| match waits_rather(app, draw.tried) {
+        true => None,
+        false => distrusted_one(app, request, draw),
+    })
+}
+
+/// Whether the client waits for a backend that is to be trusted: one that is not may cost it the whole connect limit.
+/// The trusted ones that it has not tried are full, or one would have been chosen.
+fn waits_rather(app: &AppIndex, tried: &Tried) -> bool {
+    let mut members = app.everywhere().into_iter().flat_map(|all| &all.members);
+    app.spec().queue.length > 0 && members.any(|member| member.load.is_trusted() && !tried.contains(&member.backend))
 }
 
 /// Who was ejected may be well again, and otherwise the client would be refused. Where nobody is trusted, checks don't

@@ -209,6 +209,16 @@ impl Drop for SetWhenDropped<'_> {
     }
 }
 
+/// Sets a flag when it is dropped, also by a panic: what loops until then ends, and the test fails instead of hanging.
+#[derive(Debug)]
+pub struct Over<'a>(pub &'a std::sync::atomic::AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
 /// Waits until `condition` holds.
 pub fn eventually(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + SOON;

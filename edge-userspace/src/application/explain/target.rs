@@ -1,10 +1,10 @@
 //! What a question asks for: an app, or where a client connects to and the server name it asks for there.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::Rules;
-use crate::domain::{AppName, Endpoint, ListenerSpec, RejectReason, ServerName, Snapshot};
+use crate::domain::{AppName, ClientAddr, Endpoint, ListenerSpec, RejectReason, ServerName, Snapshot};
 
 /// What a client asks for. With nothing set: what a listener leads to that names no app.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,14 +39,14 @@ pub(super) struct Asked {
 }
 
 impl Target {
-    pub(super) fn find(&self, rules: &Rules, snapshot: &Snapshot) -> Result<Asked, TargetError> {
+    pub(super) fn find(&self, client: ClientAddr, rules: &Rules, snapshot: &Snapshot) -> Result<Asked, TargetError> {
         if let Some(app) = &self.app {
             return Ok(Asked { app: Some(app.clone()), ..Asked::default() });
         }
         let endpoint = match (self.to, self.port, &self.server_name) {
             (Some(ip), Some(port), _) => one(rules, snapshot, SocketAddr::new(ip, port))?,
             (Some(_), None, _) => return Err(TargetError::AddressAlone),
-            (None, Some(port), _) => on_port(rules, snapshot, port, self.server_name.as_ref())?,
+            (None, Some(port), _) => on_port(rules, snapshot, (client, port), self.server_name.as_ref())?,
             (None, None, Some(name)) => named(rules, snapshot, name)?,
             (None, None, None) => return Ok(Asked { app: rules.app(None, snapshot), ..Asked::default() }),
         };
@@ -66,11 +66,12 @@ fn one(rules: &Rules, snapshot: &Snapshot, to: SocketAddr) -> Result<Arc<Endpoin
     rules.endpoint(snapshot, to, None).ok_or_else(|| TargetError::NoListener(to.to_string()))
 }
 
-/// The only endpoint that has the port; of several, that for all addresses, or any if all lead to the same app.
+/// The only endpoint that has the port; of several, that for all addresses of the client's family, or any if all lead to
+/// the same app.
 fn on_port(
     rules: &Rules,
     snapshot: &Snapshot,
-    port: u16,
+    (client, port): (ClientAddr, u16),
     name: Option<&ServerName>,
 ) -> Result<Arc<Endpoint>, TargetError> {
     let has = |endpoint: &Endpoint| endpoint.spot.place().is_some_and(|place| place.ports.contains(port));
@@ -78,7 +79,11 @@ fn on_port(
         [] => Err(TargetError::NoListener(format!("port {port}"))),
         [only] => Ok(Arc::clone(only)),
         several => {
-            let anywhere = rules.endpoint(snapshot, SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port), None);
+            let all_addresses = match client.ip() {
+                IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let anywhere = rules.endpoint(snapshot, SocketAddr::new(all_addresses, port), None);
             let app = |endpoint: &Arc<Endpoint>| rules.app(Some(&*rules.listener(endpoint, name)?), snapshot);
             let first = several.first().filter(|first| several.iter().all(|other| app(other) == app(first)));
             anywhere.or_else(|| first.cloned()).ok_or_else(|| TargetError::Several(list(several)))

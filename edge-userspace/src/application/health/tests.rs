@@ -150,10 +150,13 @@ fn who_was_ejected_is_asked_when_no_other_is_left() {
 fn connections_that_are_reset_at_once_eject_and_the_hosts_own_failures_don_t() {
     let ward = Ward::new(2);
     let backend = ward.backend("b0");
-    let end = |termination| ward.watch.ended(&backend, termination, 0, Duration::from_millis(3), ward.now);
+    let ends = |termination, down| ward.watch.ended(&backend, termination, down, Duration::from_millis(3), ward.now);
+    let end = |termination| ends(termination, 0);
     end(Termination::BackendReset);
-    end(Termination::Normal);
+    ends(Termination::Normal, 1);
     end(Termination::BackendReset);
+    // A client that went at once has seen nothing of the backend.
+    end(Termination::ClientReset);
     (0..9).for_each(|_| ward.watch.connect_failed(&backend, ConnectFailure::Local, ward.now));
     assert!(!backend.load.is_ejected());
     end(Termination::BackendReset);

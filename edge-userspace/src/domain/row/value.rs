@@ -79,7 +79,7 @@ pub(super) fn count(column: &'static str, value: &RawValue) -> Result<Option<u32
 pub(super) fn flag(column: &'static str, value: &RawValue) -> Result<Option<bool>, RowError> {
     match value {
         RawValue::Null => Ok(None),
-        RawValue::Integer(n) => Ok(Some(*n != 0)),
+        RawValue::Integer(n @ (0 | 1)) => Ok(Some(*n == 1)),
         other => Err(RowError::Type { column, found: other.to_string(), expected: "0 or 1" }),
     }
 }

@@ -1,0 +1,99 @@
+//! Rows that are wrong in every way that anybody thought of: each is refused by name with a reason, and harms nobody.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+mod common;
+
+use common::{NETWORK, SOON, World};
+use xtask::load::Manner;
+
+/// Table, the columns besides the key, their values, and what the reason must say.
+const CORPUS: &[(&str, &str, &str, &str)] = &[
+    ("backends", "app, region, wg_ip, port", "'', 'sa', '192.0.2.1', 80", "app is missing"),
+    ("backends", "app, region, wg_ip, port", "'a b', 'sa', '192.0.2.1', 80", "white space"),
+    ("backends", "app, region, wg_ip, port", "x'00ff', 'sa', '192.0.2.1', 80", "app is a blob"),
+    ("backends", "app, region, wg_ip, port", "'x', '', '192.0.2.1', 80", "region is missing"),
+    ("backends", "app, region, wg_ip, port", "'x', 'sa', 'backend.example', 80", "not an IPv4 or IPv6 address"),
+    ("backends", "app, region, wg_ip, port", "'x', 'sa', '0.0.0.0', 80", "unspecified"),
+    ("backends", "app, region, wg_ip, port", "'x', 'sa', '224.0.0.1', 80", "unicast"),
+    ("backends", "app, region, wg_ip, port", "'x', 'sa', '192.0.2.1', 0", "port is 0"),
+    ("backends", "app, region, wg_ip, port", "'x', 'sa', '192.0.2.1', 65616", "port is 65616"),
+    ("backends", "app, region, wg_ip, port", "'x', 'sa', '192.0.2.1', 'http'", "port is \"http\""),
+    ("backends", "app, region, wg_ip, port, weight", "'x', 'sa', '192.0.2.1', 80, -1", "weight is -1"),
+    ("backends", "app, region, wg_ip, port, weight", "'x', 'sa', '192.0.2.1', 80, 1.5", "weight is 1.5"),
+    (
+        "backends",
+        "app, region, wg_ip, port, soft_limit, hard_limit",
+        "'x', 'sa', '192.0.2.1', 80, 9, 3",
+        "above hard_limit",
+    ),
+    ("backends", "app, region, wg_ip, port, healthy", "'x', 'sa', '192.0.2.1', 80, 2", "healthy is 2"),
+    ("backends", "app, region, wg_ip, port, healthy", "'x', 'sa', '192.0.2.1', 80, 'yes'", "healthy is \"yes\""),
+    (
+        "backends",
+        "app, region, wg_ip, port, state",
+        "'x', 'sa', '192.0.2.1', 80, 'resting'",
+        "use ready, drain or maint",
+    ),
+    ("backends", "app, region, wg_ip, port, country", "'x', 'sa', '192.0.2.1', 80, 'Brazil'", "two letters"),
+    ("backends", "app, region, wg_ip, port, send_proxy", "'x', 'sa', '192.0.2.1', 80, 'v3'", "v3"),
+    ("backends", "app, region, wg_ip, port, health_check", "'x', 'sa', '192.0.2.1', 80, 'ping'", "ping"),
+    ("backends", "app, region, wg_ip, port, health_check", "'x', 'sa', '192.0.2.1', 80, 'http status=999'", "999"),
+    ("apps", "selection", "'random'", "use least_load, maglev or nearest_rtt"),
+    ("apps", "affinity", "'lax'", "use strict, soft or none"),
+    ("apps", "queue_length", "'long'", "queue_length is \"long\""),
+    ("apps", "queue_timeout_ms", "-5", "queue_timeout_ms is -5"),
+    ("listeners", "port", "0", "port is 0"),
+    ("listeners", "address, port", "'everywhere', 9000", "everywhere"),
+    ("listeners", "address, port", "'203.0.113.7/24', 9000", "write 203.0.113.0/24"),
+    ("listeners", "port, last_port", "9000, 8000", "below port 9000"),
+    ("listeners", "port, server_name", "9000, 'no name!'", "host name"),
+    ("listeners", "port, accept_proxy", "9000, 'maybe'", "use off, optional or required"),
+    ("listeners", "port, accept_proxy", "9000, 'required'", "needs proxy_from"),
+    ("listeners", "port, accept_proxy, proxy_from", "9000, 'required', 'lan'", "proxy_from holds \"lan\""),
+    ("listeners", "port, max_connections", "9000, -1", "max_connections is -1"),
+    ("regions", "latitude, longitude", "91, 0", "not a position"),
+    ("regions", "latitude", "10", "not a position"),
+    ("regions", "countries", "'ZA,Namibia'", "two letters"),
+    ("geo_overrides", "country", "'Brazil'", "two letters"),
+    ("acl", "prefix", "'everybody'", "everybody"),
+];
+
+fn key_of(table: &str) -> &'static str {
+    match table {
+        "apps" | "regions" => "name",
+        "geo_overrides" => "prefix",
+        _ => "id",
+    }
+}
+
+/// The key of the `n`-th bad row.
+fn name_of(table: &str, n: usize) -> String {
+    if table == "geo_overrides" { format!("10.{n}.0.0/16") } else { format!("bad-{n:02}") }
+}
+
+#[test]
+fn each_malformed_row_is_refused_by_name_and_harms_nobody() {
+    let Some(world) = World::new(NETWORK, "each_malformed_row_is_refused_by_name_and_harms_nobody") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let daemon = world.daemon(&[("app", "web")]);
+    let mut held = world.visit(1, daemon.addr()).unwrap();
+    let mut sql = String::from("PRAGMA ignore_check_constraints = ON; BEGIN;");
+    for (n, (table, columns, values, _)) in CORPUS.iter().enumerate() {
+        let key = key_of(table);
+        sql += &format!("INSERT INTO {table} ({key}, {columns}) VALUES ('{}', {values});", name_of(table, n));
+    }
+    world.database.execute(&(sql + "COMMIT;"));
+    let rejected = |status: &xtask::lab::Status| status.0["routing"]["rejected_rows"].as_array().unwrap().clone();
+    let status = daemon.wait_status(SOON, |status| rejected(status).len() >= CORPUS.len()).unwrap();
+    let rejected = rejected(&status);
+    for (n, (table, _, values, words)) in CORPUS.iter().enumerate() {
+        let name = name_of(table, n);
+        let of_row = rejected.iter().find(|row| row["row"].as_str().unwrap().ends_with(&name));
+        let row = of_row.unwrap_or_else(|| panic!("{name} ({values}) is not among {rejected:?}"));
+        assert!(row["why"].as_str().unwrap().contains(words), "{name} ({values}): {row}");
+    }
+    assert_eq!(rejected.len(), CORPUS.len(), "{rejected:?}");
+    held.echo(b"still here").unwrap();
+    assert_eq!(world.visit(2, daemon.addr()).unwrap().backend, "b1");
+    assert_eq!(status.0["backends"].as_array().unwrap().len(), 1);
+}
