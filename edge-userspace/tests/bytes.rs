@@ -187,11 +187,16 @@ fn bounded_memory(forwarder: &str, needs: &[Need], test: &str) {
     const READERS: u64 = 16;
     const BOUND: u64 = READERS * (12 << 20);
     let Some(bench) = Bench::new(forwarder, needs, test, &[]) else { return };
+    bench.world.lab.default_buffers().unwrap();
     let behaviours = vec![Behaviour::LateClient, Behaviour::LateBackend];
     let load = Load { at_once: 16, max_bytes: 64 << 20, behaviours, ..Load::mixed(READERS, 4) };
     // Other processes use memory, too: the least of three measurements counts.
-    let fell = (0..3).map(|_| memory_fall(|| bench.run(&load).assert_clean())).find(|fall| *fall < BOUND);
-    assert!(fell.is_some(), "available memory fell by more than {} MiB in three runs", BOUND >> 20);
+    let mut falls = Vec::new();
+    while falls.len() < 3 && falls.iter().all(|fall| *fall >= BOUND) {
+        falls.push(memory_fall(|| bench.run(&load).assert_clean()));
+    }
+    let mib: Vec<u64> = falls.iter().map(|fall| fall >> 20).collect();
+    assert!(falls.iter().any(|fall| *fall < BOUND), "available memory fell by {mib:?} MiB, not below {}", BOUND >> 20);
     bench.assert_at_rest();
 }
 

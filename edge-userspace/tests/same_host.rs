@@ -88,6 +88,7 @@ fn applications_that_read_late_take_bounded_memory() {
     const READERS: u64 = 16;
     const BOUND: u64 = READERS * (12 << 20);
     let Some(marked) = Marked::new("applications_that_read_late_take_bounded_memory", &[]) else { return };
+    marked.bench.world.lab.default_buffers().unwrap();
     let behaviours = vec![Behaviour::LateClient, Behaviour::LateBackend];
     let load = Load { at_once: 16, max_bytes: 64 << 20, behaviours, ..Load::mixed(READERS, 14) };
     // Other processes use memory, too: the least of three measurements counts.

@@ -165,6 +165,18 @@ impl Lab {
         setup::ip(&self.backends, &format!("route del blackhole {backend} table local"))
     }
 
+    /// Gives all places the buffer limits of TCP that Linux has by default (`Documentation/networking/ip-sysctl.rst`:
+    /// 6 MiB to receive, 4 MiB to send), whatever this host was tuned to: for measuring what connections take.
+    pub fn default_buffers(&self) -> io::Result<()> {
+        for place in [Ns::Clients, Ns::Pop, Ns::Backends] {
+            self.run_in(place, || {
+                std::fs::write("/proc/sys/net/ipv4/tcp_rmem", "4096 131072 6291456")?;
+                std::fs::write("/proc/sys/net/ipv4/tcp_wmem", "4096 16384 4194304")
+            })?;
+        }
+        Ok(())
+    }
+
     /// Takes the POP's loopback interface down: what it sends to itself does not arrive.
     pub fn cut_loopback(&self) -> io::Result<()> {
         setup::ip(&self.pop, "link set lo down")

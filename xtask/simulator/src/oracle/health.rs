@@ -159,11 +159,11 @@ impl HealthBook {
 
     /// Whether one more of the app's backends may be ejected: half of those that take clients, rounded up, and not all.
     fn has_cell(&self, app: usize, table: &Table) -> bool {
-        let open = table.of_app(app).filter(|(at, row)| row.is_open() && !self.is_down(*at)).count();
-        let most = (open * self.rules.max_percent as usize).div_ceil(100).min(open.saturating_sub(1));
-        // Who is both counts as down.
-        let out = |at: usize| self.is_ejected(at) && !self.is_down(at);
-        let ejected = table.rows.iter().enumerate().filter(|(at, row)| row.app == app && out(*at));
+        // Who is both ejected and down counts as down; who is out by the operator's word counts as neither.
+        let open = || table.of_app(app).filter(|(at, row)| row.is_open() && !self.is_down(*at));
+        let count = open().count();
+        let most = (count * self.rules.max_percent as usize).div_ceil(100).min(count.saturating_sub(1));
+        let ejected = open().filter(|(at, _)| self.is_ejected(*at));
         ejected.count() < most
     }
 
