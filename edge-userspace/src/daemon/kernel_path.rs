@@ -50,7 +50,7 @@ impl Loaded {
     }
 }
 
-/// What connections get until the programs are tested: userspace.
+/// The path as it is before its programs are tested.
 pub(crate) fn open(settings: &Settings, loaded: Loaded) -> (KernelPath, OnceLock<KernelPathOff>) {
     let policy = policy(settings.forwarder);
     match loaded {
@@ -64,7 +64,6 @@ pub(crate) fn open(settings: &Settings, loaded: Loaded) -> (KernelPath, OnceLock
 }
 
 /// Tests what was loaded, with the privileges of everything that comes later, so that it proves that they suffice.
-/// Clients need not wait for that: the daemon accepts them already.
 pub(crate) async fn prove(path: &KernelPath, off: &OnceLock<KernelPathOff>) {
     let Some(kernel) = path.programs().filter(|_| path.is_under_test()) else { return };
     match self_test::run(kernel).await {

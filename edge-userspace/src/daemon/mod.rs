@@ -181,6 +181,8 @@ async fn serve(
     mut signals: Signals,
     reload: ReloadLoop<SqliteSource>,
 ) -> Result<u8, CliError> {
+    // Before anything listens: a listener for a range of ports would get the connections of the test, too.
+    kernel_path::prove(&shared.path, &shared.kernel_path_off).await;
     let (commands, inbox) = mpsc::sync_channel(WAITING_COMMANDS);
     let (workers, jobs) = Workers::start(&shared).map_err(failed)?;
     let listeners = Listeners::start(&shared, steer, handed, jobs)?;
@@ -199,14 +201,9 @@ async fn serve(
     let admin_addr = admin.tcp_addr();
     let admin = tokio::spawn(admin.run(Arc::clone(&control) as _));
     verify_privileges(shared.privileges);
-    let mut proof = std::pin::pin!(kernel_path::prove(&shared.path, &shared.kernel_path_off));
-    let mut ready = false;
+    say_ready(&shared, admin_addr);
     let code = loop {
         tokio::select! {
-            () = proof.as_mut(), if !ready => {
-                ready = true;
-                say_ready(&shared, admin_addr);
-            }
             signal = signals.next() => match signal {
                 Signal::Reload => control.reload_in_background(),
                 Signal::Drain => break drain(&shared, (&workers, &listeners), &mut signals, &control).await,
@@ -227,7 +224,7 @@ async fn serve(
     Ok(code)
 }
 
-/// Clients are accepted already; from now on they get what the operator asks for, as far as it is to be had.
+/// Clients are accepted.
 fn say_ready(shared: &Shared, admin_addr: Option<std::net::SocketAddr>) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
