@@ -109,7 +109,7 @@ impl DaemonControl {
     fn kernel_path_off(&self) -> Option<KernelPathOff> {
         let path = &self.shared.path;
         let condemned = path.is_condemned().then_some(KernelPathOff::ByteMismatch);
-        condemned.or(self.shared.kernel_path_off.get().copied()).filter(|_| path.policy().wants_kernel())
+        condemned.or(self.shared.kernel_path_off).filter(|_| path.policy().wants_kernel())
     }
 
     fn same_host(&self) -> SameHostStatus {
@@ -146,11 +146,7 @@ impl DaemonControl {
 
 impl Control for DaemonControl {
     fn state(&self) -> PopState {
-        match () {
-            () if self.shared.connections.is_draining() => PopState::Draining,
-            () if self.shared.path.is_under_test() => PopState::Starting,
-            () => PopState::Ready,
-        }
+        if self.shared.connections.is_draining() { PopState::Draining } else { PopState::Ready }
     }
 
     fn status(&self) -> Status {

@@ -1,6 +1,6 @@
 //! Opens the kernel path, or finds out why there is none. A POP starts either way.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use edgeproxy::adapters::outbound::forward::kernel::releases::{self, Judgement};
 use edgeproxy::adapters::outbound::forward::kernel::{Kernel, KernelError, KernelLimits};
@@ -50,32 +50,22 @@ impl Loaded {
     }
 }
 
-/// The path as it is before its programs are tested.
-pub(crate) fn open(settings: &Settings, loaded: Loaded) -> (KernelPath, OnceLock<KernelPathOff>) {
-    let policy = policy(settings.forwarder);
-    match loaded {
-        Loaded::NotWanted => (KernelPath::not_wanted(policy), OnceLock::new()),
-        Loaded::Not(off, why) => {
-            tracing::warn!(why, "connections are forwarded in userspace");
-            (KernelPath::closed(policy, why), OnceLock::from(off))
-        }
-        Loaded::Programs(kernel) => (KernelPath::untested(policy, kernel), OnceLock::new()),
-    }
-}
-
 /// Tests what was loaded, with the privileges of everything that comes later, so that it proves that they suffice.
-pub(crate) async fn prove(path: &KernelPath, off: &OnceLock<KernelPathOff>) {
-    let Some(kernel) = path.programs().filter(|_| path.is_under_test()) else { return };
-    match self_test::run(kernel).await {
+pub(crate) async fn open(settings: &Settings, loaded: Loaded) -> (KernelPath, Option<KernelPathOff>) {
+    let policy = policy(settings.forwarder);
+    let kernel = match loaded {
+        Loaded::NotWanted => return (KernelPath::not_wanted(policy), None),
+        Loaded::Not(off, why) => return (closed(policy, None, why), Some(off)),
+        Loaded::Programs(kernel) => kernel,
+    };
+    match self_test::run(&kernel).await {
         Ok(()) => {
             tracing::info!("the kernel path passed its self-test");
-            path.passed();
+            (KernelPath::open(policy, kernel), None)
         }
         Err(why) => {
             let why = format!("the self-test failed: {why}");
-            tracing::warn!(why, "connections are forwarded in userspace");
-            let _ = off.set(KernelPathOff::SelfTest);
-            path.failed(why);
+            (closed(policy, Some(kernel), why), Some(KernelPathOff::SelfTest))
         }
     }
 }
@@ -129,4 +119,9 @@ pub(crate) async fn open_same_host(settings: &Settings) -> SameHost {
         budget: settings.same_host_budget_kib.saturating_mul(1024),
     };
     SameHost::open(&limits).await
+}
+
+fn closed(policy: Policy, kernel: Option<Arc<Kernel>>, why: String) -> KernelPath {
+    tracing::warn!(why, "connections are forwarded in userspace");
+    KernelPath::closed(policy, kernel, why)
 }

@@ -10,8 +10,8 @@ mod memory;
 mod workers;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
 
@@ -83,7 +83,7 @@ pub(crate) struct Shared {
     events: Arc<Events>,
     path: Arc<KernelPath>,
     /// Why there was no kernel path at the start.
-    kernel_path_off: OnceLock<KernelPathOff>,
+    kernel_path_off: Option<KernelPathOff>,
     same_host: Arc<SameHost>,
     /// The listeners of the settings.
     endpoints: Arc<Endpoints>,
@@ -127,7 +127,8 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let (routing, reload) = routing.join().map_err(|_| failed("the thread that reads the routing database died"))??;
     same_host.look_at(&routing.load());
     let privileges = give_up_privileges(&settings, &loaded, &mut steer)?;
-    let (path, kernel_path_off) = kernel_path::open(&settings, loaded);
+    // Before anything listens: a listener for a range of ports would get the connections of the self-test, too.
+    let (path, kernel_path_off) = kernel_path::open(&settings, loaded).await;
     let path = Arc::new(path);
     let bindings = Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity));
     let keeper = Keeper::open(&settings, &bindings).map_err(failed)?;
@@ -181,8 +182,6 @@ async fn serve(
     mut signals: Signals,
     reload: ReloadLoop<SqliteSource>,
 ) -> Result<u8, CliError> {
-    // Before anything listens: a listener for a range of ports would get the connections of the test, too.
-    kernel_path::prove(&shared.path, &shared.kernel_path_off).await;
     let (commands, inbox) = mpsc::sync_channel(WAITING_COMMANDS);
     let (workers, jobs) = Workers::start(&shared).map_err(failed)?;
     let listeners = Listeners::start(&shared, steer, handed, jobs)?;
@@ -201,7 +200,17 @@ async fn serve(
     let admin_addr = admin.tcp_addr();
     let admin = tokio::spawn(admin.run(Arc::clone(&control) as _));
     verify_privileges(shared.privileges);
-    say_ready(&shared, admin_addr);
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        instance = %shared.instance,
+        listeners = ?shared.endpoints.iter().map(|endpoint| endpoint.spot.to_string()).collect::<Vec<_>>(),
+        admin_socket = %shared.settings.admin_socket.display(),
+        admin_listen = ?admin_addr,
+        forwarder = shared.path.active().as_str(),
+        region = %shared.settings.region,
+        "edgeproxy is ready"
+    );
+    shared.events.emit(EventKind::Ready, Subject::pop(), "takes connections");
     let code = loop {
         tokio::select! {
             signal = signals.next() => match signal {
@@ -222,21 +231,6 @@ async fn serve(
     keeping.into_iter().for_each(Keeping::finish);
     tracing::info!(code, "edgeproxy ends");
     Ok(code)
-}
-
-/// Clients are accepted.
-fn say_ready(shared: &Shared, admin_addr: Option<std::net::SocketAddr>) {
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        instance = %shared.instance,
-        listeners = ?shared.endpoints.iter().map(|endpoint| endpoint.spot.to_string()).collect::<Vec<_>>(),
-        admin_socket = %shared.settings.admin_socket.display(),
-        admin_listen = ?admin_addr,
-        forwarder = shared.path.active().as_str(),
-        region = %shared.settings.region,
-        "edgeproxy is ready"
-    );
-    shared.events.emit(EventKind::Ready, Subject::pop(), "takes connections");
 }
 
 /// No new connections; existing ones live until they end, the deadline passes, or a second signal comes.
@@ -285,7 +279,7 @@ fn load_routing_aside(
 ) -> Result<JoinHandle<Result<Routing, CliError>>, CliError> {
     let (path, events) = (settings.db_path.clone(), Arc::clone(events));
     let load = move || load_routing(&path, events);
-    std::thread::Builder::new().name("edge-first-load".into()).spawn(load).map_err(failed)
+    in_background("edge-first-load", load).map_err(failed)
 }
 
 /// The first load must succeed: a POP that routes nowhere is of no use, and the reason is known now.

@@ -1,7 +1,7 @@
 //! Which forwarder connections get, whether the kernel path is there, and why not where it isn't.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
 
@@ -65,65 +65,43 @@ pub struct KernelPath {
     workers: AtomicU32,
     kernel: Option<Arc<Kernel>>,
     /// It passed the self-test.
-    sound: AtomicBool,
+    sound: bool,
     /// Byte counts disagreed since the operator last allowed it.
     condemned: AtomicBool,
     /// Connections whose byte counts disagreed, in all.
     mismatches: AtomicU64,
-    /// How the self-test ended, once it has.
-    self_test: OnceLock<&'static str>,
+    self_test: Option<&'static str>,
     why_not: ArcSwapOption<String>,
 }
 
 impl KernelPath {
-    /// The programs are loaded; their self-test is still to end, by [`KernelPath::passed`] or [`KernelPath::failed`]. Until
-    /// then connections are forwarded in userspace.
-    pub fn untested(policy: Policy, kernel: Arc<Kernel>) -> Self {
-        Self::new(policy, Some(kernel), Some(UNDER_TEST.to_owned()))
-    }
-
-    /// There is none, for the reason given.
-    pub fn closed(policy: Policy, why: String) -> Self {
-        Self::new(policy, None, Some(why))
-    }
-
-    /// The self-test ended well: from now on connections may use it.
-    pub fn passed(&self) {
-        let Some(kernel) = &self.kernel else { return };
+    /// The programs are loaded and passed their self-test.
+    pub fn open(policy: Policy, kernel: Arc<Kernel>) -> Self {
         kernel.restart_count();
-        let _one_at_a_time = self.change();
-        let _ = self.self_test.set("passed");
-        self.why_not.store(None);
-        self.sound.store(true, Ordering::Release);
-        self.gate();
+        Self::new(policy, Some(kernel), Some("passed"), None)
     }
 
-    /// It did not. The programs go on counting connections.
-    pub fn failed(&self, why: String) {
-        let _ = self.self_test.set("failed");
-        self.why_not.store(Some(Arc::new(why)));
-    }
-
-    /// Whether the self-test is still to end.
-    pub fn is_under_test(&self) -> bool {
-        self.kernel.is_some() && self.self_test.get().is_none()
+    /// There is none, for the reason given. A `kernel` that failed its self-test still counts connections.
+    pub fn closed(policy: Policy, kernel: Option<Arc<Kernel>>, why: String) -> Self {
+        let self_test = kernel.is_some().then_some("failed");
+        Self::new(policy, kernel, self_test, Some(why))
     }
 
     /// The operator asked for userspace only: no program is loaded.
     pub fn not_wanted(policy: Policy) -> Self {
-        Self::new(policy, None, None)
+        Self::new(policy, None, None, None)
     }
 
-    fn new(policy: Policy, kernel: Option<Arc<Kernel>>, why: Option<String>) -> Self {
+    fn new(policy: Policy, kernel: Option<Arc<Kernel>>, self_test: Option<&'static str>, why: Option<String>) -> Self {
         Self {
             policy: AtomicU8::new(policy as u8),
             changes: Mutex::new(()),
             workers: AtomicU32::new(1),
-            sound: AtomicBool::new(false),
+            sound: kernel.is_some() && why.is_none(),
             kernel,
             condemned: AtomicBool::new(false),
             mismatches: AtomicU64::new(0),
-            self_test: OnceLock::new(),
+            self_test,
             why_not: ArcSwapOption::from(why.map(Arc::new)),
         }
     }
@@ -137,13 +115,9 @@ impl KernelPath {
         }
     }
 
-    /// How the self-test ended; `None` if it was not run, or not to its end.
+    /// How the self-test ended; `None` if it was not run.
     pub fn self_test(&self) -> Option<&'static str> {
-        self.self_test.get().copied()
-    }
-
-    fn is_sound(&self) -> bool {
-        self.sound.load(Ordering::Acquire)
+        self.self_test
     }
 
     /// What the operator wants, for new connections and for those that run.
@@ -157,14 +131,14 @@ impl KernelPath {
         match policy {
             Policy::Chaos => return Err(PolicyError::Chaos),
             _ if self.policy() == Policy::Chaos => return Err(PolicyError::InChaos),
-            Policy::Sockmap if !self.is_sound() => {
+            Policy::Sockmap if !self.sound => {
                 let why = self.why_not().map_or_else(|| NOT_LOADED.to_owned(), |why| why.to_string());
                 return Err(PolicyError::NoKernelPath(why));
             }
             _ => {}
         }
         let _one_at_a_time = self.change();
-        if policy.wants_kernel() && self.is_sound() && self.condemned.swap(false, Ordering::AcqRel) {
+        if policy.wants_kernel() && self.sound && self.condemned.swap(false, Ordering::AcqRel) {
             self.why_not.store(None);
             tracing::warn!("an operator allows the kernel path again");
         }
@@ -176,7 +150,7 @@ impl KernelPath {
 
     /// Whether connections may use it, by the policy of now.
     pub fn is_open(&self) -> bool {
-        self.is_sound() && self.policy().wants_kernel() && !self.is_condemned()
+        self.sound && self.policy().wants_kernel() && !self.is_condemned()
     }
 
     /// Whether byte counts disagreed.
@@ -243,9 +217,6 @@ impl KernelPath {
     }
 }
 
-/// Why there is no kernel path yet.
-const UNDER_TEST: &str = "its self-test is under way";
-
 /// Why a daemon that was started without it has no kernel path.
 const NOT_LOADED: &str = "no program was loaded at the start: start with EDGEPROXY_FORWARDER=auto or sockmap";
 
@@ -255,7 +226,7 @@ mod tests {
 
     #[test]
     fn without_a_kernel_path_the_policy_falls_back_and_sockmap_can_not_be_set() {
-        let path = KernelPath::closed(Policy::Auto, "no BTF".to_owned());
+        let path = KernelPath::closed(Policy::Auto, None, "no BTF".to_owned());
         assert_eq!(path.active(), Policy::Splice);
         let refused = path.set_policy(Policy::Sockmap).unwrap_err();
         assert!(refused.to_string().contains("no BTF"), "{refused}");
