@@ -3,18 +3,10 @@
 
 mod common;
 
-use common::{BINARY, KERNEL, NETWORK, SOON, World, eventually};
+use common::{KERNEL, NETWORK, SOON, World, edgeproxy, eventually};
+use xtask::lab::Daemon;
 use xtask::lab::requirements::Need;
-use xtask::lab::{Daemon, daemon};
 use xtask::load::{Manner, Visit};
-
-/// Runs a command against the daemon; its exit code and what it printed.
-fn edgeproxy(daemon: &Daemon, arguments: &[&str]) -> (i32, String) {
-    let mut command = daemon::edgeproxy(BINARY.as_ref(), daemon.directory());
-    let output = command.args(arguments).arg("--admin-socket").arg(daemon.admin_socket()).output().unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    (output.status.code().unwrap(), String::from_utf8(text).unwrap())
-}
 
 /// A visit of `backend`, by one of the clients from `first` on.
 fn visit_of(world: &World, daemon: &Daemon, backend: &str, first: u16) -> Visit {

@@ -6,7 +6,7 @@ mod common;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{BINARY, KERNEL, NETWORK, SOON, World};
+use common::{BINARY, KERNEL, NETWORK, SOON, World, edgeproxy};
 use serde_json::Value;
 use xtask::lab::{Daemon, daemon};
 use xtask::load::{Manner, Visit};
@@ -16,14 +16,6 @@ fn flows(daemon: &Daemon) -> Vec<Value> {
     let (code, text) = edgeproxy(daemon, &["flows", "--json"]);
     assert_eq!(code, 0, "{text}");
     serde_json::from_str(&text).unwrap()
-}
-
-/// Runs a command against the daemon; its exit code and what it printed.
-fn edgeproxy(daemon: &Daemon, arguments: &[&str]) -> (i32, String) {
-    let mut command = daemon::edgeproxy(BINARY.as_ref(), daemon.directory());
-    let output = command.args(arguments).arg("--admin-socket").arg(daemon.admin_socket()).output().unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    (output.status.code().unwrap(), String::from_utf8(text).unwrap())
 }
 
 /// Talks until `enough` is true of the one flow, and returns it.

@@ -10,35 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use common::listening::{app, listen, listener, unlisten};
 use common::{NETWORK, NOBODY, Row, SOON, World, assert_said, eventually};
 use serde_json::Value;
 use xtask::lab::{Config, Daemon, Ns};
 use xtask::load::{Manner, NamedBackend, Visit, connect_from};
-
-/// Adds or changes a row of `listeners`; address, port and last port as in SQL.
-fn listen(world: &World, id: &str, app: &str, place: &str) {
-    world.database.execute(&format!(
-        "INSERT OR REPLACE INTO listeners (id, app, address, port, last_port) VALUES ('{id}', '{app}', {place})"
-    ));
-}
-
-fn unlisten(world: &World, id: &str) {
-    world.database.execute(&format!("UPDATE listeners SET deleted = 1 WHERE id = '{id}'"));
-}
-
-/// Backend `b<n>` of an app of its own, `app<n>`.
-fn app(world: &World, n: u8) -> NamedBackend {
-    let backend = world.backend(n, Manner::Echo, |row| row);
-    world.database.execute(&format!("UPDATE backends SET app = 'app{n}' WHERE id = 'b{n}'"));
-    backend
-}
-
-/// The status of one listener.
-fn listener(daemon: &Daemon, id: &str) -> Value {
-    let status = daemon.status().unwrap();
-    let all = status.0["listeners"].as_array().unwrap().clone();
-    all.into_iter().find(|listener| listener["id"] == id).unwrap_or(Value::Null)
-}
 
 fn at(world: &World, port: u16) -> SocketAddr {
     (world.lab.pop(), port).into()

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use common::listening::{app, listen, listener, unlisten};
 use common::{KERNEL, NETWORK, NOBODY, World, eventually};
 use edgeproxy::adapters::inbound::listeners::bind;
 use edgeproxy::adapters::inbound::listeners::steering::{Claim, Family, Policy, Steering};
@@ -20,32 +21,9 @@ use edgeproxy::domain::{Endpoints, Place, RawListener};
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Runs, TestRunner};
 use rustix::thread::CapabilitySet;
-use serde_json::Value;
 use xtask::lab::requirements::require;
 use xtask::lab::{Daemon, Namespace, Ns};
 use xtask::load::{Manner, NamedBackend, Visit};
-
-fn listen(world: &World, id: &str, app: &str, place: &str) {
-    world.database.execute(&format!(
-        "INSERT OR REPLACE INTO listeners (id, app, address, port, last_port) VALUES ('{id}', '{app}', {place})"
-    ));
-}
-
-fn unlisten(world: &World, id: &str) {
-    world.database.execute(&format!("UPDATE listeners SET deleted = 1 WHERE id = '{id}'"));
-}
-
-fn app(world: &World, n: u8) -> NamedBackend {
-    let backend = world.backend(n, Manner::Echo, |row| row);
-    world.database.execute(&format!("UPDATE backends SET app = 'app{n}' WHERE id = 'b{n}'"));
-    backend
-}
-
-fn listener(daemon: &Daemon, id: &str) -> Value {
-    let status = daemon.status().unwrap();
-    let all = status.0["listeners"].as_array().unwrap().clone();
-    all.into_iter().find(|listener| listener["id"] == id).unwrap_or(Value::Null)
-}
 
 /// Has the POP take everything to `prefix` for its own.
 fn route_here(world: &World, prefix: &str) {

@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod http;
+pub mod listening;
 pub mod maps;
 pub mod stage;
 
@@ -207,6 +208,14 @@ impl Drop for SetWhenDropped<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::SeqCst);
     }
+}
+
+/// Runs a command against the daemon; its exit code and what it printed.
+pub fn edgeproxy(daemon: &Daemon, arguments: &[&str]) -> (i32, String) {
+    let mut command = daemon::edgeproxy(BINARY.as_ref(), daemon.directory());
+    let output = command.args(arguments).arg("--admin-socket").arg(daemon.admin_socket()).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code().unwrap(), String::from_utf8(text).unwrap())
 }
 
 /// Sets a flag when it is dropped, also by a panic: what loops until then ends, and the test fails instead of hanging.
