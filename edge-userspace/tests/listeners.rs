@@ -14,7 +14,7 @@ use common::listening::{app, listen, listener, unlisten};
 use common::{NETWORK, NOBODY, Row, SOON, World, assert_said, eventually};
 use serde_json::Value;
 use xtask::lab::{Config, Daemon, Ns};
-use xtask::load::{Manner, NamedBackend, Visit, connect_from};
+use xtask::load::{Manner, Visit, connect_from};
 
 fn at(world: &World, port: u16) -> SocketAddr {
     (world.lab.pop(), port).into()

@@ -1,14 +1,14 @@
 //! One load on its way from rows to a snapshot: row by row, each refused alone.
 
 use std::collections::HashMap;
-use std::hash::BuildHasher as _;
+use std::hash::{BuildHasher as _, Hash};
 use std::sync::{Arc, Weak};
 
 use super::ReloadReport;
 use crate::domain::{
     AccessList, AccessRule, AppName, AppSpec, Backend, BackendId, BackendLoad, BackendSpec, Endpoints, GeoOverride,
     ListenerId, ListenerSpec, Overrides, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion, RawRow,
-    RawValue, Region, RegionSpec, Regions, RowError, RuleId, SlotPool,
+    RawValue, RegionSpec, Regions, RowError, RuleId, SlotPool,
 };
 
 /// What was accepted last, and what it became.
@@ -155,7 +155,7 @@ impl<'a> Intake<'a> {
                 Ok(spec) => specs.push(spec),
                 Err(error) => {
                     let name = row.name();
-                    self.reject("region", name.as_ref().map(Region::as_str), at, &error);
+                    self.report.reject("region", name.as_ref().map(ToString::to_string), at, &error);
                     let last = self.memory.region_specs.iter().find(|spec| Some(&spec.name) == name.as_ref());
                     specs.extend(last.cloned());
                 }
@@ -169,112 +169,107 @@ impl<'a> Intake<'a> {
     }
 
     pub(super) fn overrides(&mut self, rows: &[RawGeoOverride]) -> Overrides {
-        let mut accepted = HashMap::with_capacity(rows.len());
-        for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_deleted()) {
-            let key = row.key();
-            let result = match &key {
-                Some(key) if accepted.contains_key(key) => Err(RowError::DuplicatePrefix),
-                _ => row.parse(),
-            };
-            match result {
-                Ok(place) => _ = accepted.insert(place.prefix, place),
-                Err(error) => {
-                    self.reject("geo override", key.map(|key| key.to_string()).as_deref(), at, &error);
-                    let known = key.filter(|_| error != RowError::DuplicatePrefix);
-                    let last = known.and_then(|key| self.memory.overrides.get(&key)).cloned();
-                    accepted.extend(last.map(|place| (place.prefix, place)));
-                }
-            }
-        }
-        let overrides = Overrides::new(accepted.values().cloned());
-        self.memory.overrides = accepted;
-        overrides
+        let table = Table {
+            kind: "geo override",
+            duplicate: RowError::DuplicatePrefix,
+            key: RawGeoOverride::key,
+            parse: RawGeoOverride::parse,
+            last: &self.memory.overrides,
+        };
+        self.memory.overrides = table.take_in(rows, &mut self.report, |_| Ok(()));
+        Overrides::new(self.memory.overrides.values().cloned())
     }
 
     pub(super) fn apps(&mut self, rows: &[RawApp]) -> HashMap<AppName, AppSpec> {
-        let mut specs = HashMap::with_capacity(rows.len());
-        for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_deleted()) {
-            let name = row.name();
-            let known = name.as_ref().ok().and_then(|name| self.memory.apps.get(name)).cloned();
-            let result = match &name {
-                Ok(name) if specs.contains_key(name) => Err(RowError::Duplicate),
-                _ => row.parse(),
-            };
-            match result {
-                Ok(spec) => _ = specs.insert(spec.name.clone(), spec),
-                Err(error) => {
-                    self.reject("app", name.ok().as_ref().map(AppName::as_str), at, &error);
-                    let kept = known.filter(|_| error != RowError::Duplicate);
-                    specs.extend(kept.map(|spec| (spec.name.clone(), spec)));
-                }
-            }
-        }
-        self.memory.apps = specs.clone();
-        specs
+        let table = Table {
+            kind: "app",
+            duplicate: RowError::Duplicate,
+            key: |row: &RawApp| row.name().ok(),
+            parse: RawApp::parse,
+            last: &self.memory.apps,
+        };
+        self.memory.apps = table.take_in(rows, &mut self.report, |_| Ok(()));
+        self.memory.apps.clone()
     }
 
-    /// A listener that contradicts one before it is refused like one that can't be parsed: its last good version counts,
-    /// where that fits in.
+    /// A listener that contradicts one before it is refused like one that can't be parsed.
     pub(super) fn endpoints(&mut self, rows: &[RawListener]) -> Endpoints {
         let mut endpoints = Endpoints::default();
-        let mut accepted: HashMap<ListenerId, ListenerSpec> = HashMap::with_capacity(rows.len());
-        for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_deleted()) {
-            let id = row.id();
-            let result = match &id {
-                Ok(id) if accepted.contains_key(id) => Err(RowError::Duplicate),
-                _ => row.parse().and_then(|spec| {
-                    endpoints.add(spec.clone())?;
-                    Ok(spec)
-                }),
-            };
-            match result {
-                Ok(spec) => _ = accepted.insert(spec.id.clone(), spec),
-                Err(error) => {
-                    self.reject("listener", id.as_ref().ok().map(ListenerId::as_str), at, &error);
-                    let known = id.ok().filter(|_| error != RowError::Duplicate);
-                    let last = known.and_then(|id| self.memory.listeners.get(&id)).cloned();
-                    if let Some(last) = last.filter(|last| endpoints.add(last.clone()).is_ok()) {
-                        accepted.insert(last.id.clone(), last);
-                    }
-                }
-            }
-        }
-        self.memory.listeners = accepted;
+        let table = Table {
+            kind: "listener",
+            duplicate: RowError::Duplicate,
+            key: |row: &RawListener| row.id().ok(),
+            parse: RawListener::parse,
+            last: &self.memory.listeners,
+        };
+        self.memory.listeners = table.take_in(rows, &mut self.report, |spec| Ok(endpoints.add(spec.clone())?));
         endpoints
     }
 
-    /// As [`Self::endpoints`].
+    /// Likewise.
     pub(super) fn access(&mut self, rows: &[RawAcl]) -> AccessList {
         let mut list = AccessList::default();
-        let mut accepted: HashMap<RuleId, AccessRule> = HashMap::with_capacity(rows.len());
+        let table = Table {
+            kind: "rule",
+            duplicate: RowError::Duplicate,
+            key: |row: &RawAcl| row.id().ok(),
+            parse: RawAcl::parse,
+            last: &self.memory.rules,
+        };
+        self.memory.rules = table.take_in(rows, &mut self.report, |rule| Ok(list.add(rule.clone())?));
+        list
+    }
+}
+
+/// A table of which each row stands for itself, by its key.
+struct Table<'a, R, K, S> {
+    kind: &'static str,
+    /// What is said of the second row with a key.
+    duplicate: RowError,
+    /// The key, if it is one.
+    key: fn(&R) -> Option<K>,
+    parse: fn(&R) -> Result<S, RowError>,
+    /// What was accepted last.
+    last: &'a HashMap<K, S>,
+}
+
+impl<R: RawRow, K: Clone + Eq + Hash + ToString, S: Clone> Table<'_, R, K, S> {
+    /// Parses each row and lets `admit` say whether it fits in; of one that is refused its last good version counts, where
+    /// that fits in.
+    fn take_in(
+        self,
+        rows: &[R],
+        report: &mut ReloadReport,
+        mut admit: impl FnMut(&S) -> Result<(), RowError>,
+    ) -> HashMap<K, S> {
+        let mut accepted: HashMap<K, S> = HashMap::with_capacity(rows.len());
         for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_deleted()) {
-            let id = row.id();
-            let result = match &id {
-                Ok(id) if accepted.contains_key(id) => Err(RowError::Duplicate),
-                _ => row.parse().and_then(|rule| {
-                    list.add(rule.clone())?;
-                    Ok(rule)
-                }),
+            let key = (self.key)(row);
+            let result = match &key {
+                Some(key) if accepted.contains_key(key) => Err(self.duplicate.clone()),
+                _ => (self.parse)(row).and_then(|spec| admit(&spec).map(|()| spec)),
             };
-            match result {
-                Ok(rule) => _ = accepted.insert(rule.id.clone(), rule),
-                Err(error) => {
-                    self.reject("rule", id.as_ref().ok().map(RuleId::as_str), at, &error);
-                    let known = id.ok().filter(|_| error != RowError::Duplicate);
-                    let last = known.and_then(|id| self.memory.rules.get(&id)).cloned();
-                    if let Some(last) = last.filter(|last| list.add(last.clone()).is_ok()) {
-                        accepted.insert(last.id.clone(), last);
-                    }
+            match (result, key) {
+                (Ok(spec), Some(key)) => _ = accepted.insert(key, spec),
+                // What can be parsed has a key.
+                (Ok(_), None) => {}
+                (Err(error), key) => {
+                    report.reject(self.kind, key.as_ref().map(ToString::to_string), at, &error);
+                    let known = key.filter(|_| error != self.duplicate);
+                    let last = known.and_then(|key| Some((self.last.get(&key)?.clone(), key)));
+                    accepted.extend(last.filter(|(spec, _)| admit(spec).is_ok()).map(|(spec, key)| (key, spec)));
                 }
             }
         }
-        self.memory.rules = accepted;
-        list
+        accepted
     }
+}
 
-    fn reject(&mut self, kind: &str, name: Option<&str>, at: usize, error: &RowError) {
-        let name = name.map_or_else(|| format!("row {}", at + 1), str::to_owned);
-        self.report.rejected.push((format!("{kind} {name}"), error.to_string()));
+impl ReloadReport {
+    /// Notes why the row in place `at` is refused.
+    fn reject(&mut self, kind: &str, name: Option<String>, at: usize, error: &RowError) {
+        let name = name.unwrap_or_else(|| format!("row {}", at + 1));
+        self.rejected.push((format!("{kind} {name}"), error.to_string()));
     }
 }
 
