@@ -16,6 +16,7 @@ pub mod manifest;
 pub mod object_diff;
 pub mod process;
 pub mod setup;
+pub mod sheet;
 pub mod simulate;
 pub mod test;
 pub mod toolchain;

@@ -2,42 +2,32 @@
 
 use std::fmt::Write as _;
 
+use xtask::sheet::{DARK, LIGHT, Sheet, WIDTH, text};
+
 use super::Results;
 use crate::candidate::Kind;
 use crate::measure::Figures;
 use crate::scenes::{Ailment, FAILS_AT, FAILS_FOR};
 
-const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 396.0;
 const LEFT: f64 = 66.0;
 const RIGHT: f64 = 24.0;
 const TOP: f64 = 112.0;
 const BOTTOM: f64 = 52.0;
 
+/// A page, and the colours of the candidates on it.
 struct Theme {
-    name: &'static str,
-    background: &'static str,
-    text: &'static str,
-    faint: &'static str,
-    grid: &'static str,
+    sheet: Sheet,
     lines: [&'static str; 8],
 }
 
 const THEMES: [Theme; 2] = [
     Theme {
-        name: "light",
-        background: "#ffffff",
-        text: "#1f2328",
-        faint: "#59636e",
-        grid: "#d8dee4",
+        sheet: LIGHT,
         lines: ["#0969da", "#1a7f37", "#9a6700", "#bc4c00", "#cf222e", "#8250df", "#bf3989", "#57606a"],
     },
     Theme {
-        name: "dark",
-        background: "#0d1117",
-        text: "#e6edf3",
-        faint: "#9198a1",
-        grid: "#30363d",
+        sheet: DARK,
         lines: ["#58a6ff", "#3fb950", "#d29922", "#f0883e", "#ff7b72", "#bc8cff", "#f778ba", "#8b949e"],
     },
 ];
@@ -83,7 +73,7 @@ impl Picture {
 /// All pictures with their file names.
 pub(super) fn pictures(results: &Results) -> Vec<(String, String)> {
     let each = PICTURES.iter().flat_map(|picture| THEMES.iter().map(move |theme| (picture, theme)));
-    each.map(|(picture, theme)| (format!("{}-{}.svg", picture.file, theme.name), draw(picture, results, theme)))
+    each.map(|(picture, theme)| (format!("{}-{}.svg", picture.file, theme.sheet.name), draw(picture, results, theme)))
         .collect()
 }
 
@@ -114,13 +104,7 @@ fn draw(picture: &Picture, results: &Results, theme: &Theme) -> String {
     let most = |value: fn(&(f64, f64)) -> f64| all().map(value).fold(0.0, f64::max).max(1e-9);
     let from = all().map(|point| point.0).fold(f64::INFINITY, f64::min);
     let axes = Axes { from, until: most(|point| point.0), top: round_up(most(|point| point.1)) };
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"system-ui, sans-serif\" \
-         font-size=\"13\">\n<title>{}</title>\n<rect width=\"100%\" height=\"100%\" fill=\"{}\" rx=\"6\"/>\n",
-        picture.title, theme.background
-    );
-    text(&mut out, (20.0, 28.0), theme.text, "font-size=\"17\" font-weight=\"600\"", picture.title);
-    text(&mut out, (20.0, 48.0), theme.faint, "", picture.subtitle);
+    let mut out = theme.sheet.begin(HEIGHT, picture.title, picture.subtitle);
     legend(&mut out, theme);
     grid(&mut out, &axes, picture, theme);
     // edgeproxy above all others.
@@ -170,15 +154,21 @@ fn grid(out: &mut String, axes: &Axes, picture: &Picture, theme: &Theme) {
             out,
             "<line x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"{}\" stroke-width=\"1\"/>",
             WIDTH - RIGHT,
-            theme.grid
+            theme.sheet.grid
         );
-        text(out, (LEFT - 10.0, y + 4.5), theme.faint, "text-anchor=\"end\"", &format!("{value}"));
+        text(out, (LEFT - 10.0, y + 4.5), theme.sheet.faint, "text-anchor=\"end\"", &format!("{value}"));
     }
     for sixth in 0..=6 {
         let value = axes.from + (axes.until - axes.from) * f64::from(sixth) / 6.0;
-        text(out, (axes.x(value), HEIGHT - 30.0), theme.faint, "text-anchor=\"middle\"", &format!("{value:.0}"));
+        text(out, (axes.x(value), HEIGHT - 30.0), theme.sheet.faint, "text-anchor=\"middle\"", &format!("{value:.0}"));
     }
-    text(out, (LEFT + (WIDTH - LEFT - RIGHT) / 2.0, HEIGHT - 10.0), theme.faint, "text-anchor=\"middle\"", picture.x);
+    text(
+        out,
+        (LEFT + (WIDTH - LEFT - RIGHT) / 2.0, HEIGHT - 10.0),
+        theme.sheet.faint,
+        "text-anchor=\"middle\"",
+        picture.x,
+    );
 }
 
 fn legend(out: &mut String, theme: &Theme) {
@@ -194,7 +184,7 @@ fn legend(out: &mut String, theme: &Theme) {
             x + 16.0,
             colour(kind, theme)
         );
-        text(out, (x + 22.0, y + 4.5), theme.text, "", kind.name());
+        text(out, (x + 22.0, y + 4.5), theme.sheet.text, "", kind.name());
         x += width;
     }
 }
@@ -202,10 +192,6 @@ fn legend(out: &mut String, theme: &Theme) {
 fn colour(kind: Kind, theme: &Theme) -> &'static str {
     let at = Kind::ALL.iter().position(|its| *its == kind).unwrap_or(0);
     theme.lines[at % theme.lines.len()]
-}
-
-fn text(out: &mut String, (x, y): (f64, f64), fill: &str, more: &str, words: &str) {
-    let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{y:.1}\" fill=\"{fill}\" {more}>{words}</text>");
 }
 
 #[cfg(test)]

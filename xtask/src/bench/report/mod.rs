@@ -182,7 +182,7 @@ pub(super) fn publish(results: &Results, directory: &Path) -> Result<()> {
     for plot in &plot::PLOTS {
         for theme in &plot::THEMES {
             let Some(svg) = plot::draw(plot, results, theme) else { continue };
-            write(&directory.join(format!("{}-{}.svg", plot.file, theme.name)), &svg)?;
+            write(&directory.join(format!("{}-{}.svg", plot.file, theme.sheet.name)), &svg)?;
             if !plots.contains(&(plot.file, plot.title)) {
                 plots.push((plot.file, plot.title));
             }

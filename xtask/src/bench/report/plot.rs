@@ -6,45 +6,25 @@ use super::{Line, Results};
 use crate::bench::sample::Metric;
 use crate::bench::stats::Summary;
 use crate::bench::workload::Group;
+use crate::sheet::{DARK, LIGHT, Sheet, WIDTH, text};
 
-const WIDTH: f64 = 960.0;
 const LEFT: f64 = 316.0;
 const RIGHT: f64 = 24.0;
 const TOP: f64 = 96.0;
 const LANE: f64 = 7.0;
 const GAP: f64 = 12.0;
 
-/// Colours of a page.
+/// A page, and the colours of the candidates on it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Theme {
-    pub(super) name: &'static str,
-    background: &'static str,
-    text: &'static str,
-    faint: &'static str,
-    grid: &'static str,
+    pub(super) sheet: Sheet,
     others: &'static str,
     ours: [&'static str; 5],
 }
 
 pub(super) const THEMES: [Theme; 2] = [
-    Theme {
-        name: "light",
-        background: "#ffffff",
-        text: "#1f2328",
-        faint: "#59636e",
-        grid: "#d8dee4",
-        others: "#8c959f",
-        ours: ["#0969da", "#1a7f37", "#bc4c00", "#cf222e", "#8250df"],
-    },
-    Theme {
-        name: "dark",
-        background: "#0d1117",
-        text: "#e6edf3",
-        faint: "#9198a1",
-        grid: "#30363d",
-        others: "#7d8590",
-        ours: ["#58a6ff", "#3fb950", "#f0883e", "#ff7b72", "#bc8cff"],
-    },
+    Theme { sheet: LIGHT, others: "#8c959f", ours: ["#0969da", "#1a7f37", "#bc4c00", "#cf222e", "#8250df"] },
+    Theme { sheet: DARK, others: "#7d8590", ours: ["#58a6ff", "#3fb950", "#f0883e", "#ff7b72", "#bc8cff"] },
 ];
 
 const OURS: [&str; 5] = ["copy", "splice", "sockmap", "auto", "same-host"];
@@ -100,14 +80,7 @@ pub(super) fn draw(plot: &Plot, results: &Results, theme: &Theme) -> Option<Stri
     let axis = Axis::of(low, high);
     let lanes = rows.iter().map(|row| row.dots.len() as f64 * LANE + GAP);
     let height = TOP + lanes.sum::<f64>() + 40.0;
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height:.0}\" font-family=\"system-ui, \
-         sans-serif\" font-size=\"13\">\n<title>{}</title>\n<rect width=\"100%\" height=\"100%\" fill=\"{}\" rx=\"6\"/>\n",
-        escape(plot.title),
-        theme.background
-    );
-    text(&mut out, 20.0, 28.0, theme.text, "font-size=\"17\" font-weight=\"600\"", plot.title);
-    text(&mut out, 20.0, 48.0, theme.faint, "", plot.subtitle);
+    let mut out = theme.sheet.begin(height, plot.title, plot.subtitle);
     legend(&mut out, &rows, theme);
     grid(&mut out, &axis, height, theme);
     let mut y = TOP + GAP / 2.0;
@@ -166,13 +139,14 @@ fn grid(out: &mut String, axis: &Axis, height: f64, theme: &Theme) {
     for value in axis.ticks() {
         let x = axis.x(value);
         // No proxy at all is the line to look for.
-        let (width, colour) = if (value - 1.0).abs() < 1e-9 { (1.6, theme.faint) } else { (1.0, theme.grid) };
+        let (width, colour) =
+            if (value - 1.0).abs() < 1e-9 { (1.6, theme.sheet.faint) } else { (1.0, theme.sheet.grid) };
         let _ = writeln!(
             out,
             "<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{:.1}\" stroke=\"{colour}\" stroke-width=\"{width}\"/>",
             height - 30.0
         );
-        text(out, x, height - 12.0, theme.faint, "text-anchor=\"middle\"", &tick(value));
+        text(out, (x, height - 12.0), theme.sheet.faint, "text-anchor=\"middle\"", &tick(value));
     }
 }
 
@@ -191,7 +165,7 @@ fn legend(out: &mut String, rows: &[Row<'_>], theme: &Theme) {
     let mut x = 26.0;
     for name in names {
         mark(out, name, x, 70.0, theme);
-        text(out, x + 10.0, 74.5, theme.text, "", name);
+        text(out, (x + 10.0, 74.5), theme.sheet.text, "", name);
         x += 30.0 + 7.4 * name.len() as f64;
     }
 }
@@ -199,7 +173,7 @@ fn legend(out: &mut String, rows: &[Row<'_>], theme: &Theme) {
 fn draw_row(out: &mut String, row: &Row<'_>, top: f64, axis: &Axis, theme: &Theme) -> f64 {
     let height = row.dots.len() as f64 * LANE;
     let middle = top + height / 2.0;
-    text(out, LEFT - 14.0, middle + 1.0, theme.text, "text-anchor=\"end\" font-size=\"11.5\"", row.title);
+    text(out, (LEFT - 14.0, middle + 1.0), theme.sheet.text, "text-anchor=\"end\" font-size=\"11.5\"", row.title);
     for (lane, (name, summary)) in row.dots.iter().enumerate() {
         let y = top + lane as f64 * LANE;
         let (from, to, colour) = (axis.x(summary.low), axis.x(summary.high), colour(name, theme));
@@ -216,7 +190,7 @@ fn draw_row(out: &mut String, row: &Row<'_>, top: f64, axis: &Axis, theme: &Them
         out,
         "<line x1=\"20\" x2=\"{:.0}\" y1=\"{line:.1}\" y2=\"{line:.1}\" stroke=\"{}\" stroke-width=\"0.5\"/>",
         WIDTH - RIGHT,
-        theme.grid
+        theme.sheet.grid
     );
     bottom
 }
@@ -229,7 +203,7 @@ fn colour(name: &str, theme: &Theme) -> &'static str {
 /// Ours are coloured discs, `auto` a ring around one; the others have shapes of their own.
 fn mark(out: &mut String, name: &str, x: f64, y: f64, theme: &Theme) {
     let colour = colour(name, theme);
-    let back = theme.background;
+    let back = theme.sheet.background;
     let shape = match name {
         "haproxy" => square(x, y, colour, colour),
         "haproxy-splice" => square(x, y, back, colour),
@@ -253,14 +227,6 @@ fn polygon(points: &[(f64, f64)], fill: &str, stroke: &str) -> String {
     format!("<polygon points=\"{}\" fill=\"{fill}\" stroke=\"{stroke}\" stroke-width=\"1.3\"/>", points.join(" "))
 }
 
-fn text(out: &mut String, x: f64, y: f64, fill: &str, more: &str, words: &str) {
-    let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{y:.1}\" fill=\"{fill}\" {more}>{}</text>", escape(words));
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -277,6 +243,5 @@ mod tests {
     #[test]
     fn labels_are_short() {
         assert_eq!([0.2, 1.5, 3000.0, 20_000.0].map(tick), ["0.2", "1.5", "3000", "20k"]);
-        assert_eq!(escape("a < b & c"), "a &lt; b &amp; c");
     }
 }
