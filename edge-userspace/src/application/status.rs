@@ -47,7 +47,6 @@ pub struct Status {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PopState {
-    Starting,
     Ready,
     Draining,
 }
@@ -55,7 +54,6 @@ pub enum PopState {
 impl PopState {
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Starting => "starting",
             Self::Ready => "ready",
             Self::Draining => "draining",
         }
