@@ -49,7 +49,7 @@ const CORPUS: &[(&str, &str, &str, &str)] = &[
     ("listeners", "port, server_name", "9000, 'no name!'", "host name"),
     ("listeners", "port, accept_proxy", "9000, 'maybe'", "use off, optional or required"),
     ("listeners", "port, accept_proxy", "9000, 'required'", "needs proxy_from"),
-    ("listeners", "port, accept_proxy, proxy_from", "9000, 'required', 'lan'", "proxy_from holds \"lan\""),
+    ("listeners", "port, accept_proxy, proxy_from", "9000, 'required', 'lan'", "proxy_from \"lan\""),
     ("listeners", "port, max_connections", "9000, -1", "max_connections is -1"),
     ("regions", "latitude, longitude", "91, 0", "not a position"),
     ("regions", "latitude", "10", "not a position"),

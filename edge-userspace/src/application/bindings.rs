@@ -1,14 +1,13 @@
 //! What operators see of the bindings, and which of them they end. The shapes of `/api/v1/bindings`.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{BackendId, BindingKey};
+use crate::domain::{BackendId, BadPrefix, BindingKey, parse_client_prefix};
 
 /// One binding.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,8 +32,8 @@ pub struct BindingFilter {
 
 /// Why a filter is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("client {0:?} is not an address or a prefix, such as 203.0.113.7 or 203.0.113.0/24")]
-pub struct FilterError(String);
+#[error("client {0}")]
+pub struct FilterError(#[from] BadPrefix);
 
 /// The same, ready for use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,11 +45,7 @@ pub struct Wanted {
 
 impl BindingFilter {
     pub fn parse(&self) -> Result<Wanted, FilterError> {
-        let net = |text: &String| {
-            let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-            net.map_err(|_| FilterError(text.chars().take(60).collect()))
-        };
-        let client = self.client.as_ref().map(net).transpose()?;
+        let client = self.client.as_deref().map(parse_client_prefix).transpose()?;
         Ok(Wanted { app: self.app.clone(), backend: self.backend.clone(), client })
     }
 }

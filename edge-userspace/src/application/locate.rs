@@ -89,7 +89,7 @@ mod tests {
 
     fn overrides(list: &[(&str, &str)]) -> Overrides {
         Overrides::new(list.iter().map(|(prefix, place)| GeoOverride {
-            prefix: GeoOverride::parse_prefix(prefix).unwrap(),
+            prefix: crate::domain::parse_client_prefix(prefix).unwrap(),
             place: GeoPlace::parse(place).unwrap(),
         }))
     }

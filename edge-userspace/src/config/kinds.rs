@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 
 use super::value::{Rule, Value};
-use crate::domain::{AcceptProxy, GeoOverride, GeoPlace, ListenerError, OverrideError, Spot};
+use crate::domain::{
+    AcceptProxy, BadPrefix, GeoOverride, GeoPlace, ListenerError, Spot, parse_client_prefix, parse_prefix,
+};
 
 /// Types that make up a list.
 trait Item: Sized + fmt::Display {
@@ -105,12 +107,7 @@ impl Item for IpNet {
     const MAY_BE_EMPTY: bool = true;
 
     fn parse(text: &str) -> Result<Self, String> {
-        let net = text.parse::<Self>().or_else(|_| text.parse::<IpAddr>().map(Self::from));
-        let net = net.map_err(|_| format!("must be addresses or prefixes, e.g. 192.0.2.0/24, not {text:?}"))?;
-        if net.trunc() != net {
-            return Err(format!("has bits set beyond the prefix in {text}: write {}", net.trunc()));
-        }
-        Ok(net)
+        parse_prefix(text).map_err(|why| format!("must be addresses or prefixes: {why}"))
     }
 
     fn key(&self) -> String {
@@ -137,9 +134,9 @@ impl Item for GeoOverride {
     fn parse(text: &str) -> Result<Self, String> {
         let form = || format!("must be PREFIX=COUNTRY, e.g. 203.0.113.0/24=BR, or PREFIX=region:NAME, not {text:?}");
         let (prefix, place) = text.split_once('=').ok_or_else(form)?;
-        let prefix = Self::parse_prefix(prefix.trim()).map_err(|why| match why {
-            OverrideError::Bits(prefix, net) => format!("has bits set beyond the prefix in {prefix}: write {net}"),
-            _ => form(),
+        let prefix = parse_client_prefix(prefix.trim()).map_err(|why| match why {
+            BadPrefix::Bits { .. } => format!("holds a mistake: {why}"),
+            BadPrefix::Text(_) => form(),
         })?;
         let place = GeoPlace::parse(place.trim()).map_err(|why| format!("names no place in {text:?}: {why}"))?;
         Ok(Self { prefix, place })

@@ -6,12 +6,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{AppName, ClientAddr, ListenerId, RuleId};
+use super::{AppName, BadPrefix, ClientAddr, ListenerId, RuleId};
 
 /// What a rule says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -38,10 +37,8 @@ pub struct AccessRule {
 pub enum AccessError {
     #[error("action {0:?} is unknown: use allow or deny")]
     Action(String),
-    #[error("prefix {0:?} is neither an IP address nor a prefix such as 203.0.113.0/24")]
-    Prefix(String),
-    #[error("prefix {found} has bits set beyond its length: write {meant}")]
-    BitsBeyondPrefix { found: IpNet, meant: IpNet },
+    #[error("prefix {0}")]
+    Prefix(#[from] BadPrefix),
     #[error("rule {other} is about the same prefix, listener and app: remove one of them")]
     Twice { other: RuleId },
 }
@@ -69,18 +66,6 @@ impl fmt::Display for Access {
 }
 
 impl AccessRule {
-    /// An address or a prefix.
-    pub fn parse_prefix(text: &str) -> Result<IpNet, AccessError> {
-        if let Ok(ip) = text.parse::<IpAddr>() {
-            return Ok(ip.to_canonical().into());
-        }
-        let net: IpNet = text.parse().map_err(|_| AccessError::Prefix(text.chars().take(60).collect()))?;
-        match net.trunc() {
-            meant if meant != net => Err(AccessError::BitsBeyondPrefix { found: net, meant }),
-            net => Ok(net),
-        }
-    }
-
     fn concerns(&self, listener: Option<&ListenerId>, app: &AppName) -> bool {
         (self.listener.is_none() || self.listener.as_ref() == listener)
             && self.app.as_ref().is_none_or(|own| own == app)
@@ -141,13 +126,14 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
     use super::*;
+    use crate::domain::parse_client_prefix;
 
     fn rule(id: &str, prefix: &str, listener: &str, app: &str, access: Access) -> AccessRule {
         AccessRule {
             id: RuleId::parse(id).unwrap(),
             listener: ListenerId::parse(listener).ok(),
             app: AppName::parse(app).ok(),
-            prefix: AccessRule::parse_prefix(prefix).unwrap(),
+            prefix: parse_client_prefix(prefix).unwrap(),
             access,
         }
     }
@@ -185,6 +171,16 @@ mod tests {
         }
     }
 
+    /// A prefix in IPv6 form would never hold the IPv4 clients that it is about.
+    #[test]
+    fn rules_about_ipv4_clients_in_ipv6_form_hold_them() {
+        for prefix in ["::ffff:198.51.100.0/120", "64:ff9b::198.51.100.0/120"] {
+            let mut list = AccessList::default();
+            list.add(rule("net", prefix, "", "", Access::Deny)).unwrap();
+            assert_eq!(decided(&list, "198.51.100.8", "front", "web").as_deref(), Some("net"), "{prefix}");
+        }
+    }
+
     #[test]
     fn two_rules_about_the_same_contradict_each_other() {
         let mut list = AccessList::default();
@@ -196,10 +192,8 @@ mod tests {
 
     #[test]
     fn what_is_no_prefix_or_action_is_refused_with_the_remedy() {
-        assert!(
-            AccessRule::parse_prefix("198.51.100.7/24").unwrap_err().to_string().ends_with("write 198.51.100.0/24")
-        );
-        assert!(AccessRule::parse_prefix("everybody").is_err());
+        assert!(parse_client_prefix("198.51.100.7/24").unwrap_err().to_string().ends_with("write 198.51.100.0/24"));
+        assert!(parse_client_prefix("everybody").is_err());
         assert!(Access::parse("permit").unwrap_err().to_string().ends_with("use allow or deny"));
     }
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{AppName, ListenerId, NameError, SocketName};
+use super::{AppName, BadPrefix, ListenerId, NameError, SocketName, parse_prefix};
 
 /// A listener, as the settings or the routing database describe it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,22 +40,20 @@ pub enum AcceptProxy {
 /// Why a row is no listener.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ListenerError {
-    #[error("address {0:?} is neither an IP address nor a prefix such as 203.0.113.0/24")]
-    Address(String),
+    #[error("address {0}")]
+    Address(BadPrefix),
     #[error("{0:?} is not ADDRESS:PORT, with a prefix or a range of ports where wanted, e.g. 203.0.113.0/24:8000-8999")]
     Place(String),
     #[error("address names a socket of the service manager, and {0}")]
     SocketName(#[from] NameError),
-    #[error("address {found} has bits set beyond its prefix: write {meant}")]
-    BitsBeyondPrefix { found: IpNet, meant: IpNet },
     #[error("last_port {last} is below port {first}: swap them")]
     PortsReversed { first: u16, last: u16 },
     #[error("server_name {0:?} is not a host name, with or without a leading `*.`")]
     ServerName(String),
     #[error("accept_proxy {0:?} is unknown: use off, optional or required")]
     AcceptProxy(String),
-    #[error("proxy_from holds {0:?}, which is neither an IP address nor a prefix")]
-    Prefix(String),
+    #[error("proxy_from {0}")]
+    ProxyFrom(BadPrefix),
     #[error("accept_proxy needs proxy_from, the prefixes whose word is taken for where a client comes from")]
     NobodyTrusted,
     #[error("listener {other} has the same place with another accept_proxy or proxy_from: make them agree")]
@@ -199,11 +197,7 @@ impl Place {
         if let Ok(ip) = text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
             return Ok(all_or_one(ip));
         }
-        let net: IpNet = text.parse().map_err(|_| ListenerError::Address(text.chars().take(60).collect()))?;
-        match net.trunc() {
-            meant if meant != net => Err(ListenerError::BitsBeyondPrefix { found: net, meant }),
-            net => Ok(net),
-        }
+        parse_prefix(text).map_err(ListenerError::Address)
     }
 
     /// As places are shown: an address or a prefix (that of IPv6 in brackets), a colon, a port or a range of ports.
@@ -218,7 +212,7 @@ impl Place {
         let port = |text: &str| text.parse::<u16>().map_err(|_| wrong());
         let ports = PortRange::new(port(first)?, port(last)?)?;
         let prefix = Self::parse_prefix(bracketed.unwrap_or(host)).map_err(|why| match why {
-            ListenerError::Address(_) => wrong(),
+            ListenerError::Address(BadPrefix::Text(_)) => wrong(),
             why => why,
         })?;
         Ok(Self { prefix, ports })

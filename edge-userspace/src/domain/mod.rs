@@ -26,6 +26,7 @@ mod nearest;
 mod outcome;
 mod overrides;
 mod plan;
+mod prefix;
 pub mod proxy;
 mod queue;
 mod random;
@@ -64,6 +65,7 @@ pub use name::{AppName, BackendId, ListenerId, NameError, Region, RuleId, Socket
 pub use outcome::*;
 pub use overrides::{GeoOverride, GeoPlace, OverrideError, Overrides};
 pub use plan::{Plan, PlanEntry, explain};
+pub use prefix::{BadPrefix, parse_client_prefix, parse_prefix};
 pub use proxy::{ProxyHeader, ProxyVersion, SendProxyError};
 pub use queue::{AppQueue, Called, Calls, Lobby, NoTurn, Ticket};
 pub use random::RandomSource;

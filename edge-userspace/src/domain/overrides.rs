@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::locality::translated;
-use super::{ClientAddr, CountryCode, CountryError, NameError, Region};
+use super::prefix::of_clients;
+use super::{BadPrefix, ClientAddr, CountryCode, CountryError, NameError, Region};
 
 /// Where clients of one prefix are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,10 +26,8 @@ pub struct GeoPlace {
 /// Why a text is not an override.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OverrideError {
-    #[error("prefix {0:?} is not an address or a prefix, such as 203.0.113.0/24")]
-    Prefix(String),
-    #[error("prefix {0} has bits set beyond its length: write {1}")]
-    Bits(String, IpNet),
+    #[error("prefix {0}")]
+    Prefix(#[from] BadPrefix),
     #[error("prefix {prefix} leads nowhere: give it a country, a region or both")]
     Nowhere { prefix: String },
     #[error(transparent)]
@@ -40,27 +38,6 @@ pub enum OverrideError {
 
 /// What a region is written with, so that it can't be taken for a country.
 const REGION: &str = "region:";
-
-impl GeoOverride {
-    /// A prefix, or an address that stands for itself. Prefixes of IPv4 clients in IPv6 form become IPv4 ones.
-    pub fn parse_prefix(text: &str) -> Result<IpNet, OverrideError> {
-        let wrong = || OverrideError::Prefix(text.chars().take(60).collect());
-        let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(|_| wrong())?;
-        if net.trunc() != net {
-            return Err(OverrideError::Bits(text.to_owned(), net.trunc()));
-        }
-        Ok(canonical(net))
-    }
-}
-
-/// As [`ClientAddr::new`] has the addresses: mapped and translated ones count as IPv4.
-fn canonical(net: IpNet) -> IpNet {
-    let IpNet::V6(v6) = net else { return net };
-    let inner = |ip: Ipv6Addr| ip.to_ipv4_mapped().or_else(|| translated(ip));
-    let bits = v6.prefix_len().checked_sub(96);
-    let v4 = bits.zip(inner(v6.network())).and_then(|(bits, ip)| Ipv4Net::new(ip, bits).ok());
-    v4.map_or(net, IpNet::V4)
-}
 
 impl GeoPlace {
     /// `BR`, or `region:eu`.
@@ -107,7 +84,7 @@ impl Overrides {
     pub fn new(list: impl IntoIterator<Item = GeoOverride>) -> Self {
         let mut overrides = Self::default();
         for GeoOverride { prefix, place } in list {
-            match canonical(prefix) {
+            match of_clients(prefix) {
                 IpNet::V4(net) => add(&mut overrides.v4, net.prefix_len(), net.trunc(), place),
                 IpNet::V6(net) => add(&mut overrides.v6, net.prefix_len(), net.trunc(), place),
             }
@@ -157,9 +134,10 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
     use super::*;
+    use crate::domain::parse_client_prefix;
 
     fn over(prefix: &str, place: &str) -> GeoOverride {
-        GeoOverride { prefix: GeoOverride::parse_prefix(prefix).unwrap(), place: GeoPlace::parse(place).unwrap() }
+        GeoOverride { prefix: parse_client_prefix(prefix).unwrap(), place: GeoPlace::parse(place).unwrap() }
     }
 
     fn at(overrides: &Overrides, ip: &str) -> Option<String> {
@@ -202,9 +180,6 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        let prefix = |text| GeoOverride::parse_prefix(text).unwrap_err().to_string();
-        assert!(prefix("203.0.113.0/33").contains("is not an address or a prefix"));
-        assert!(prefix("203.0.113.9/24").contains("write 203.0.113.0/24"));
         assert!(GeoPlace::parse("Brazil").unwrap_err().to_string().contains("two letters"));
         assert!(GeoPlace::parse("region:").unwrap_err().to_string().contains("empty"));
         assert_eq!(over("203.0.113.0/24", "region:eu").to_string(), "203.0.113.0/24=region:eu");

@@ -2,7 +2,7 @@
 
 use super::value::{flag, optional_text, text};
 use super::{RowError, raw_row};
-use crate::domain::{Access, AccessRule, AppName, ListenerId, RuleId};
+use crate::domain::{Access, AccessError, AccessRule, AppName, ListenerId, RuleId, parse_client_prefix};
 
 raw_row! {
     /// A row of the table `acl`, not validated.
@@ -29,7 +29,7 @@ impl RawAcl {
             id: self.id()?,
             listener: optional_text("listener", &self.listener)?.map(ListenerId::parse).transpose()?,
             app: optional_text("app", &self.app)?.map(AppName::parse).transpose()?,
-            prefix: AccessRule::parse_prefix(text("prefix", &self.prefix)?)?,
+            prefix: parse_client_prefix(text("prefix", &self.prefix)?).map_err(AccessError::from)?,
             access: Access::parse(text("action", &self.action)?)?,
         })
     }

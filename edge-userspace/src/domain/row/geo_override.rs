@@ -2,7 +2,7 @@
 
 use super::value::{flag, optional_text, text};
 use super::{RowError, raw_row};
-use crate::domain::{CountryCode, GeoOverride, GeoPlace, OverrideError, Region};
+use crate::domain::{CountryCode, GeoOverride, GeoPlace, OverrideError, Region, parse_client_prefix};
 
 raw_row! {
     /// A row of the table `geo_overrides`, not validated.
@@ -17,7 +17,7 @@ impl RawGeoOverride {
     /// Where the row says the prefix is. At least one of country and region is needed; with both, the region routes.
     pub fn parse(&self) -> Result<GeoOverride, RowError> {
         flag("deleted", &self.deleted)?;
-        let prefix = GeoOverride::parse_prefix(text("prefix", &self.prefix)?)?;
+        let prefix = parse_client_prefix(text("prefix", &self.prefix)?).map_err(OverrideError::from)?;
         let place = GeoPlace {
             country: optional_text("country", &self.country)?.map(CountryCode::parse).transpose()?,
             region: optional_text("region", &self.region)?.map(Region::parse).transpose()?,
@@ -30,6 +30,6 @@ impl RawGeoOverride {
 
     /// The prefix, if it is one.
     pub fn key(&self) -> Option<ipnet::IpNet> {
-        GeoOverride::parse_prefix(text("prefix", &self.prefix).ok()?).ok()
+        parse_client_prefix(text("prefix", &self.prefix).ok()?).ok()
     }
 }

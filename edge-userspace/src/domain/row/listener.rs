@@ -1,13 +1,11 @@
 //! The table `listeners`.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 
 use super::value::{count, flag, optional_text, text};
 use super::{RawValue, RowError, raw_row};
 use crate::domain::{
-    AcceptProxy, AppName, ListenerError, ListenerId, ListenerSpec, Place, PortRange, ServerName, Spot,
+    AcceptProxy, AppName, ListenerError, ListenerId, ListenerSpec, Place, PortRange, ServerName, Spot, parse_prefix,
 };
 
 raw_row! {
@@ -77,17 +75,13 @@ impl RawListener {
 
     fn prefixes(&self) -> Result<Vec<IpNet>, RowError> {
         let prefixes = optional_text("proxy_from", &self.proxy_from)?.unwrap_or_default();
+        let trusted = |text| parse_prefix(text).map_err(|why| ListenerError::ProxyFrom(why).into());
         words(prefixes).map(trusted).collect()
     }
 }
 
 fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split([',', ' ']).filter(|word| !word.is_empty())
-}
-
-fn trusted(text: &str) -> Result<IpNet, RowError> {
-    let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    net.map(|net| net.trunc()).map_err(|_| ListenerError::Prefix(text.chars().take(60).collect()).into())
 }
 
 fn port(column: &'static str, value: &RawValue) -> Result<Option<u16>, RowError> {
