@@ -32,9 +32,9 @@ const CAST: [(Country, &str, &str); 5] = [
     (JAPAN, "sa", "pop_region"),
     (SOUTH_AFRICA, "eu", "client_region"),
 ];
-/// What the clients of each country do, and how many bytes each way.
-const ACTS: [(Behaviour, u64, u64); 2] =
-    [(Behaviour::PingPong, 1 << 20, 2 << 20), (Behaviour::Duplex, 4 << 20, 8 << 20)];
+/// What the clients of each country do, and how many bytes each way: a lively conversation, which `auto` gives to the kernel
+/// path, and a transfer, which it splices.
+const ACTS: [(Behaviour, u64, u64); 2] = [(Behaviour::Chat, 1 << 20, 2 << 20), (Behaviour::Duplex, 4 << 20, 8 << 20)];
 /// How long the daemon may take to write what it knows.
 const SOON: Duration = Duration::from_secs(5);
 

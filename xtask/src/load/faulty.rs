@@ -74,6 +74,13 @@ fn copy(from: &Leg, to: &Leg, fault: Fault) {
             Ok(read @ 1..) => {
                 let Some(bytes) = damage(fault, position, &buffer[..read]) else { break };
                 position += read as u64;
+                if fault == Fault::HastyReset {
+                    // So slow that bytes are still under way when the reset comes.
+                    thread::sleep(Duration::from_millis(1));
+                    if from.was_reset() {
+                        return reset(&to.stream, fault);
+                    }
+                }
                 if writer.write_all(&bytes).is_err() {
                     return;
                 }

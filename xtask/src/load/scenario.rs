@@ -41,10 +41,12 @@ pub enum Behaviour {
     PingPong,
     /// The client sends everything before it reads the response, which the backend sends early.
     UnreadUpload,
+    /// Many small requests and responses take turns, at a pace.
+    Chat,
 }
 
 impl Behaviour {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Duplex,
         Self::ClientFirst,
         Self::BackendFirst,
@@ -60,6 +62,7 @@ impl Behaviour {
         Self::LateBackend,
         Self::PingPong,
         Self::UnreadUpload,
+        Self::Chat,
     ];
 
     /// Whether a reset ends it. A reset is a single packet that nobody sends again when it is lost.
@@ -148,16 +151,19 @@ impl Scenario {
             (B::ClientAborts, Side::Backend) | (B::BackendAborts, Side::Client) => script.finish = Finish::AwaitAbort,
             (B::SlowClient, Side::Client) | (B::SlowBackend, Side::Backend) => script.read_pause = Some(PAUSE),
             (B::LateClient, Side::Client) | (B::LateBackend, Side::Backend) => script.read_after = LATE,
-            (B::PingPong, _) => script.turns = self.turns(side),
+            (B::PingPong, _) => script.turns = self.turns(side, 1 + Dice::new(self.seed ^ 0x7075).below(40)),
+            (B::Chat, _) => {
+                script.turns = self.turns(side, self.up.min(self.down).clamp(1, CHAT));
+                script.read_pause = (side == Side::Client).then_some(THINKING);
+            }
             (B::UnreadUpload, Side::Client) => script.read_after_sent = true,
             _ => {}
         }
         script
     }
 
-    /// Turns of a ping-pong: how much may be sent once how much was received.
-    fn turns(&self, side: Side) -> Vec<(u64, u64)> {
-        let rounds = 1 + Dice::new(self.seed ^ 0x7075).below(40);
+    /// Requests and responses in turn: how much may be sent once how much was received.
+    fn turns(&self, side: Side, rounds: u64) -> Vec<(u64, u64)> {
         let part = |total: u64, round: u64| total * round / rounds;
         match side {
             Side::Client => (1..=rounds).map(|r| (part(self.down, r - 1), part(self.up, r))).collect(),
@@ -168,6 +174,11 @@ impl Scenario {
 
 /// Time a slow reader waits between two reads.
 const PAUSE: Duration = Duration::from_millis(3);
+
+/// Requests of a chat, at most, and the time its client takes before it reads a response. So a long one lasts a quarter of a
+/// second on the fastest machine, with some thousand messages a second: lively, by the daemon's rules.
+const CHAT: u64 = 500;
+const THINKING: Duration = Duration::from_micros(200);
 
 /// Time a late reader waits before its first read.
 const LATE: Duration = Duration::from_secs(2);
@@ -188,6 +199,7 @@ fn sizes(behaviour: Behaviour, max: u64, dice: &mut Dice) -> (u64, u64) {
         B::LateClient => (size(4096), max),
         B::LateBackend => (max, size(4096)),
         B::PingPong => (size(max / 8), size(max / 8)),
+        B::Chat => (size(max / 64), size(max / 64)),
         B::Duplex | B::ClientFirst | B::BackendFirst | B::UnreadUpload => (size(max), size(max)),
     }
 }

@@ -10,17 +10,10 @@ const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 /// Runs mixed load over a relay with a fault.
 fn through(fault: Fault, behaviours: &[Behaviour], connections: u64) -> LoadReport {
-    run(fault, &mixed(behaviours, connections))
-}
-
-fn mixed(behaviours: &[Behaviour], connections: u64) -> Load {
-    Load { at_once: 16, behaviours: behaviours.to_vec(), ..Load::mixed(connections, 11) }
-}
-
-fn run(fault: Fault, load: &Load) -> LoadReport {
     let (host, ledger) = (Namespace::host(), Ledger::new());
     let backend = CheckedBackend::start(&host, "b1", (LOOPBACK, 0).into(), &ledger).unwrap();
     let relay = relay(backend.addr(), fault).unwrap();
+    let load = Load { at_once: 16, behaviours: behaviours.to_vec(), ..Load::mixed(connections, 11) };
     load.run(&host, &ledger, |_| (LOOPBACK, relay.addr))
 }
 
@@ -74,7 +67,5 @@ fn a_reset_that_arrives_as_an_end_fails() {
 
 #[test]
 fn bytes_thrown_away_by_a_reset_fail() {
-    // Large enough to fill the buffers in between.
-    let report = run(Fault::HastyReset, &Load { max_bytes: 16 << 20, ..mixed(&[Behaviour::ClientResets], 32) });
-    assert!(!report.faults().is_empty());
+    assert!(!through(Fault::HastyReset, &[Behaviour::ClientResets], 32).faults().is_empty());
 }
