@@ -164,42 +164,6 @@ fn the_first_start_waits_for_a_writer() {
 }
 
 #[test]
-fn an_idle_connection_ends_at_its_limit() {
-    let Some(world) = World::new(NETWORK, "an_idle_connection_ends_at_its_limit") else { return };
-    let _backend = world.backend(1, Manner::Echo, |row| row);
-    let daemon = world.daemon(&[("idle_timeout_secs", "1")]);
-    let mut held = world.visit(0, daemon.addr()).unwrap();
-    for _ in 0..4 {
-        thread::sleep(Duration::from_millis(500));
-        held.echo(b"busy connections stay").unwrap();
-    }
-    let started = Instant::now();
-    let _ = held.stream().read(&mut [0]);
-    let took = started.elapsed();
-    assert!((Duration::from_millis(700)..Duration::from_secs(4)).contains(&took), "took {took:?}");
-    let record = daemon.record_of(held.local, SOON).unwrap();
-    assert!(["cD", "sD"].contains(&record.termination.as_str()), "{record:?}");
-}
-
-#[test]
-fn a_half_closed_connection_ends_at_its_limit() {
-    let Some(world) = World::new(NETWORK, "a_half_closed_connection_ends_at_its_limit") else { return };
-    let addr = world.backend_addr(1);
-    world.database.add(&common::Row::new("mute", addr));
-    // Accepts, and never answers nor closes.
-    let _listener = world.lab.run_in(Ns::Backends, || std::net::TcpListener::bind(addr)).unwrap();
-    let daemon = world.daemon(&[("half_close_timeout_secs", "1")]);
-    let mut client = world.lab.run_in(Ns::Clients, || connect_from(world.lab.client(0), daemon.addr())).unwrap();
-    client.shutdown(Shutdown::Write).unwrap();
-    client.set_read_timeout(Some(SOON)).unwrap();
-    let started = Instant::now();
-    let answer = client.read(&mut [0]).map_err(|error| error.kind());
-    assert!(started.elapsed() < Duration::from_secs(4), "{answer:?} after {:?}", started.elapsed());
-    let record = daemon.record_of(client.local_addr().unwrap(), SOON).unwrap();
-    assert_eq!(record.termination, "sD", "{record:?}");
-}
-
-#[test]
 fn with_privileges_the_kernel_path_is_chosen() {
     let Some(world) = World::new(KERNEL, "with_privileges_the_kernel_path_is_chosen") else { return };
     let _backend = world.backend(1, Manner::Echo, |row| row);

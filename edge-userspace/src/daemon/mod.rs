@@ -41,6 +41,7 @@ use edgeproxy::application::reload::{ReloadCommand, ReloadError, ReloadLoop, Tic
 use edgeproxy::application::routing::RoutingTable;
 use edgeproxy::application::rtt::RttRanking;
 use edgeproxy::application::status::KernelPathOff;
+use edgeproxy::application::unknown_regions::{RegionWatch, UnknownRegions};
 use edgeproxy::cli::{CliError, Exit, SettingArgs};
 use edgeproxy::config::Settings;
 use edgeproxy::domain::{Endpoints, HealthRules, Instance, Overrides};
@@ -113,22 +114,22 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     // From here on a signal means an end in good order.
     let signals = Signals::install().map_err(failed)?;
     let events = Arc::new(Events::default());
-    // The two things that take long go side by side: reading the database, and having the kernel judge the programs.
+    // What takes long goes side by side: reading the database, having the kernel judge the programs, and testing them.
     let routing = load_routing_aside(&settings, &events)?;
-    let geo = open_geo(&settings)?;
-    let admin_tcp = settings.admin_listen.map(edgeproxy::config::LoopbackAddr::socket_addr);
-    let admin = AdminServer::bind(&settings.admin_socket, admin_tcp).await.map_err(failed)?;
-    let max_connections = limits::connections(&settings);
     let steer = in_background("edge-load", listening::load_steering).map_err(failed)?;
     let loaded = kernel_path::load(&settings);
     let same_host = Arc::new(kernel_path::open_same_host(&settings).await);
     let mut steer = steer.join().map_err(|_| failed("the thread that loads the steering program died"))?;
-    // Before privileges go: the thread, which has them as well, has ended then.
-    let (routing, reload) = routing.join().map_err(|_| failed("the thread that reads the routing database died"))??;
-    same_host.look_at(&routing.load());
+    let geo = open_geo(&settings)?;
+    let admin_tcp = settings.admin_listen.map(edgeproxy::config::LoopbackAddr::socket_addr);
+    let admin = AdminServer::bind(&settings.admin_socket, admin_tcp).await.map_err(failed)?;
+    let max_connections = limits::connections(&settings);
     let privileges = give_up_privileges(&settings, &loaded, &mut steer)?;
     // Before anything listens: a listener for a range of ports would get the connections of the self-test, too.
     let (path, kernel_path_off) = kernel_path::open(&settings, loaded).await;
+    // The thread that reads has kept its privileges until its end.
+    let (routing, reload) = routing.join().map_err(|_| failed("the thread that reads the routing database died"))??;
+    same_host.look_at(&routing.load());
     let path = Arc::new(path);
     let bindings = Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity));
     let keeper = Keeper::open(&settings, &bindings).map_err(failed)?;
@@ -339,17 +340,22 @@ fn spawn_reload(
         }
     };
     let (routing, same_host) = (Arc::clone(&shared.routing), Arc::clone(&shared.same_host));
-    let mut seen = 0;
-    let also = move || {
-        look_after_geo();
-        let snapshot = routing.snapshot();
-        if std::mem::replace(&mut seen, snapshot.generation()) != snapshot.generation() {
-            same_host.look_at(&snapshot);
-            listeners.look();
-        }
-    };
+    let regions =
+        UnknownRegions { pop_region: shared.settings.region.clone(), overrides: Arc::clone(&shared.overrides) };
+    let mut regions = RegionWatch::new(regions, Arc::clone(&shared.events));
     let work = move || {
         limits::yield_to_workers();
+        let mut seen = routing.load().generation();
+        regions.look_at(&routing.snapshot());
+        let also = move || {
+            look_after_geo();
+            let snapshot = routing.snapshot();
+            if std::mem::replace(&mut seen, snapshot.generation()) != snapshot.generation() {
+                same_host.look_at(&snapshot);
+                listeners.look();
+                regions.look_at(&snapshot);
+            }
+        };
         reload.run(interval, &inbox, also);
     };
     in_background("edge-reload", work).map(drop)

@@ -91,22 +91,24 @@ impl Manager {
         }
     }
 
-    /// Opens everything. To be called on a thread of its own, like [`Manager::run`]. The error names the first address of the settings that can't be had: who starts a daemon
-    /// wants to know at once.
+    /// Opens everything. To be called on a thread of its own, like [`Manager::run`]. The error names an address of the
+    /// settings that can't be had: who starts a daemon wants to know at once.
     pub fn start(&mut self) -> Result<(), String> {
         self.tell_unused();
         self.reconcile();
-        let bound = |spot: &Spot| spot.place().is_some_and(|place| place.socket_addr().is_some());
-        let mut failed = self.parts.settings.iter().filter(|endpoint| bound(&endpoint.spot)).filter_map(|endpoint| {
-            let state = self.states.get(&endpoint.spot)?;
-            state.why.clone().filter(|_| !state.open)
-        });
-        let failed = failed.next();
+        let vital = self.states.iter().filter(|(spot, _)| self.is_vital(spot));
+        let failed = vital.filter(|(_, state)| !state.open).find_map(|(_, state)| state.why.clone());
         self.started = true;
         match failed {
             Some(why) => Err(format!("listen_addr (EDGEPROXY_LISTEN_ADDR): {why}")),
             None => Ok(()),
         }
+    }
+
+    /// Whether the settings name this very address: one that can't be had keeps the daemon from starting.
+    fn is_vital(&self, spot: &Spot) -> bool {
+        let is_one = spot.place().is_some_and(|place| place.socket_addr().is_some());
+        is_one && self.parts.settings.of(spot).is_some()
     }
 
     /// Follows the routing table until told to stop, or nobody can tell it any more.
@@ -272,11 +274,10 @@ impl Manager {
         }
         match (&state.why, state.open) {
             (Some(why), _) => {
-                self.parts.events.emit(
-                    EventKind::ListenerFailed,
-                    Subject::listener(spot),
-                    format!("{why}; it is tried again"),
-                );
+                // Without an address of the settings the daemon does not even start.
+                let again = if self.started || !self.is_vital(spot) { "; it is tried again" } else { "" };
+                let reason = format!("{why}{again}");
+                self.parts.events.emit(EventKind::ListenerFailed, Subject::listener(spot), reason);
             }
             (None, true) if self.started => {
                 let reason = format!("accepts connections ({})", state.how.as_str());
