@@ -14,7 +14,8 @@ pub struct ReloadArgs {
     /// As JSON
     #[arg(long)]
     json: bool,
-    /// Accept empty or missing tables where there were full ones: without `backends` the POP serves nobody, without `acl` everybody may connect
+    /// Accept empty or missing tables where there were full ones: without rows in `backends` the POP serves nobody,
+    /// without rows in `acl` everybody may connect
     #[arg(long)]
     allow_empty: bool,
     #[command(flatten)]
