@@ -15,6 +15,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
 
+use aya::EbpfLoader;
 use edgeproxy::adapters::inbound::admin::AdminServer;
 use edgeproxy::adapters::inbound::listeners::handed::Handed;
 use edgeproxy::adapters::inbound::listeners::manager::Steer;
@@ -116,10 +117,13 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let events = Arc::new(Events::default());
     // What takes long goes side by side: reading the database, having the kernel judge the programs, and testing them.
     let routing = load_routing_aside(&settings, &events)?;
-    let steer = in_background("edge-load", listening::load_steering).map_err(failed)?;
-    let loaded = kernel_path::load(&settings);
+    // The loader reads all types of the kernel, which takes as long as everything else about the programs.
+    let loader = in_background("edge-loader", EbpfLoader::new).map_err(failed)?;
+    let prepared = kernel_path::prepare(&settings);
+    let mut loader = loader.join().map_err(|_| failed("the thread that makes the loader of BPF programs died"))?;
+    let mut steer = listening::load_steering(&mut loader);
+    let loaded = prepared.map_or_else(|not| not, |offsets| kernel_path::load(&settings, &offsets, loader));
     let same_host = Arc::new(kernel_path::open_same_host(&settings).await);
-    let mut steer = steer.join().map_err(|_| failed("the thread that loads the steering program died"))?;
     let geo = open_geo(&settings)?;
     let admin_tcp = settings.admin_listen.map(edgeproxy::config::LoopbackAddr::socket_addr);
     let admin = AdminServer::bind(&settings.admin_socket, admin_tcp).await.map_err(failed)?;
