@@ -23,8 +23,6 @@ use crate::domain::{ByteCounts, ForwarderKind, Termination, Why};
 
 /// The first reads are small: a slow receiver then keeps little. Full reads double it up to [`MAX_READ`].
 const FIRST_READ: usize = 16 * 1024;
-/// A full read of so much makes a direction splice what follows.
-const SPLICE_FROM: usize = 64 * 1024;
 /// A direction that moves less than this at a time, so many times in a row, copies again.
 const SPLICE_LEAST: usize = 16 * 1024;
 const SMALL_FILLS: u8 = 4;
@@ -75,6 +73,8 @@ struct Lane {
     /// Much comes at a time: splice it.
     large: bool,
     small_fills: u8,
+    /// Full reads in a row of what counts as much.
+    full_reads: u8,
     /// The last fill of the pipe was less than was asked for, and it is not known yet whether there was more.
     cut_short: bool,
     /// The last read took everything there was.
@@ -91,6 +91,7 @@ impl Lane {
             read_size: FIRST_READ,
             large: false,
             small_fills: 0,
+            full_reads: 0,
             cut_short: false,
             empty: false,
             ended: false,
@@ -313,9 +314,11 @@ impl<'a, S: Stream> Pump<'a, S> {
                 return Poll::Ready(Ok(()));
             }
             if len == room {
-                lane.large = room >= SPLICE_FROM;
+                (lane.full_reads, lane.large) = choice.full_read(room, lane.full_reads);
                 lane.small_fills = 0;
                 lane.read_size = (room * 2).min(MAX_READ);
+            } else {
+                lane.full_reads = 0;
             }
             choice.saw(side, len);
             let written = match target.poll_send(cx, bytes) {
