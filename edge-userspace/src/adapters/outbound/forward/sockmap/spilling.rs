@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_window_that_flows_begins_anew() {
-        let flows_in_the_third = |n: u32| (if n % 3 == 0 { 10 * MIB } else { 0 }, 5 * MIB);
+        let flows_in_the_third = |n: u32| (if n.is_multiple_of(3) { 10 * MIB } else { 0 }, 5 * MIB);
         assert_eq!(seconds(&mut new(), (1..20).map(flows_in_the_third), LIMITS), [false; 19]);
         assert_eq!(seconds(&mut new(), [(0, 0); 10], LIMITS), [false; 10]);
     }
