@@ -26,7 +26,7 @@ const ROUNDS: usize = 3;
 const WARM_UP: Duration = Duration::from_millis(200);
 /// How long the machine is looked at before there is any load.
 const BACKGROUND: Duration = Duration::from_millis(300);
-/// How long connections may take to be set up.
+/// How long connections may take to be set up, and a measurement beyond its time to see anything.
 const SETUP: Duration = Duration::from_secs(10);
 
 /// What is compared; `None` is no proxy.
@@ -133,6 +133,10 @@ async fn cell(
     let daemon = || child.map(Child::cpu).unwrap_or_default();
     let (usage, daemon_before, done, began) = (Usage::now()?, daemon(), load.done(), Instant::now());
     sleep(window).await;
+    // Where other programs have the processors a short window may see nothing at all.
+    while load.done() == done && load.fault().is_none() && began.elapsed() < window + SETUP {
+        sleep(Duration::from_millis(2)).await;
+    }
     let (units, took) = (load.done() - done, began.elapsed());
     let busy = Usage::now()?.busy_since(&usage);
     let daemon_time = daemon().saturating_sub(daemon_before);
@@ -140,7 +144,7 @@ async fn cell(
         return Err(failed(fault));
     }
     if units == 0 {
-        return Err(failed(format!("nothing was done within {window:?}")));
+        return Err(failed(format!("nothing was done within {:?}", window + SETUP)));
     }
     let each = |time: Duration| time.as_secs_f64() / units as f64;
     Ok(Figure { rate: units as f64 / took.as_secs_f64(), cpu: each(busy), daemon_cpu: each(daemon_time) })
