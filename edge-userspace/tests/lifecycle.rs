@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::listening::{connected, served};
 use common::{Database, KERNEL, NETWORK, SOON, World, eventually};
 use xtask::lab::{Config, Daemon};
 use xtask::load::{Manner, connect_from};
@@ -34,6 +35,24 @@ fn sigterm_drains_and_then_ends() {
     held.finish().unwrap();
     assert_eq!(daemon.wait(SOON).unwrap().code(), Some(0));
     assert_eq!(daemon.access_log(SOON, |_| true).first().unwrap().termination, "--");
+}
+
+/// The kernel has told them that they are connected, though no more than one in a second may be accepted.
+#[test]
+fn a_thousand_in_the_queue_are_served_when_the_daemon_is_told_to_end() {
+    let test = "a_thousand_in_the_queue_are_served_when_the_daemon_is_told_to_end";
+    let Some(world) = World::new(NETWORK, test) else { return };
+    let backend = world.backend(1, Manner::Close, |row| row);
+    let rate = [("max_connection_rate", "1"), ("max_connection_burst", "1")];
+    let mut daemon = world.daemon(&[&rate[..], &[("workers", "1"), ("drain_timeout_secs", "120")]].concat());
+    let clients = connected(&world, 1_000, daemon.addr());
+    eventually("they wait", || daemon.status().unwrap().number("/limits/accept_pauses") > 0);
+    assert!(backend.gauge().total() < 500, "{} are served already", backend.gauge().total());
+    daemon.ask_to_end();
+    assert_eq!(served(clients), 1_000);
+    assert_eq!(daemon.wait(SOON).unwrap().code(), Some(0));
+    let records = daemon.access_log(SOON, |records| records.len() >= 1_000);
+    assert_eq!(records.len(), 1_000);
 }
 
 #[test]

@@ -113,6 +113,8 @@ kinds! {
     ForwarderSet = "forwarder_set", Info;
     /// The kernel path was switched off because byte counts disagreed.
     KernelPathCondemned = "kernel_path_condemned", Error;
+    /// A connection in userspace did not move what it received; if it was spliced, nothing is any more.
+    BytesDisagree = "bytes_disagree", Error;
     /// A backend lost the mark `same_host` because byte counts disagreed.
     MarkWithdrawn = "mark_withdrawn", Error;
 }

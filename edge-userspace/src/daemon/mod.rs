@@ -404,7 +404,11 @@ fn spawn_health_ticks(shared: &Arc<Shared>) {
             shared.health.tick(Instant::now());
             shared.backend_drains.tick(Instant::now());
             rtt.tick(&shared.routing, Instant::now());
+            for why in shared.path.disagreements() {
+                shared.events.emit(EventKind::BytesDisagree, Subject::forwarder(), why);
+            }
             if std::mem::replace(&mut mismatches, shared.path.mismatches()) != shared.path.mismatches()
+                && shared.path.is_condemned()
                 && let Some(why) = shared.path.why_not()
             {
                 shared.events.emit(EventKind::KernelPathCondemned, Subject::forwarder(), why.to_string());

@@ -121,7 +121,7 @@ impl<'a> Choice<'a> {
 
     /// Whether large amounts may be spliced, by the policy of now.
     pub(super) fn may_splice(&self) -> bool {
-        self.path.policy().may_splice()
+        self.path.may_splice()
     }
 
     /// A read of `len` bytes from `side`.
@@ -198,23 +198,27 @@ impl<'a> Choice<'a> {
     }
 }
 
+/// For tests of this and of who asks it.
+#[cfg(test)]
+pub(super) const OF_TESTS: Thresholds = Thresholds {
+    bytes_per_sec: 1_000_000,
+    messages_per_sec: 500,
+    turns: 10,
+    largest_message: 64 * 1024,
+    sizeable_message: 8 * 1024,
+    conversations: 8,
+    reads_per_block: 8,
+    window: Duration::from_millis(20),
+    splice_read: 64 * 1024,
+    splice_reads: 1,
+    spill: SpillLimits { percent: 50, seconds: 3 },
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LIMITS: Thresholds = Thresholds {
-        bytes_per_sec: 1_000_000,
-        messages_per_sec: 500,
-        turns: 10,
-        largest_message: 64 * 1024,
-        sizeable_message: 8 * 1024,
-        conversations: 8,
-        reads_per_block: 8,
-        window: Duration::from_millis(20),
-        splice_read: 64 * 1024,
-        splice_reads: 1,
-        spill: SpillLimits { percent: 50, seconds: 3 },
-    };
+    const LIMITS: Thresholds = OF_TESTS;
 
     fn talk(choice: &mut Choice<'_>, messages: usize, len: usize) {
         (0..messages).for_each(|i| choice.saw(if i % 2 == 0 { Side::Client } else { Side::Backend }, len));

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::choice::Choice;
 use super::delivery::Delivery;
-use super::lane::{Both, MAX_READ, Pending, Side, TURN, with_scratch};
+use super::lane::{Both, MAX_READ, Pending, SMALL_READ, Side, TURN, with_scratch};
 use super::pipe::Pipe;
 use super::socket::Received;
 use super::sockmap::RESET_LINGER;
@@ -23,7 +23,7 @@ use crate::application::flows::Flow;
 use crate::domain::{ByteCounts, ForwarderKind, Termination, Why};
 
 /// The first reads are small: a slow receiver then keeps little. Full reads double it up to [`MAX_READ`].
-const FIRST_READ: usize = 16 * 1024;
+const FIRST_READ: usize = SMALL_READ;
 /// A direction that moves less than this at a time, so many times in a row, copies again.
 const SPLICE_LEAST: usize = 16 * 1024;
 const SMALL_FILLS: u8 = 4;
@@ -145,6 +145,18 @@ impl<'a, S: Stream> Pump<'a, S> {
     pub(super) fn bytes(&self) -> ByteCounts {
         let (Both { client: up, backend: down }, spliced) = (self.moved, self.spliced);
         ByteCounts { up, down, kernel_up: spliced.client, kernel_down: spliced.backend }
+    }
+
+    /// After the end of both streams: what is wrong if TCP has received other amounts than were moved. `header` bytes of the
+    /// client's were read before, and went nowhere.
+    pub(super) fn audit(&self, header: u64) -> Option<String> {
+        let from = Both { client: header, backend: 0 };
+        Side::BOTH.into_iter().find_map(|side| {
+            let info = socket::tcp_info(self.sockets[side].as_fd()).ok()?;
+            let moved = self.moved[side] + from[side];
+            let agrees = info.received == moved || info.fin && info.received == moved + 1;
+            (!agrees).then(|| format!("{} bytes were received ({side:?}), {moved} were moved", info.received))
+        })
     }
 
     /// Pumps until both streams have ended, one is reset, a time limit is reached, or `choice` wants the kernel path.
@@ -438,5 +450,60 @@ impl<'a, S: Stream> Pump<'a, S> {
 
     fn reset_both(&self) {
         self.sockets.iter().for_each(|socket| socket::reset_on_close(socket.as_fd()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::choice::OF_TESTS;
+    use super::super::self_test::nobodys;
+    use super::super::{KernelPath, Policy};
+    use super::*;
+
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (near, listener.accept().await.unwrap().0)
+    }
+
+    /// What the audit says of a client that sends twelve bytes, of which four were read before.
+    async fn audit(header: u64) -> Option<String> {
+        let ((mut client, near), (far, mut backend)) = (connected().await, connected().await);
+        client.write_all(b"headpayload!").await.unwrap();
+        let mut head = [0; 4];
+        let mut near = near;
+        near.read_exact(&mut head).await.unwrap();
+        let flow = nobodys(client.local_addr().unwrap()).unwrap();
+        let path = KernelPath::not_wanted(Policy::Copy);
+        let limits = TimeLimits { idle: Duration::from_secs(10), half_close: Duration::from_secs(10) };
+        let (cut, mut choice) = (Cut::default(), Choice::new(&path, &OF_TESTS));
+        let mut pump = Pump::new(Both { client: near, backend: far }, &flow, ByteCounts::default());
+        let talk = async {
+            client.shutdown().await.unwrap();
+            let mut got = Vec::new();
+            backend.read_to_end(&mut got).await.unwrap();
+            backend.write_all(b"answer").await.unwrap();
+            backend.shutdown().await.unwrap();
+            // The last end is passed on by closing.
+            client.read_exact(&mut [0; 6]).await.unwrap();
+            got
+        };
+        let (end, got) = tokio::join!(pump.run(&limits, &cut, &mut choice), talk);
+        assert!(matches!(end, PumpEnd::Finished(Termination::Normal)) && got == b"payload!", "{end:?} {got:?}");
+        pump.audit(header)
+    }
+
+    #[tokio::test]
+    async fn what_was_received_and_not_moved_is_noticed() {
+        assert_eq!(audit(4).await, None);
+        let found = audit(0).await.unwrap();
+        assert!(found.contains("(Client)"), "{found}");
     }
 }
