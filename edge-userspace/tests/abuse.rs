@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use common::{KERNEL, NETWORK, SOON, World, eventually};
 use socket2::SockRef;
 use xtask::lab::requirements::Need;
-use xtask::lab::{Daemon, Ns};
+use xtask::lab::{Daemon, Ns, Record};
 use xtask::load::{Manner, connect_from};
 
 /// A blocked pair is looked at every few seconds only.
@@ -144,6 +144,16 @@ fn copy_ends_a_blocked_pair_at_the_idle_limit() {
 }
 
 #[test]
+fn splice_ends_a_blocked_pair_at_the_idle_limit() {
+    blocked("splice", NETWORK, "splice_ends_a_blocked_pair_at_the_idle_limit");
+}
+
+#[test]
+fn auto_ends_a_blocked_pair_at_the_idle_limit() {
+    blocked("auto", KERNEL, "auto_ends_a_blocked_pair_at_the_idle_limit");
+}
+
+#[test]
 fn sockmap_ends_a_blocked_pair_at_the_idle_limit() {
     blocked("sockmap", KERNEL, "sockmap_ends_a_blocked_pair_at_the_idle_limit");
 }
@@ -155,11 +165,27 @@ fn blocked(forwarder: &str, needs: &[Need], test: &str) {
     fill(&client);
     let record = daemon.record_of(client.local_addr().unwrap(), PATIENCE).expect("the pair is still there");
     assert_eq!(record.termination, "cD", "{record:?}");
+    assert_eq!(record.forwarder.as_deref(), Some(blocked_by(forwarder)), "{record:?}");
+}
+
+/// What carries so much from a client that nobody reads from.
+fn blocked_by(forwarder: &str) -> &str {
+    if forwarder == "auto" { "splice" } else { forwarder }
 }
 
 #[test]
 fn copy_notices_a_reset_behind_bytes_that_nobody_takes() {
     blocked_reset("copy", NETWORK, "copy_notices_a_reset_behind_bytes_that_nobody_takes");
+}
+
+#[test]
+fn splice_notices_a_reset_behind_bytes_that_nobody_takes() {
+    blocked_reset("splice", NETWORK, "splice_notices_a_reset_behind_bytes_that_nobody_takes");
+}
+
+#[test]
+fn auto_notices_a_reset_behind_bytes_that_nobody_takes() {
+    blocked_reset("auto", KERNEL, "auto_notices_a_reset_behind_bytes_that_nobody_takes");
 }
 
 #[test]
@@ -172,12 +198,23 @@ fn blocked_reset(forwarder: &str, needs: &[Need], test: &str) {
     let daemon = world.daemon(&[("forwarder", forwarder)]);
     let client = client(&world, &daemon);
     fill(&client);
-    reset_is_noticed(&daemon, client);
+    let record = reset_is_noticed(&daemon, client);
+    assert_eq!(record.forwarder.as_deref(), Some(blocked_by(forwarder)), "{record:?}");
 }
 
 #[test]
 fn copy_notices_a_reset_after_a_half_close() {
     half_closed_reset("copy", NETWORK, "copy_notices_a_reset_after_a_half_close");
+}
+
+#[test]
+fn splice_notices_a_reset_after_a_half_close() {
+    half_closed_reset("splice", NETWORK, "splice_notices_a_reset_after_a_half_close");
+}
+
+#[test]
+fn auto_notices_a_reset_after_a_half_close() {
+    half_closed_reset("auto", KERNEL, "auto_notices_a_reset_after_a_half_close");
 }
 
 #[test]
@@ -208,7 +245,7 @@ fn fill(mut client: &TcpStream) {
     }
 }
 
-fn reset_is_noticed(daemon: &Daemon, client: TcpStream) {
+fn reset_is_noticed(daemon: &Daemon, client: TcpStream) -> Record {
     let local = client.local_addr().unwrap();
     SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
     drop(client);
@@ -218,4 +255,5 @@ fn reset_is_noticed(daemon: &Daemon, client: TcpStream) {
     for (backend, connections, kernel) in rest.backends() {
         assert_eq!((connections, kernel.unwrap_or(0)), (0, 0), "{backend}");
     }
+    record
 }

@@ -60,16 +60,24 @@ fn the_forwarders_are_measured_and_one_is_recommended() {
     let report = json(&bench(directory.path(), &["--json"]).output().unwrap());
     assert_eq!(report["unavailable"].as_array().unwrap().len(), 0, "{report}");
     for workload in WORKLOADS {
-        for forwarder in ["direct", "copy", "splice", "sockmap"] {
+        for forwarder in ["direct", "copy", "splice", "sockmap", "auto"] {
             let row = row(&report, workload, forwarder).unwrap_or_else(|| panic!("{forwarder} {workload}: {report}"));
             assert!(row["per_second"].as_f64().unwrap() > 1.0, "{row}");
-            assert!(row["cpu"].as_f64().unwrap() > 0.0, "{row}");
+            let [least, middle, most] = ["cpu_least", "cpu", "cpu_most"].map(|name| row[name].as_f64().unwrap());
+            assert!(0.0 < least && least <= middle && middle <= most, "{row}");
         }
         // Userspace can't forward without using time.
         assert!(row(&report, workload, "copy").unwrap()["daemon_cpu"].as_f64().unwrap() > 0.0, "{report}");
     }
     let recommended = report["recommendation"]["forwarder"].as_str().unwrap();
     assert!(["auto", "copy"].contains(&recommended), "{recommended}");
+    // What is recommended was measured, and is understood by the daemon.
+    for setting in report["recommendation"]["settings"].as_array().unwrap() {
+        assert!(row(&report, setting["workload"].as_str().unwrap(), "tuned").is_some(), "{report}");
+        let variable = format!("EDGEPROXY_{}", setting["name"].as_str().unwrap().to_ascii_uppercase());
+        let config = Command::new(BINARY).arg("config").env(variable, setting["value"].as_str().unwrap()).output();
+        assert!(config.unwrap().status.success(), "{setting}");
+    }
     assert_eq!(files(directory.path()), 0);
 }
 
@@ -84,6 +92,7 @@ fn without_privileges_it_says_what_can_not_be_measured_and_why() {
     let text = String::from_utf8(output.stdout).unwrap();
     let why = text.split("sockmap can't be measured here: ").nth(1).unwrap_or_else(|| panic!("{text}"));
     assert!(why.lines().next().unwrap().contains("CAP_"), "{text}");
+    assert!(text.contains("auto can't be measured here: "), "{text}");
     assert!(text.contains("recommended: forwarder = ") && text.contains("bulk, 4 streams"), "{text}");
     assert_eq!(files(directory.path()), 0);
 }

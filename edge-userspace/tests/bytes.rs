@@ -59,6 +59,9 @@ fn every_byte(forwarder: &str, needs: &[Need], test: &str) {
     const { assert!(CONNECTIONS >= 1_000) };
     bench.assert_at_rest();
     bench.assert_log_agrees(&report);
+    if forwarder == "auto" {
+        bench.assert_auto_chose();
+    }
 }
 
 #[test]
@@ -116,6 +119,11 @@ fn sockmap_survives_loss() {
 #[test]
 fn copy_survives_full_queues() {
     loss("copy", Where::AtTheSender, "copy_survives_full_queues");
+}
+
+#[test]
+fn splice_survives_full_queues() {
+    loss("splice", Where::AtTheSender, "splice_survives_full_queues");
 }
 
 #[test]

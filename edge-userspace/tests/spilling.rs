@@ -6,7 +6,7 @@ mod common;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,9 +22,18 @@ const MESSAGE: usize = 600;
 
 #[test]
 fn a_pair_that_spills_again_and_again_leaves_the_kernel_for_life() {
-    let Some(world) = World::new(KERNEL, "a_pair_that_spills_again_and_again_leaves_the_kernel_for_life") else {
-        return;
-    };
+    spills("a_pair_that_spills_again_and_again_leaves_the_kernel_for_life", 65_536);
+}
+
+/// Few bytes, and nearly all of them left to the daemon.
+#[test]
+fn a_pair_that_spills_slowly_leaves_the_kernel_for_life() {
+    spills("a_pair_that_spills_slowly_leaves_the_kernel_for_life", 5_000);
+}
+
+/// To a receiver that takes no more than so many bytes in ten milliseconds.
+fn spills(test: &str, pace: usize) {
+    let Some(world) = World::new(KERNEL, test) else { return };
     let backend = Backend::start(&world);
     let daemon = world.daemon(&[("forwarder", "auto"), ("auto_messages_per_sec", "20")]);
     let client = world.lab.run_in(Ns::Clients, || connect_from(world.lab.client(0), daemon.addr())).unwrap();
@@ -32,8 +41,8 @@ fn a_pair_that_spills_again_and_again_leaves_the_kernel_for_life() {
 
     let in_kernel = client.talk_until(&daemon, |flow| flow["forwarder"] == "sockmap" && number(flow, "kernel_up") > 0);
     assert_eq!(in_kernel["why"], "lively", "{in_kernel}");
-    // Now it is a transfer, to somebody who reads no more than 6 MB each second.
-    backend.state.slow.store(true, Ordering::SeqCst);
+    // Now it is a transfer, to somebody who reads no more than 6 or 0.5 MB each second.
+    backend.state.pace.store(pace, Ordering::SeqCst);
     let deadline = Instant::now() + PATIENCE;
     let demoted = loop {
         (0..20).for_each(|_| drop(client.send(100_000)));
@@ -44,8 +53,9 @@ fn a_pair_that_spills_again_and_again_leaves_the_kernel_for_life() {
     };
     assert_eq!((&demoted["forwarder"], &demoted["why"]), (&"copy".into(), &"spilling".into()), "{demoted}");
     // The rest arrives, and what was a reason for the kernel once is none any more.
+    backend.state.pace.store(usize::MAX, Ordering::SeqCst);
     common::eventually("the rest arrives", || backend.state.received.load(Ordering::SeqCst) == client.sent);
-    backend.state.slow.store(false, Ordering::SeqCst);
+    backend.state.pace.store(0, Ordering::SeqCst);
     let before = the_flow(&daemon);
     let until = Instant::now() + Duration::from_secs(1);
     let after = client.talk_until(&daemon, |_| Instant::now() > until);
@@ -114,14 +124,15 @@ impl Client {
     }
 }
 
-/// A backend that echoes, or reads slowly and says nothing, as it is told.
+/// A backend that echoes, or reads at a pace and says nothing, as it is told.
 struct Backend {
     state: Arc<State>,
 }
 
 #[derive(Default)]
 struct State {
-    slow: AtomicBool,
+    /// Bytes in ten milliseconds; 0: it echoes.
+    pace: AtomicUsize,
     received: AtomicU64,
     differs: AtomicBool,
 }
@@ -143,12 +154,13 @@ impl State {
     fn serve(&self, mut stream: TcpStream) {
         stream.set_nodelay(true).unwrap();
         let mut buffer = [0; 65_536];
-        while let Ok(n @ 1..) = stream.read(&mut buffer) {
+        let most = |pace: usize| if pace == 0 { 65_536 } else { pace.min(65_536) };
+        while let Ok(n @ 1..) = stream.read(&mut buffer[..most(self.pace.load(Ordering::SeqCst))]) {
             let from = self.received.load(Ordering::SeqCst);
             let differs = buffer[..n].iter().zip(from..).any(|(byte, position)| *byte != byte_at(position));
             self.differs.fetch_or(differs, Ordering::SeqCst);
             self.received.store(from + n as u64, Ordering::SeqCst);
-            if self.slow.load(Ordering::SeqCst) {
+            if self.pace.load(Ordering::SeqCst) > 0 {
                 thread::sleep(Duration::from_millis(10));
             } else if stream.write_all(&buffer[..n]).is_err() {
                 return;

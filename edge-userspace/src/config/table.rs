@@ -187,10 +187,26 @@ settings! {
     auto_bytes_per_sec: u32, "auto_bytes_per_sec" = "0", Rule::count(0, 4_000_000_000);
     /// With `auto`: messages a second, back and forth, from which a connection takes the kernel path.
     auto_messages_per_sec: u32, "auto_messages_per_sec" = "500", Rule::count(1, 1_000_000_000);
-    /// With `auto`: lively conversations of small messages (below 8 KiB) up to which a worker gives them to the kernel path; more are copied.
+    /// With `auto`: changes of direction within `auto_window_ms` that such a conversation has at least.
+    auto_turns: u32, "auto_turns" = "10", Rule::count(1, 1_000_000);
+    /// With `auto`: the mean size up to which its messages are messages; beyond that they are transfers.
+    auto_largest_message_kib: u32, "auto_largest_message_kib" = "64", Rule::kib(1, 65_536);
+    /// With `auto`: the mean size from which messages are not small, and `auto_conversations` sets no limit.
+    auto_sizeable_message_kib: u32, "auto_sizeable_message_kib" = "8", Rule::kib(0, 65_536);
+    /// With `auto`: lively conversations of small messages up to which a worker gives them to the kernel path; more are copied.
     auto_conversations: u32, "auto_conversations" = "8", Rule::count(0, 1_000_000);
     /// With `auto`: the shortest time over which these rates are taken.
     auto_window: Duration, "auto_window_ms" = "20", Rule::millis(1, 60_000);
+    /// With `auto`: a connection whose receiver takes less than was read more often than once in so many reads stays out of the kernel path, which would leave its bytes to the daemon. 0 = none stays out.
+    auto_reads_per_block: u32, "auto_reads_per_block" = "8", Rule::count(0, 1_000_000);
+    /// With `auto`: a connection leaves the kernel path for life when more than this share of its bytes, in percent, is left to the daemon (a spill). 100 = none leaves.
+    auto_spill_percent: u8, "auto_spill_percent" = "50", Rule::count(1, 100);
+    /// With `auto`: for how many seconds in a row that must be so; seconds without a byte don't count.
+    auto_spill: Duration, "auto_spill_secs" = "3", Rule::whole_seconds(1, 86_400);
+    /// With `auto` and `splice`: reads of at least so much that must be full before what follows is spliced.
+    splice_read_kib: u32, "splice_read_kib" = "64", Rule::kib(16, 256);
+    /// With `auto` and `splice`: how many of them there must be in a row.
+    splice_reads: u8, "splice_reads" = "1", Rule::count(1, 255);
     /// With `chaos`, for tests: of 1,000 operations on a socket, how many fail as if the peer had reset it.
     chaos_fail_permille: u32, "chaos_fail_permille" = "0", Rule::count(0, 1000);
     /// With `chaos`, for tests: of 1,000 operations on a socket, how many stall, up to 20 ms.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use edgeproxy::adapters::inbound::client_hello::ClientHellos;
 use edgeproxy::adapters::inbound::listeners::{self, Job};
 use edgeproxy::adapters::outbound::connector::TcpConnector;
-use edgeproxy::adapters::outbound::forward::{ForwardRules, Forwarders, Odds, Thresholds, TimeLimits};
+use edgeproxy::adapters::outbound::forward::{ForwardRules, Forwarders, Odds, SpillLimits, Thresholds, TimeLimits};
 use edgeproxy::adapters::outbound::tcp_options::TcpOptions;
 use edgeproxy::application::drain::{Connections, Cut};
 use edgeproxy::application::serve::{Proxy, Rules};
@@ -206,13 +206,27 @@ pub(crate) fn rules(shared: &Shared) -> Rules {
 fn forward_rules(settings: &Settings) -> ForwardRules {
     ForwardRules {
         limits: TimeLimits { idle: settings.idle_timeout, half_close: settings.half_close_timeout },
-        thresholds: Thresholds {
-            bytes_per_sec: settings.auto_bytes_per_sec.into(),
-            messages_per_sec: settings.auto_messages_per_sec.into(),
-            conversations: settings.auto_conversations,
-            window: settings.auto_window,
-        },
+        thresholds: thresholds(settings),
         odds: Odds { fail: settings.chaos_fail_permille, delay: settings.chaos_delay_permille },
+    }
+}
+
+fn thresholds(settings: &Settings) -> Thresholds {
+    Thresholds {
+        bytes_per_sec: settings.auto_bytes_per_sec.into(),
+        messages_per_sec: settings.auto_messages_per_sec.into(),
+        turns: settings.auto_turns,
+        largest_message: u64::from(settings.auto_largest_message_kib) * 1024,
+        sizeable_message: u64::from(settings.auto_sizeable_message_kib) * 1024,
+        conversations: settings.auto_conversations,
+        reads_per_block: settings.auto_reads_per_block.into(),
+        window: settings.auto_window,
+        splice_read: usize::try_from(settings.splice_read_kib).map_or(usize::MAX, |kib| kib.saturating_mul(1024)),
+        splice_reads: settings.splice_reads,
+        spill: SpillLimits {
+            percent: settings.auto_spill_percent,
+            seconds: u32::try_from(settings.auto_spill.as_secs()).unwrap_or(u32::MAX),
+        },
     }
 }
 

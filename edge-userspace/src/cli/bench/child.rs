@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep};
 
 use super::super::client::ask;
 use super::super::db::SCHEMA;
+use super::advice::Setting;
 use super::machine;
 use crate::application::status::{ForwarderStatus, PopState, Status};
 
@@ -36,14 +37,17 @@ pub(super) struct Child {
 }
 
 impl Child {
-    /// Starts a daemon that uses `forwarder`; the error says why that can't be measured here.
-    pub(super) async fn start(forwarder: &str, backend: SocketAddr) -> Result<Self, String> {
+    /// Starts a daemon that uses `forwarder`, with `settings`; the error says why that can't be measured here.
+    pub(super) async fn start(forwarder: &str, settings: &[Setting], backend: SocketAddr) -> Result<Self, String> {
         let directory = Directory::create().map_err(|why| why.to_string())?;
         let database = directory.path().join("routing.db");
         make_database(&database, backend).map_err(|why| why.to_string())?;
         let addr = free_addr().map_err(|why| why.to_string())?;
         let socket = directory.path().join("admin.sock");
         let mut command = command(&database, &socket, addr, forwarder).map_err(|why| why.to_string())?;
+        for Setting { name, value, .. } in settings {
+            command.env(format!("EDGEPROXY_{}", name.to_ascii_uppercase()), value);
+        }
         let process = Process(command.spawn().map_err(|why| why.to_string())?);
         let mut child = Self { process, addr, _directory: directory };
         let status = child.ready(&socket).await?;
@@ -86,7 +90,7 @@ async fn status(socket: &Path) -> Option<ForwarderStatus> {
 
 /// A daemon that can't do what it was asked goes on with something else, and says why.
 fn refuse_another(status: &ForwarderStatus, forwarder: &str) -> Result<(), String> {
-    let needs_kernel = forwarder == "sockmap";
+    let needs_kernel = matches!(forwarder, "sockmap" | "auto");
     if status.active == forwarder && (status.kernel_path || !needs_kernel) {
         return Ok(());
     }

@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 use self::chaos::Chaos;
 pub use self::chaos::Odds;
 use self::choice::Choice;
-pub use self::choice::Thresholds;
+pub use self::choice::{SpillLimits, Thresholds};
 use self::lane::Both;
 use self::pump::{Pump, PumpEnd};
 use self::same_host::Instead;
@@ -59,7 +59,7 @@ pub struct TimeLimits {
 #[derive(Debug, Clone, Copy)]
 pub struct ForwardRules {
     pub limits: TimeLimits,
-    /// When `auto` takes the kernel path.
+    /// When connections are spliced, and when `auto` takes the kernel path.
     pub thresholds: Thresholds,
     /// Of the forwarder `chaos`.
     pub odds: Odds,
@@ -119,10 +119,12 @@ impl Forwarders {
 
     /// In userspace, until it ends or the kernel path should have it.
     async fn pump(&self, sockets: Both<TcpStream>, before: Report, flow: &Flow) -> Report {
-        let mut choice = Choice::new(&self.path, self.rules.thresholds);
-        // What is off for everybody may come back; what one connection was refused does not.
-        if before.fallback.is_some_and(|why| why != Fallback::Unavailable) {
-            choice.bar();
+        let mut choice = Choice::new(&self.path, &self.rules.thresholds);
+        match before.fallback {
+            // What is off for everybody may come back, and so do records; what one connection was refused does not.
+            None | Some(Fallback::Unavailable) => {}
+            Some(Fallback::NoFreeRecord) => choice.postpone(before.found_full),
+            Some(_) => choice.bar(),
         }
         let mut pump = Pump::new(sockets, flow, before.bytes);
         let end = Box::pin(pump.run(&self.rules.limits, &self.cut, &mut choice)).await;
@@ -152,7 +154,7 @@ impl Forwarders {
         match Offload::begin(kernel, Both { client, backend }, before.bytes, before.header) {
             Ok(offload) => {
                 flow.step(ForwarderKind::Sockmap, why);
-                let demotes = || self.path.policy() == Policy::Auto;
+                let demotes = || (self.path.policy() == Policy::Auto).then_some(self.rules.thresholds.spill);
                 let report = Box::pin(offload.run(&self.rules.limits, &self.cut, flow, &demotes)).await;
                 if let Some(what) = &report.corrupt {
                     self.path.condemn(what);
@@ -172,7 +174,8 @@ impl Forwarders {
     /// In userspace, because the kernel path can't be had.
     async fn fall_back(&self, sockets: Both<TcpStream>, before: Report, why: Fallback, flow: &Flow) -> Report {
         flow.step(ForwarderKind::Copy, Why::Fallback(why));
-        Box::pin(self.pump(sockets, Report { fallback: Some(why), ..before }, flow)).await
+        let found_full = before.found_full.saturating_add(u32::from(why == Fallback::NoFreeRecord));
+        Box::pin(self.pump(sockets, Report { fallback: Some(why), found_full, ..before }, flow)).await
     }
 
     /// On sockets that fail and stall at random.
@@ -180,7 +183,7 @@ impl Forwarders {
         let Both { client, backend } = sockets;
         let sockets =
             Both { client: Chaos::new(client, self.rules.odds), backend: Chaos::new(backend, self.rules.odds) };
-        let mut choice = Choice::new(&self.path, self.rules.thresholds);
+        let mut choice = Choice::new(&self.path, &self.rules.thresholds);
         let mut pump = Pump::new(sockets, flow, ByteCounts::default());
         match Box::pin(pump.run(&self.rules.limits, &self.cut, &mut choice)).await {
             PumpEnd::Finished(termination) => Report { bytes: pump.bytes(), ..Report::default() }.ended(termination),
@@ -197,6 +200,8 @@ struct Report {
     header: u64,
     bytes: ByteCounts,
     fallback: Option<Fallback>,
+    /// How often it found no free record.
+    found_full: u32,
     termination: Option<Termination>,
 }
 

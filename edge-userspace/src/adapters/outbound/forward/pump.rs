@@ -24,8 +24,6 @@ use crate::domain::{ByteCounts, ForwarderKind, Termination, Why};
 
 /// The first reads are small: a slow receiver then keeps little. Full reads double it up to [`MAX_READ`].
 const FIRST_READ: usize = SMALL_READ;
-/// A full read of so much makes a direction splice what follows.
-const SPLICE_FROM: usize = 64 * 1024;
 /// A direction that moves less than this at a time, so many times in a row, copies again.
 const SPLICE_LEAST: usize = 16 * 1024;
 const SMALL_FILLS: u8 = 4;
@@ -76,6 +74,8 @@ struct Lane {
     /// Much comes at a time: splice it.
     large: bool,
     small_fills: u8,
+    /// Full reads in a row of what counts as much.
+    full_reads: u8,
     /// The last fill of the pipe was less than was asked for, and it is not known yet whether there was more.
     cut_short: bool,
     /// The last read took everything there was.
@@ -92,6 +92,7 @@ impl Lane {
             read_size: FIRST_READ,
             large: false,
             small_fills: 0,
+            full_reads: 0,
             cut_short: false,
             empty: false,
             ended: false,
@@ -330,9 +331,11 @@ impl<'a, S: Stream> Pump<'a, S> {
                 return Poll::Ready(Ok(()));
             }
             if len == room {
-                lane.large = room >= SPLICE_FROM;
+                (lane.full_reads, lane.large) = choice.full_read(room, lane.full_reads);
                 lane.small_fills = 0;
                 lane.read_size = (room * 2).min(MAX_READ);
+            } else {
+                lane.full_reads = 0;
             }
             choice.saw(side, len);
             let written = match target.poll_send(cx, bytes) {
@@ -459,8 +462,9 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
 
+    use super::super::choice::OF_TESTS;
     use super::super::self_test::nobodys;
-    use super::super::{KernelPath, Policy, Thresholds};
+    use super::super::{KernelPath, Policy};
     use super::*;
 
     async fn connected() -> (TcpStream, TcpStream) {
@@ -479,9 +483,7 @@ mod tests {
         let flow = nobodys(client.local_addr().unwrap()).unwrap();
         let path = KernelPath::not_wanted(Policy::Copy);
         let limits = TimeLimits { idle: Duration::from_secs(10), half_close: Duration::from_secs(10) };
-        let thresholds =
-            Thresholds { bytes_per_sec: 0, messages_per_sec: 1, conversations: 1, window: Duration::from_secs(1) };
-        let (cut, mut choice) = (Cut::default(), Choice::new(&path, thresholds));
+        let (cut, mut choice) = (Cut::default(), Choice::new(&path, &OF_TESTS));
         let mut pump = Pump::new(Both { client: near, backend: far }, &flow, ByteCounts::default());
         let talk = async {
             client.shutdown().await.unwrap();

@@ -61,7 +61,7 @@ pub async fn run(kernel: &Arc<Kernel>) -> Result<(), SelfTestError> {
     let sender = spawn_client(client, Arc::clone(&sent), Arc::clone(&reply));
     let receiver = spawn_backend(backend, sent, reply);
     let limits = TimeLimits { idle: LIMIT, half_close: LIMIT };
-    let report = Box::pin(offload.run(&limits, &Cut::default(), &nobodys(addr)?, &|| false)).await;
+    let report = Box::pin(offload.run(&limits, &Cut::default(), &nobodys(addr)?, &|| None)).await;
     sender.join().map_err(|_| SelfTestError::Thread)??;
     receiver.join().map_err(|_| SelfTestError::Thread)??;
     judge(&report)

@@ -20,7 +20,7 @@ use self::spilling::Spilling;
 use super::delivery::Delivery;
 use super::kernel::{Interest, Kernel, PairSlot, Ready};
 use super::lane::{Both, Pending, Side, TURN, with_scratch};
-use super::{MEASURE_EVERY, TimeLimits, socket};
+use super::{MEASURE_EVERY, SpillLimits, TimeLimits, socket};
 use crate::application::drain::Cut;
 use crate::application::flows::{Flow, InKernel as _};
 use crate::domain::{ByteCounts, Fallback, ForwarderKind, Termination, Why};
@@ -195,13 +195,13 @@ impl Offload {
 
     /// Sees the pair through to its end.
     ///
-    /// `demotes` says whether a pair that spills again and again is to be left to userspace for life.
+    /// `demotes` says when a pair that spills again and again is to be left to userspace for life, if at all.
     pub(super) async fn run(
         self,
         limits: &TimeLimits,
         cut: &Cut,
         flow: &Flow,
-        demotes: &(dyn Fn() -> bool + Sync),
+        demotes: &(dyn Fn() -> Option<SpillLimits> + Sync),
     ) -> Report {
         flow.count_in_kernel(Some(self.slot.counts()));
         let report = self.run_to_the_end(limits, cut, flow, demotes).await;
@@ -215,7 +215,7 @@ impl Offload {
         limits: &TimeLimits,
         cut: &Cut,
         flow: &Flow,
-        demotes: &(dyn Fn() -> bool + Sync),
+        demotes: &(dyn Fn() -> Option<SpillLimits> + Sync),
     ) -> Report {
         for side in Side::BOTH {
             let fd = self.sockets[side].as_fd();
@@ -276,14 +276,15 @@ impl Offload {
         socket::round_trip(self.sockets.backend.as_fd()).into_iter().for_each(|time| flow.measured(time));
     }
 
-    fn look_for_spilling(&mut self, demotes: &(dyn Fn() -> bool + Sync)) {
+    fn look_for_spilling(&mut self, demotes: &(dyn Fn() -> Option<SpillLimits> + Sync)) {
         let redirected = Both::of(|side| self.slot.flow(side).redirected());
         let passed = Both::of(|side| self.slot.flow(side).passed());
         let now = Instant::now();
-        if self.fallback.is_some() || self.off || self.slot.kernel_is_off() {
-            self.spilling.restart(now, redirected, passed);
-        } else if self.spilling.too_often(now, redirected, passed) && demotes() {
-            self.gate(Fallback::Spilling);
+        let off = self.fallback.is_some() || self.off || self.slot.kernel_is_off();
+        match demotes().filter(|_| !off) {
+            None => self.spilling.restart(now, redirected, passed),
+            Some(limits) if self.spilling.too_often(now, redirected, passed, limits) => self.gate(Fallback::Spilling),
+            Some(_) => {}
         }
     }
 

@@ -2,14 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use super::super::SpillLimits;
 use super::super::lane::Both;
 
 /// Shares are taken over this long.
 const WINDOW: Duration = Duration::from_secs(1);
-/// A window in which less was forwarded says nothing.
-const LEAST: u64 = 1024 * 1024;
-/// So many windows in a row, in each of which most bytes were left to userspace, are enough.
-const WINDOWS: u32 = 3;
 
 /// Watches one connection.
 #[derive(Debug)]
@@ -34,16 +31,28 @@ impl Spilling {
     }
 
     /// Whether the connection should leave the kernel path, by its bytes redirected and passed so far.
-    pub(super) fn too_often(&mut self, now: Instant, redirected: Both<u64>, passed: Both<u64>) -> bool {
+    ///
+    /// Only the share counts, however slow the connection is: what trickles to a receiver that takes little is as badly
+    /// served as a torrent. A window without a byte says nothing, and is not counted.
+    pub(super) fn too_often(
+        &mut self,
+        now: Instant,
+        redirected: Both<u64>,
+        passed: Both<u64>,
+        limits: SpillLimits,
+    ) -> bool {
         if now.duration_since(self.since) < WINDOW {
             return false;
         }
         let sum = |both: Both<u64>| both.client + both.backend;
         let (passed, all) = (sum(passed), sum(redirected) + sum(passed));
         let (in_window, left) = (all - self.all, passed - self.passed);
-        self.bad_windows = if in_window >= LEAST && left * 2 > in_window { self.bad_windows + 1 } else { 0 };
         (self.since, self.all, self.passed) = (now, all, passed);
-        self.bad_windows >= WINDOWS
+        if in_window > 0 {
+            let bad = left * 100 > in_window * u64::from(limits.percent);
+            self.bad_windows = if bad { self.bad_windows.saturating_add(1) } else { 0 };
+        }
+        self.bad_windows >= limits.seconds
     }
 }
 
@@ -52,43 +61,57 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1024 * 1024;
+    const LIMITS: SpillLimits = SpillLimits { percent: 50, seconds: 3 };
 
-    fn both(client: u64) -> Both<u64> {
-        Both { client, backend: 0 }
+    /// What each second redirects and leaves to userspace; whether it was too often at the end of one of them.
+    fn seconds(spilling: &mut Spilling, each: impl IntoIterator<Item = (u64, u64)>, limits: SpillLimits) -> Vec<bool> {
+        let (mut now, mut redirected, mut passed) = (spilling.since, 0, 0);
+        let both = |client| Both { client, backend: 0 };
+        let mut second = |(more, left): (u64, u64)| {
+            (now, redirected, passed) = (now + WINDOW, redirected + more, passed + left);
+            spilling.too_often(now, both(redirected), both(passed), limits)
+        };
+        each.into_iter().map(&mut second).collect()
+    }
+
+    fn new() -> Spilling {
+        Spilling::new(Instant::now())
     }
 
     #[test]
     fn three_windows_of_mostly_spilled_bytes_are_too_often() {
-        let start = Instant::now();
-        let mut spilling = Spilling::new(start);
-        assert!(!spilling.too_often(start + WINDOW / 2, both(0), both(10 * MIB)), "window not over");
-        for n in 1..WINDOWS {
-            assert!(!spilling.too_often(start + WINDOW * n, both(0), both(10 * MIB * u64::from(n))));
-        }
-        assert!(spilling.too_often(start + WINDOW * WINDOWS, both(0), both(10 * MIB * u64::from(WINDOWS))));
+        let mut spilling = new();
+        let early = spilling.since + WINDOW / 2;
+        assert!(!spilling.too_often(early, Both::default(), Both { client: 10 * MIB, backend: 0 }, LIMITS));
+        assert_eq!(seconds(&mut spilling, [(0, 10 * MIB); 3], LIMITS), [false, false, true]);
+    }
+
+    #[test]
+    fn a_slow_connection_that_spills_nearly_everything_is_no_exception() {
+        assert_eq!(seconds(&mut new(), [(20_000, 480_000); 3], LIMITS), [false, false, true]);
+        assert_eq!(seconds(&mut new(), [(0, 100), (0, 0), (0, 100), (0, 0), (0, 100)], LIMITS)[3..], [false, true]);
+    }
+
+    #[test]
+    fn the_limits_are_settable() {
+        let (mild, strict) = (SpillLimits { percent: 90, seconds: 3 }, SpillLimits { percent: 10, seconds: 1 });
+        assert_eq!(seconds(&mut new(), [(2 * MIB, 8 * MIB); 9], mild), [false; 9]);
+        assert_eq!(seconds(&mut new(), [(8 * MIB, 2 * MIB)], strict), [true]);
     }
 
     #[test]
     fn what_was_switched_off_does_not_count() {
-        let start = Instant::now();
-        let mut spilling = Spilling::new(start);
-        (1..WINDOWS).for_each(|n| _ = spilling.too_often(start + WINDOW * n, both(0), both(10 * MIB * u64::from(n))));
-        spilling.restart(start + WINDOW * WINDOWS, both(0), both(100 * MIB));
-        assert!(!spilling.too_often(start + WINDOW * (WINDOWS + 1), both(0), both(110 * MIB)));
+        let mut spilling = new();
+        assert_eq!(seconds(&mut spilling, [(0, 10 * MIB); 2], LIMITS), [false; 2]);
+        let now = spilling.since + WINDOW;
+        spilling.restart(now, Both::default(), Both { client: 100 * MIB, backend: 0 });
+        assert!(!spilling.too_often(now + WINDOW, Both::default(), Both { client: 110 * MIB, backend: 0 }, LIMITS));
     }
 
     #[test]
-    fn a_window_that_flows_or_is_quiet_begins_anew() {
-        let start = Instant::now();
-        let mut spilling = Spilling::new(start);
-        let (mut redirected, mut passed) = (0, 0);
-        for n in 1..20 {
-            let flows = n % 3 == 0;
-            redirected += if flows { 10 * MIB } else { 0 };
-            passed += 5 * MIB;
-            assert!(!spilling.too_often(start + WINDOW * n, both(redirected), both(passed)));
-        }
-        let quiet = (20..30).any(|n| spilling.too_often(start + WINDOW * n, both(redirected), both(passed)));
-        assert!(!quiet);
+    fn a_window_that_flows_begins_anew() {
+        let flows_in_the_third = |n: u32| (if n.is_multiple_of(3) { 10 * MIB } else { 0 }, 5 * MIB);
+        assert_eq!(seconds(&mut new(), (1..20).map(flows_in_the_third), LIMITS), [false; 19]);
+        assert_eq!(seconds(&mut new(), [(0, 0); 10], LIMITS), [false; 10]);
     }
 }
