@@ -4,8 +4,8 @@
 mod common;
 
 use common::{KERNEL, NETWORK, SOON, World, edgeproxy, eventually};
-use xtask::lab::{Daemon, Ns};
 use xtask::lab::requirements::Need;
+use xtask::lab::{Daemon, Ns};
 use xtask::load::{Manner, Visit, connect_from};
 
 /// A visit of `backend`, by one of the clients from `first` on.

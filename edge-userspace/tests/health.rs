@@ -156,7 +156,8 @@ fn a_backend_that_resets_at_once_is_ejected() {
 
 #[test]
 fn a_lost_packet_does_not_eject_a_backend_that_accepts_others_meanwhile() {
-    let Some(world) = World::new(NETWORK, "a_lost_packet_does_not_eject_a_backend_that_accepts_others_meanwhile") else {
+    let Some(world) = World::new(NETWORK, "a_lost_packet_does_not_eject_a_backend_that_accepts_others_meanwhile")
+    else {
         return;
     };
     let _backends: Vec<_> = (1..=2).map(|n| world.backend(n, Manner::Close, |row| row)).collect();

@@ -29,15 +29,19 @@ impl UnknownRegions {
             stocked.entry(region).or_insert_with(|| (backend.id.to_string(), 0)).1 += count;
         }
         let empty = led_to.iter().filter(|region| unknown(region) && !stocked.contains_key(*region)).map(|region| {
-            ((*region).clone(), "prefixes are said to be there (geo_overrides, geo_override), and no backend is".to_owned())
+            (
+                (*region).clone(),
+                "prefixes are said to be there (geo_overrides, geo_override), and no backend is".to_owned(),
+            )
         });
-        let deserted = stocked.iter().filter(|(region, _)| !led_to.contains(*region)).map(|(region, (first, count))| {
-            let who = match count {
-                1 => format!("backend {first} is"),
-                more => format!("{more} backends are ({first}, …)"),
-            };
-            ((*region).clone(), format!("{who} there, and no client can be"))
-        });
+        let deserted =
+            stocked.iter().filter(|(region, _)| !led_to.contains(*region)).map(|(region, (first, count))| {
+                let who = match count {
+                    1 => format!("backend {first} is"),
+                    more => format!("{more} backends are ({first}, …)"),
+                };
+                ((*region).clone(), format!("{who} there, and no client can be"))
+            });
         let with_remedy = |(region, why)| {
             let remedy = "if it is no misspelling, insert it into the table regions, with its position and countries";
             (region, format!("{why}: {remedy}"))
@@ -93,10 +97,8 @@ mod tests {
     }
 
     fn snapshot(stock: &[(&str, &str)], table: &[&str], there: &[(&str, &str)]) -> Snapshot {
-        let specs: Vec<_> = table
-            .iter()
-            .map(|name| RegionSpec { name: region(name), position: None, countries: Vec::new() })
-            .collect();
+        let specs: Vec<_> =
+            table.iter().map(|name| RegionSpec { name: region(name), position: None, countries: Vec::new() }).collect();
         let world = World { regions: Arc::new(Regions::new(&specs)), overrides: overrides(there), ..World::default() };
         let rows: Vec<_> = stock.iter().map(|(id, region)| row(id, region)).collect();
         Snapshot::new(1, backends(&rows), world)

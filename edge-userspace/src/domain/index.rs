@@ -115,9 +115,10 @@ impl Snapshot {
 
     /// The regions of the backends that take new clients, app by app: one of the backends in each, and how many they are.
     pub fn stock(&self) -> impl Iterator<Item = (&Region, &Arc<Backend>, usize)> {
-        self.apps.values().flat_map(|app| app.groups()).filter_map(|group| {
-            Some((group.region.as_ref()?, &group.members.first()?.backend, group.members.len()))
-        })
+        self.apps
+            .values()
+            .flat_map(|app| app.groups())
+            .filter_map(|group| Some((group.region.as_ref()?, &group.members.first()?.backend, group.members.len())))
     }
 
     /// Backends with the mark `same_host`.

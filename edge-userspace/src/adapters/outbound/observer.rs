@@ -48,9 +48,7 @@ impl Observer for Recorder {
                 let last = last.unwrap_or_else(|| why.as_str().to_owned());
                 (EventKind::BackendDown, format!("{} failed, the last: {last}", checks(after)))
             }
-            Transition::Up { after } => {
-                (EventKind::BackendUp, format!("{} passed: {}", checks(after), share(backend)))
-            }
+            Transition::Up { after } => (EventKind::BackendUp, format!("{} passed: {}", checks(after), share(backend))),
             Transition::Back => (EventKind::BackendBack, share(backend)),
             Transition::Recovered => (EventKind::BackendRecovered, "has its whole share of clients again".to_owned()),
         };

@@ -37,7 +37,13 @@ const DOUBT: Duration = Duration::from_millis(2);
 
 impl Bindings {
     pub(super) fn new(ttl: Duration) -> Self {
-        Self { ttl, entries: HashMap::new(), of_connections: HashMap::new(), crowded: HashSet::new(), makeshift: HashSet::new() }
+        Self {
+            ttl,
+            entries: HashMap::new(),
+            of_connections: HashMap::new(),
+            crowded: HashSet::new(),
+            makeshift: HashSet::new(),
+        }
     }
 
     /// A live binding is renewed by being found.
