@@ -3,14 +3,12 @@
 
 mod common;
 
-use std::io::Read;
-use std::net::Shutdown;
 use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Database, KERNEL, NETWORK, SOON, World, eventually};
-use xtask::lab::{Config, Daemon, Ns};
+use xtask::lab::{Config, Daemon};
 use xtask::load::{Manner, connect_from};
 
 /// Runs `edgeproxy` to its end.

@@ -79,6 +79,88 @@ fn half_closed(scene: &Option<Scene>) {
     assert_eq!(record.termination, "sD", "{record:?}");
 }
 
+#[test]
+fn copy_waits_for_the_answer_after_a_long_quiet() {
+    late_end(&Scene::with("copy", NETWORK, "copy_waits_for_the_answer_after_a_long_quiet", QUIET));
+}
+
+#[test]
+fn splice_waits_for_the_answer_after_a_long_quiet() {
+    late_end(&Scene::with("splice", NETWORK, "splice_waits_for_the_answer_after_a_long_quiet", QUIET));
+}
+
+#[test]
+fn sockmap_waits_for_the_answer_after_a_long_quiet() {
+    late_end(&Scene::with("sockmap", KERNEL, "sockmap_waits_for_the_answer_after_a_long_quiet", QUIET));
+}
+
+#[test]
+fn sk_msg_waits_for_the_answer_after_a_long_quiet() {
+    late_end(&Scene::with("sk_msg", KERNEL, "sk_msg_waits_for_the_answer_after_a_long_quiet", QUIET));
+}
+
+#[test]
+fn copy_lets_a_slow_reader_finish() {
+    slow("copy", NETWORK, "copy_lets_a_slow_reader_finish");
+}
+
+#[test]
+fn splice_lets_a_slow_reader_finish() {
+    slow("splice", NETWORK, "splice_lets_a_slow_reader_finish");
+}
+
+#[test]
+fn sockmap_lets_a_slow_reader_finish() {
+    slow("sockmap", KERNEL, "sockmap_lets_a_slow_reader_finish");
+}
+
+/// All was sent long ago, and is still being delivered: that is not idle.
+fn slow(forwarder: &str, needs: &[Need], test: &str) {
+    const SENT: usize = 24 << 20;
+    let Some(world) = World::new(needs, test) else { return };
+    let addr = world.backend_addr(1);
+    world.database.add(&Row::new("b1", addr));
+    world.lab.default_buffers().unwrap();
+    let listener = world.lab.run_in(Ns::Backends, || TcpListener::bind(addr)).unwrap();
+    let reader = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let (mut buffer, mut got) = (vec![0; 64 << 10], 0);
+        loop {
+            match stream.read(&mut buffer) {
+                Ok(0) => return Ok(got),
+                Ok(read) => got += read,
+                Err(error) => return Err((error.kind(), got)),
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let daemon =
+        world.daemon(&[("forwarder", forwarder), ("idle_timeout_secs", "1"), ("half_close_timeout_secs", "60")]);
+    let connect = || connect_from(world.lab.client(0), daemon.addr());
+    let mut client = world.lab.run_in(Ns::Clients, connect).unwrap();
+    client.write_all(&vec![7; SENT]).unwrap();
+    // The limit of half-closed connections is another one.
+    thread::sleep(Duration::from_secs(3));
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(reader.join().unwrap(), Ok(SENT));
+    let record = daemon.record_of(client.local_addr().unwrap(), SOON).unwrap();
+    assert_eq!((record.bytes_up, record.termination.as_str()), (SENT as u64, "--"), "{record:?}");
+}
+
+/// The limit of a half-closed connection counts from its end of stream, not from the last byte before.
+const QUIET: [(&str, &str); 2] = [("idle_timeout_secs", "60"), ("half_close_timeout_secs", "3")];
+
+fn late_end(scene: &Option<Scene>) {
+    let Some(scene) = scene else { return };
+    let mut client = scene.connect();
+    client.echo(b"and then nothing for longer than the other limit");
+    thread::sleep(Duration::from_secs(4));
+    client.0.shutdown(Shutdown::Write).unwrap();
+    let (took, record) = scene.end_of(client);
+    assert!((Duration::from_millis(2_500)..SOON).contains(&took), "took {took:?}");
+    assert_eq!(record.termination, "sD", "{record:?}");
+}
+
 /// A daemon with limits of a second, and a backend that answers and never closes.
 struct Scene {
     // Dropped in this order: a cgroup can go when the daemon is gone.
@@ -90,9 +172,12 @@ struct Scene {
 
 impl Scene {
     fn new(forwarder: &'static str, needs: &[Need], test: &str) -> Option<Self> {
+        Self::with(forwarder, needs, test, [("idle_timeout_secs", "1"), ("half_close_timeout_secs", "1")])
+    }
+
+    fn with(forwarder: &'static str, needs: &[Need], test: &str, limits: [(&str, &str); 2]) -> Option<Self> {
         let world = World::new(needs, test)?;
         let addr = world.backend_addr(1);
-        let limits = [("idle_timeout_secs", "1"), ("half_close_timeout_secs", "1")];
         let (daemon, cgroups) = if forwarder == "sk_msg" {
             let cgroups = Cgroups::create().unwrap();
             world.database.add(&Row::new("b1", addr).same_host());

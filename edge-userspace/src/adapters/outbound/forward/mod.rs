@@ -3,6 +3,7 @@
 mod chaos;
 mod choice;
 mod crowd;
+mod delivery;
 pub mod kernel;
 mod lane;
 pub mod pipe;

@@ -11,6 +11,7 @@ use socket2::SockRef;
 use tokio::time::{Instant, sleep};
 
 use super::choice::Choice;
+use super::delivery::Delivery;
 use super::lane::{Both, MAX_READ, Pending, Side, TURN, with_scratch};
 use super::pipe::Pipe;
 use super::socket::Received;
@@ -153,9 +154,10 @@ impl<'a, S: Stream> Pump<'a, S> {
         let flow = self.flow;
         let mut cut = pin!(cut.wait(flow));
         let (mut active, mut current) = (Instant::now(), limits.idle);
+        let mut delivery = Delivery::default();
         let mut measure_at = active + MEASURE_EVERY;
         let end = poll_fn(|cx| {
-            let before = self.moved;
+            let before = self.progress();
             match self.poll_lanes(cx, choice) {
                 Poll::Ready(Some(end)) => {
                     self.flow.publish(self.bytes());
@@ -174,7 +176,7 @@ impl<'a, S: Stream> Pump<'a, S> {
                 }
                 look.as_mut().reset(Instant::now() + LOOK);
             }
-            if self.moved != before {
+            if self.progress() != before {
                 active = Instant::now();
                 self.flow.publish(self.bytes());
                 if active >= measure_at {
@@ -194,7 +196,10 @@ impl<'a, S: Stream> Pump<'a, S> {
             }
             while idle.as_mut().poll(cx).is_ready() {
                 if active.elapsed() >= limit {
-                    return Poll::Ready(Ok(PumpEnd::Finished(self.idle_termination())));
+                    if !delivery.goes_on(&self.sockets) {
+                        return Poll::Ready(Ok(PumpEnd::Finished(self.idle_termination())));
+                    }
+                    active = Instant::now();
                 }
                 idle.as_mut().reset(active + limit);
             }
@@ -390,6 +395,12 @@ impl<'a, S: Stream> Pump<'a, S> {
             let _ = SockRef::from(&self.sockets[side.other()].as_fd()).shutdown(Shutdown::Write);
         }
         self.lanes[side].shut = true;
+    }
+
+    /// Changes whenever something was achieved: the end of a stream is, too, so that who closes after a long quiet has the
+    /// whole limit for what is still to come.
+    fn progress(&self) -> (Both<u64>, usize) {
+        (self.moved, self.lanes.iter().filter(|lane| lane.shut).count())
     }
 
     fn time_limit(&self, limits: &TimeLimits) -> Duration {
