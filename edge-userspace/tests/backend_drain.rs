@@ -4,9 +4,9 @@
 mod common;
 
 use common::{KERNEL, NETWORK, SOON, World, edgeproxy, eventually};
-use xtask::lab::Daemon;
 use xtask::lab::requirements::Need;
-use xtask::load::{Manner, Visit};
+use xtask::lab::{Daemon, Ns};
+use xtask::load::{Manner, Visit, connect_from};
 
 /// A visit of `backend`, by one of the clients from `first` on.
 fn visit_of(world: &World, daemon: &Daemon, backend: &str, first: u16) -> Visit {
@@ -85,4 +85,26 @@ fn connections_of_a_removed_backend_live_on_until_they_are_told_to_end() {
     assert_eq!(daemon.record_of(held.local, SOON).unwrap().termination, "KD");
     let (code, text) = edgeproxy(&daemon, &["backends", "drain", "nobody"]);
     assert!(code == 1 && text.contains("there is no backend nobody"), "{text}");
+}
+
+#[test]
+fn a_connection_that_was_still_connecting_at_the_deadline_is_cut_too() {
+    let Some(world) = World::new(NETWORK, "a_connection_that_was_still_connecting_at_the_deadline_is_cut_too") else {
+        return;
+    };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    world.lab.mute(world.lab.backend(1)).unwrap();
+    let daemon = world.daemon(&[("connect_timeout_ms", "30000"), ("connect_budget_ms", "30000")]);
+    let client = world.lab.run_in(Ns::Clients, || connect_from(world.lab.client(1), daemon.addr())).unwrap();
+    let connecting = daemon.wait_status(SOON, |status| status.0["backends"][0]["connections"] == 1).unwrap();
+    assert_eq!(connecting.0["backends"][0]["connections"], 1, "{:#}", connecting.0);
+    assert_eq!(edgeproxy(&daemon, &["backends", "drain", "b1", "--deadline", "0s"]).0, 0);
+    eventually("the deadline has passed", || daemon.status().unwrap().0["backends"][0]["cut_in_secs"] == 0.0);
+    // Several ticks: what there was to be cut then is cut.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    world.lab.unmute(world.lab.backend(1)).unwrap();
+    let record = daemon.record_of(client.local_addr().unwrap(), SOON).unwrap();
+    assert_eq!((record.termination.as_str(), record.backend.as_deref()), ("KD", Some("b1")), "{record:?}");
+    let (_, events) = edgeproxy(&daemon, &["events"]);
+    assert_eq!(events.matches("backend_drain_cut").count(), 1, "{events}");
 }

@@ -283,11 +283,13 @@ fn where_all_checks_fail_clients_are_served_all_the_same_and_it_is_said() {
     assert_eq!(first.len(), 2, "the operator's word outranks the checks: {first:?}");
     let records = daemon.access_log(SOON, |records| records.len() >= 60);
     assert!(records.iter().all(|record| record.why.as_deref() == Some("fail_open")), "{:?}", records[0]);
-    let again = world.visit(7, daemon.addr()).unwrap();
-    let (client, name) = (again.local, again.backend.clone());
-    again.finish().unwrap();
-    let record = daemon.record_of(client, SOON).unwrap();
-    assert_eq!(record.why.as_deref(), Some("affinity"), "{name}: bindings hold: {record:?}");
+    let why = |client: u16| {
+        let visit = world.visit(client, daemon.addr()).unwrap();
+        let (local, backend) = (visit.local, visit.backend.clone());
+        visit.finish().unwrap();
+        (backend, daemon.record_of(local, SOON).unwrap().why.unwrap())
+    };
+    assert_eq!(why(7).1, "fail_open", "what is better than nothing binds nobody");
     assert!(printed(&world, &daemon, &["status"]).contains("fail open    app web: no backend in service is trusted"));
     assert!(printed(&world, &daemon, &["backends"]).contains("app web fails open"));
     assert!(daemon.metrics().unwrap().contains("edgeproxy_app_fail_open{app=\"web\"} 1"));
@@ -299,6 +301,10 @@ fn where_all_checks_fail_clients_are_served_all_the_same_and_it_is_said() {
     eventually("the app does not fail open any more", || events(&daemon, "fail_open_ended").len() == 1);
     assert_eq!(visits(&world, &daemon, 100..130).into_keys().collect::<Vec<_>>(), ["b2"]);
     assert_eq!(daemon.status().unwrap().0["fail_open"], serde_json::json!([]));
+    ports[1].turn(ILL);
+    eventually("the app fails open again", || daemon.status().unwrap().0["fail_open"][0] == "web");
+    let bound = ("b2".to_owned(), "affinity".to_owned());
+    assert_eq!([why(101), why(101)], [bound.clone(), bound], "bindings of before hold");
 }
 
 #[test]

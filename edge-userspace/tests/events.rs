@@ -83,6 +83,7 @@ fn events_tell_what_happens_with_reasons() {
 
     let held = world.backend(3, Manner::Echo, |row| row);
     world.database.execute("UPDATE backends SET state = 'drain' WHERE id <> 'b3'");
+    text.wait(&["info", "backend_state", "backend b1 (app web): the routing database says: state drain, was ready"]);
     eventually("clients reach b3", || world.visit(20, daemon.addr()).is_ok_and(|visit| visit.backend == "b3"));
     let _held = (held, world.visit(21, daemon.addr()).unwrap());
     daemon.ask_to_end();

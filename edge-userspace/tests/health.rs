@@ -3,11 +3,12 @@
 
 mod common;
 
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use common::{NETWORK, Row, SOON, World, eventually};
 use xtask::lab::{Daemon, Ns};
-use xtask::load::{Manner, NamedBackend, Visit};
+use xtask::load::{Manner, NamedBackend, Visit, connect_from};
 
 /// The health of a backend in the status, and why.
 fn health(daemon: &Daemon, id: &str) -> (String, Option<String>) {
@@ -151,4 +152,66 @@ fn a_backend_that_resets_at_once_is_ejected() {
     }
     assert_eq!(failed, 3, "{}", daemon.messages());
     assert_eq!(health(&daemon, "b2"), ejected("early_reset"));
+}
+
+#[test]
+fn a_lost_packet_does_not_eject_a_backend_that_accepts_others_meanwhile() {
+    let Some(world) = World::new(NETWORK, "a_lost_packet_does_not_eject_a_backend_that_accepts_others_meanwhile")
+    else {
+        return;
+    };
+    let _backends: Vec<_> = (1..=2).map(|n| world.backend(n, Manner::Close, |row| row)).collect();
+    // Below the second after which the kernel sends a SYN again.
+    let settings = [("connect_timeout_ms", "950"), ("ejection_secs", "0.2"), ("slow_start_secs", "0.1")];
+    let daemon = world.daemon(&settings);
+    let ejections = || daemon.messages().matches("\"event\":\"backend_ejected\"").count();
+    let both = [1, 2].map(|n| world.lab.backend(n));
+    // On a busy machine the others may come too late.
+    for try_ in 0..10 {
+        let before = ejections();
+        both.iter().for_each(|backend| world.lab.mute(*backend).unwrap());
+        let began = Instant::now();
+        let mut lost = world.lab.run_in(Ns::Clients, || connect_from(world.lab.client(200), daemon.addr())).unwrap();
+        daemon.wait_status(SOON, |status| status.active() == 1).unwrap();
+        both.iter().for_each(|backend| world.lab.unmute(*backend).unwrap());
+        // Both have answered somebody.
+        let mut seen = std::collections::HashSet::new();
+        let mut client = try_ * 10;
+        while seen.len() < 2 && began.elapsed() < SOON {
+            seen.insert(visit(&world, &daemon, client).unwrap());
+            client += 1;
+        }
+        let in_time = began.elapsed() < Duration::from_millis(900);
+        let local = lost.local_addr().unwrap();
+        lost.read_to_end(&mut Vec::new()).unwrap();
+        drop(lost);
+        let record = daemon.record_of(local, SOON).unwrap();
+        assert_eq!((record.attempts, record.termination.as_str()), (2, "--"), "{record:?}");
+        if in_time {
+            assert_eq!(ejections(), before, "{}", daemon.messages());
+            return;
+        }
+        eventually("both are well again", || ["b1", "b2"].iter().all(|id| health(&daemon, id).0 == "up"));
+    }
+    panic!("this machine is too busy for the test");
+}
+
+#[test]
+fn an_attempt_that_the_budget_cuts_short_is_not_held_against_the_backend() {
+    let Some(world) = World::new(NETWORK, "an_attempt_that_the_budget_cuts_short_is_not_held_against_the_backend")
+    else {
+        return;
+    };
+    let _far = world.backend(1, Manner::Close, |row| row.region("ap"));
+    for n in [2, 3] {
+        world.database.add(&Row::new(&format!("b{n}"), world.backend_addr(n)));
+        world.lab.mute(world.lab.backend(n)).unwrap();
+    }
+    let daemon = world.daemon(&[("connect_timeout_ms", "600"), ("connect_budget_ms", "700"), ("ejection_secs", "600")]);
+    let lost = world.lab.run_in(Ns::Clients, || connect_from(world.lab.client(1), daemon.addr())).unwrap();
+    let record = daemon.record_of(lost.local_addr().unwrap(), SOON).unwrap();
+    assert_eq!((record.attempts, record.termination.as_str()), (2, "sC"), "{record:?}");
+    let mut phases = ["b2", "b3"].map(|id| health(&daemon, id).0);
+    phases.sort();
+    assert_eq!(phases, ["ejected", "up"], "half of the three would have been two");
 }

@@ -557,3 +557,27 @@ fn what_a_refusal_costs() {
     measure("refused by source_rate, all logged", &all_logged, none, false);
     measure("refused by none_eligible", &[], full, false);
 }
+
+#[test]
+fn all_the_waiting_of_a_connection_has_one_limit() {
+    let Some(world) = World::new(NETWORK, "all_the_waiting_of_a_connection_has_one_limit") else { return };
+    let limit = Duration::from_secs(4);
+    queue(&world, 10, limit);
+    let _backends = [1, 2].map(|n| world.backend(n, Manner::Echo, |row| row.limits(1, 1)));
+    let daemon = world.daemon(&[("connect_timeout_ms", "200")]);
+    let mut held = [0, 1].map(|n| world.visit(n, daemon.addr()).unwrap());
+    held.sort_by(|one, other| one.backend.cmp(&other.backend));
+    let waits = connect(&world, world.lab.client(2), daemon.addr());
+    wait_for(&daemon, "it waits", |status| waiting(status) == 1);
+    // It gets a place after three quarters of its time, in vain, and has the last quarter left.
+    thread::sleep(limit * 3 / 4);
+    world.lab.mute(world.lab.backend(2)).unwrap();
+    let [stays, goes] = held;
+    socket2::SockRef::from(goes.stream()).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(goes);
+    let record = daemon.record_of(waits.local_addr().unwrap(), SOON).unwrap();
+    assert_eq!((why(&record), record.attempts), (("sQ", Some("queue_timed_out")), 1), "{record:?}");
+    let waited = record.queue_ms.unwrap();
+    assert!((4_000.0..6_500.0).contains(&waited), "a limit of its own for each time would be seven: {waited} ms");
+    stays.finish().unwrap();
+}

@@ -167,3 +167,27 @@ fn a_flow_in_the_kernel_tells_the_round_trip_time_at_its_end() {
     // The average has to give the old time up.
     a_flow_tells(KERNEL, test, "sockmap", |_| start.elapsed() >= Duration::from_secs(8));
 }
+
+#[test]
+fn a_client_that_measures_a_way_is_not_bound_to_it() {
+    let Some(world) = World::new(NETWORK, "a_client_that_measures_a_way_is_not_bound_to_it") else { return };
+    let _known: Vec<_> = (1..=2).map(|n| world.backend(n, Manner::Close, |row| row)).collect();
+    world.database.execute("INSERT INTO apps (name, selection) VALUES ('web', 'nearest_rtt')");
+    let daemon = world.daemon(&[]);
+    let deadline = Instant::now() + LEARNED;
+    let (mut client, mut why) = (0, String::new());
+    while why != "nearest_rtt" {
+        assert!(Instant::now() < deadline, "two are not known:\n{:#}", daemon.status().unwrap().0);
+        client += 1;
+        why = served(&world, &daemon, client).1;
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(served(&world, &daemon, client).1, "affinity", "who is near is for long");
+    let _unknown = world.backend(3, Manner::Close, |row| row);
+    while why != "rtt_probe" {
+        assert!(Instant::now() < deadline, "nobody measures:\n{:#}", daemon.status().unwrap().0);
+        client += 1;
+        why = served(&world, &daemon, client).1;
+    }
+    assert_ne!(served(&world, &daemon, client).1, "affinity");
+}

@@ -27,10 +27,30 @@ pub struct BackendDrains {
 
 #[derive(Debug)]
 struct Drain {
-    /// When what is left is cut; `None`: never.
+    /// From when on what it has is cut; `None`: never.
     deadline: Option<Instant>,
     /// Where the mark is, which so outlives the row; `None` for a backend that the table had lost already.
     load: Option<Arc<BackendLoad>>,
+    /// Since when it is out of the table and has no connections.
+    gone_since: Option<Instant>,
+}
+
+/// A backend that was removed and has no connections is forgotten after this time, and its place in the kernel's counts
+/// is free again. Not at once: a row may be away for a moment while the table is written anew, and its backend must
+/// still be draining when it is back.
+const FORGOTTEN: Duration = Duration::from_secs(60);
+
+impl Drain {
+    /// Whether it is to be forgotten: what the table had lost already with its last connection.
+    fn is_over(&mut self, is_known: bool, now: Instant, has_flows: impl FnOnce() -> bool) -> bool {
+        let Some(load) = &self.load else { return !has_flows() };
+        // Those that are still connecting count.
+        if is_known || load.active() > 0 {
+            self.gone_since = None;
+            return false;
+        }
+        now.saturating_duration_since(*self.gone_since.get_or_insert(now)) >= FORGOTTEN
+    }
 }
 
 /// What `POST /api/v1/backends/drain` asks, and `…/ready`, which knows no deadline.
@@ -100,12 +120,13 @@ impl BackendDrains {
         if load.is_none() && connections == 0 {
             return Err(BackendDrainError::Unknown(id.clone()));
         }
-        if let Some(load) = &load {
-            load.set_draining(true);
-        }
         let known = load.is_some();
         let at = deadline.and_then(|after| now.checked_add(after));
-        let former = self.drains().insert(id.clone(), Drain { deadline: at, load });
+        let former = {
+            let mut drains = self.drains();
+            load.iter().for_each(|load| load.set_draining(true));
+            drains.insert(id.clone(), Drain { deadline: at, load, gone_since: None })
+        };
         let until = deadline.map_or_else(
             || "connections end by themselves".to_owned(),
             |after| format!("what is left is cut in {after:?}"),
@@ -128,32 +149,47 @@ impl BackendDrains {
         Ok(self.answer(id, false, None, drain.load.is_some()))
     }
 
-    /// Cuts what is left where a deadline has passed. To be called several times a second.
+    /// Cuts what there is where a deadline has passed, also what was still connecting then and became a flow since, and
+    /// forgets drains of backends that are gone. To be called several times a second.
     pub fn tick(&self, now: Instant) {
-        let mut due = Vec::new();
-        {
-            let mut drains = self.drains();
-            for (id, drain) in drains.iter_mut() {
-                // Once; the drain itself goes on.
-                if drain.deadline.take_if(|deadline| now >= *deadline).is_some() {
-                    due.push(id.clone());
-                }
+        let (mut due, mut over) = (Vec::new(), Vec::new());
+        let mut drains = self.drains();
+        // While the drains are held: nobody can say it anew of a backend that this snapshot has lost.
+        let snapshot = self.routing.snapshot();
+        drains.retain(|id, drain| {
+            if drain.deadline.is_some_and(|deadline| now >= deadline) {
+                due.push(id.clone());
             }
-            // What the table had lost is forgotten with its last connection.
-            drains.retain(|id, drain| drain.load.is_some() || !self.flows.of(id).is_empty());
-        }
+            let is_over = drain.is_over(snapshot.backend(id).is_some(), now, || !self.flows.of(id).is_empty());
+            if is_over && let Some(load) = &drain.load {
+                load.set_draining(false);
+                over.push(id.clone());
+            }
+            !is_over
+        });
+        drop(drains);
         due.iter().for_each(|id| self.cut(id));
+        for id in over {
+            let reason = format!("its drain is forgotten: it was removed, and had no connection for {FORGOTTEN:?}");
+            self.events.emit(EventKind::BackendReady, Subject::backend_id(&id), reason);
+        }
     }
 
+    /// Cuts the flows that are not cut yet; those that are take a moment to end.
     fn cut(&self, id: &BackendId) {
-        let left = self.flows.of(id);
+        let mut left = self.flows.of(id);
+        left.retain(|flow| !flow.is_cut());
+        if left.is_empty() {
+            return;
+        }
         left.iter().for_each(|flow| flow.cut());
         self.cuts.iter().for_each(|cut| cut.marked());
         let reason = format!("the deadline of its drain has passed: {} connections are cut", left.len());
         self.events.emit(EventKind::BackendDrainCut, Subject::backend_id(id), reason);
     }
 
-    /// How many seconds are left to a drain's deadline, for the status: `None` where the daemon drains no such backend.
+    /// How many seconds are left to a drain's deadline, for the status, 0 once it has passed: `None` where the daemon
+    /// drains no such backend.
     pub fn state(&self, id: &BackendId, now: Instant) -> Option<Option<f64>> {
         let drains = self.drains();
         let deadline = drains.get(id)?.deadline;

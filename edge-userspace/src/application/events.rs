@@ -77,6 +77,8 @@ kinds! {
     BackendUp = "backend_up", Info;
     /// The address or the check of a backend has changed: what was known of it is forgotten.
     BackendAnew = "backend_anew", Info;
+    /// The routing database says otherwise of a backend: `healthy` or `state` has changed.
+    BackendState = "backend_state", Info;
     /// All backends of an app that are in service are out: those whose checks fail are asked, too.
     FailOpenBegan = "fail_open_began", Error;
     /// A backend of the app is trusted again.
@@ -85,7 +87,7 @@ kinds! {
     BackendDraining = "backend_draining", Info;
     /// The deadline of a backend's drain has passed: what was left is cut.
     BackendDrainCut = "backend_drain_cut", Warn;
-    /// An operator gives a backend new connections again.
+    /// The drain of a backend is over: an operator gives it new connections again, or it was removed and is forgotten.
     BackendReady = "backend_ready", Info;
     /// A row of the routing database is bad; its last good version stays, if there is one.
     RowRejected = "row_rejected", Warn;

@@ -23,6 +23,23 @@ pub struct Watch {
     failing: Mutex<BTreeSet<AppName>>,
 }
 
+/// An attempt to connect that has failed.
+#[derive(Debug, Clone, Copy)]
+pub struct FailedConnect {
+    pub failure: ConnectFailure,
+    pub began: Instant,
+    /// It had less than the connect limit: others before it have used up the connection's time.
+    pub shortened: bool,
+}
+
+impl FailedConnect {
+    /// Whether the attempt says something against the backend. A time-out does not, if the attempt had not its whole
+    /// time, or if the backend has accepted another connection since it began: a packet may get lost.
+    fn counts(&self, backend: &Backend) -> bool {
+        self.failure != ConnectFailure::TimedOut || !(self.shortened || backend.load.has_accepted_since(self.began))
+    }
+}
+
 impl std::fmt::Debug for Watch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Watch").field("rules", &self.rules).finish_non_exhaustive()
@@ -36,6 +53,7 @@ impl Watch {
 
     /// The backend has accepted a connection.
     pub fn connected(&self, backend: &Arc<Backend>, now: Instant) {
+        backend.load.accepted(now);
         if backend.load.is_spotless() {
             return;
         }
@@ -44,8 +62,8 @@ impl Watch {
     }
 
     /// It has not.
-    pub fn connect_failed(&self, backend: &Arc<Backend>, failure: ConnectFailure, now: Instant) {
-        if let Some(complaint) = Complaint::of_connect(failure) {
+    pub fn connect_failed(&self, backend: &Arc<Backend>, failed: FailedConnect, now: Instant) {
+        if let Some(complaint) = Complaint::of_connect(failed.failure).filter(|_| failed.counts(backend)) {
             self.complain(backend, complaint, now);
         }
     }

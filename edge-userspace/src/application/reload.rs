@@ -136,6 +136,14 @@ impl<S: RoutingSource> ReloadLoop<S> {
             let reason = "another address or check: what was known of it is forgotten";
             self.events.emit(EventKind::BackendAnew, Subject::backend(backend), reason);
         }
+        for (backend, said) in report.words.told.iter().filter_map(|(id, said)| Some((snapshot.backend(id)?, said))) {
+            let reason = format!("the routing database says: {said}");
+            self.events.emit(EventKind::BackendState, Subject::backend(backend), reason);
+        }
+        if report.words.more > 0 {
+            let reason = format!("{} further backends have another state or health there", report.words.more);
+            self.events.emit(EventKind::BackendState, Subject::routing(), reason);
+        }
         drop(snapshot);
         self.tell_rejected(report);
     }

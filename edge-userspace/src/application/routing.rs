@@ -1,6 +1,7 @@
 //! The current routing table, and how a new one takes its place.
 
 mod intake;
+mod word;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -10,6 +11,7 @@ use edge_common::MAX_BACKENDS;
 
 pub use self::intake::LostTable;
 use self::intake::{Intake, Memory};
+pub use self::word::Words;
 use crate::domain::{BackendId, Lobby, RawRouting, Snapshot, World};
 
 /// Holds the snapshot that routes. Readers never wait; a new snapshot takes the place of the old one at once.
@@ -44,6 +46,8 @@ pub struct ReloadReport {
     pub apps: usize,
     /// Backends whose address or check is another now and of which something bad was known: that is forgotten.
     pub anew: Vec<BackendId>,
+    /// Backends of which the operator says otherwise now.
+    pub words: Words,
 }
 
 /// How the last reloads went, for `status`, logs and metrics.
@@ -151,6 +155,7 @@ impl RoutingTable {
         self.current.store(Arc::clone(&snapshot));
         // Only now: what is still said of the former one is not taken for the new one's any more.
         report.anew = forget_changed(&last, &snapshot);
+        report.words = Words::of(&last, &snapshot);
         writer.retired.push(last);
         writer.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
         // Limits may be higher now, or backends more.

@@ -27,7 +27,7 @@ use super::admission::{Admission, ListenerHeld, SourceHeld};
 use super::arrival::Arrival;
 use super::drain::{Connections, Held};
 use super::flows::{Flow, Flows, Listed};
-use super::health::Watch;
+use super::health::{FailedConnect, Watch};
 use super::locate::Locator;
 use super::ports::{Bindings, Connector, Forwarder, GeoResolver, Greeter, Observer, Pair};
 use super::queue::NoPlace;
@@ -85,6 +85,11 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// What a connect may take where none was before it.
+    fn longest_connect(&self) -> Duration {
+        self.connect_timeout.min(self.connect_budget)
+    }
+
     /// Finds clients.
     pub fn locator<'a>(&'a self, geo: &'a dyn GeoResolver, snapshot: &'a Snapshot) -> Locator<'a> {
         Locator { geo, overrides: &self.overrides, snapshot, pop_region: &self.pop_region }
@@ -219,7 +224,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
                 Ok(stream) => {
                     self.health.connected(&backend, Instant::now());
                     // A binding that yields for a crowd stays: the crowd may be smaller the next time.
-                    if binds && binding_yielded != Some(Skip::AtSoftLimit) {
+                    if binds && reason.binds() && binding_yielded != Some(Skip::AtSoftLimit) {
                         self.bindings.bind(key.clone(), &backend.id);
                     }
                     record.connected(ChosenBackend {
@@ -233,7 +238,10 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
                 }
                 Err(failure) => {
                     let took = started.elapsed();
-                    self.health.connect_failed(&backend, failure, Instant::now());
+                    // The first attempt has all the time that there is.
+                    let shortened = tried.len() > 1 && limit < self.rules.longest_connect();
+                    let failed = FailedConnect { failure, began: started, shortened };
+                    self.health.connect_failed(&backend, failed, Instant::now());
                     tracing::debug!(backend = %backend.id, failure = failure.as_str(), "connect failed");
                     record.outcome.failed.push(Attempt { backend: backend.id.clone(), failure, took });
                     if failure == ConnectFailure::Exhausted {
@@ -267,6 +275,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         if !self.binds(&key.app) || self.bindings.clears() != clears {
             return;
         }
+        let backend = backend.filter(|backend| backend.reason.binds());
         if let (None, Some(backend)) = (self.bindings.get(&key), backend) {
             self.bindings.bind(key, &backend.id);
         }

@@ -130,6 +130,7 @@ fn state(backend: &BackendStatus) -> String {
     match (backend.draining, backend.cut_in_secs) {
         (false, _) => backend.state.clone(),
         (true, None) => format!("{}, draining", backend.state),
+        (true, Some(secs)) if secs <= 0.0 => format!("{}, draining, all cut", backend.state),
         (true, Some(secs)) => format!("{}, draining, cut in {secs:.0} s", backend.state),
     }
 }

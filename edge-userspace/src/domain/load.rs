@@ -191,6 +191,16 @@ impl BackendLoad {
         self.distrust() == Some(Distrust::Down)
     }
 
+    /// The backend has accepted a connection. One atomic step.
+    pub fn accepted(&self, now: Instant) {
+        self.vitals.accepted(now);
+    }
+
+    /// Whether it has accepted one later than `began`.
+    pub fn has_accepted_since(&self, began: Instant) -> bool {
+        self.vitals.has_accepted_since(began)
+    }
+
     /// Whether nothing was ever said against the backend, or all is forgotten.
     pub fn is_spotless(&self) -> bool {
         self.vitals.is_spotless()

@@ -97,6 +97,14 @@ impl PickReason {
     }
 }
 
+impl PickReason {
+    /// Whether a client that was chosen a backend for this reason is bound to it. A makeshift would otherwise outlast
+    /// what it was made for. A binding that the client has had before stays.
+    pub const fn binds(self) -> bool {
+        !matches!(self, Self::RttProbe | Self::LastResort | Self::FailOpen)
+    }
+}
+
 impl fmt::Display for PickReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())

@@ -280,7 +280,7 @@ impl<'a> Stage<'a> {
         };
         self.connections[number].backend = None;
         self.candidates[pop].failed(number, failure, now);
-        self.oracles[pop].failed(number, failure);
+        self.oracles[pop].failed(number, failure, now);
         self.hear(pop, now);
         self.attempt(number, now);
     }

@@ -9,7 +9,7 @@ use super::metrics::Metrics;
 use super::refusal_log::RefusalLog;
 use crate::application::events::{EventKind, Events, Subject};
 use crate::application::ports::{GeoSource, Observer};
-use crate::domain::{AppName, Backend, CheckReport, Outcome, Transition};
+use crate::domain::{AppName, Backend, CheckReport, Outcome, Phase, Skip, Transition};
 
 /// Counts every connection and, where wanted, writes its line.
 #[derive(Debug)]
@@ -48,11 +48,8 @@ impl Observer for Recorder {
                 let last = last.unwrap_or_else(|| why.as_str().to_owned());
                 (EventKind::BackendDown, format!("{} failed, the last: {last}", checks(after)))
             }
-            Transition::Up { after } => {
-                let slowly = "gets a growing share of clients";
-                (EventKind::BackendUp, format!("{} passed: {slowly}", checks(after)))
-            }
-            Transition::Back => (EventKind::BackendBack, "gets a growing share of clients".to_owned()),
+            Transition::Up { after } => (EventKind::BackendUp, format!("{} passed: {}", checks(after), share(backend))),
+            Transition::Back => (EventKind::BackendBack, share(backend)),
             Transition::Recovered => (EventKind::BackendRecovered, "has its whole share of clients again".to_owned()),
         };
         self.events.emit(kind, Subject::backend(backend), reason);
@@ -78,8 +75,70 @@ impl Observer for Recorder {
     }
 }
 
+/// What a backend gets that is trusted again, by one of those who have a say.
+fn share(backend: &Backend) -> String {
+    let out = backend.closed_to_new().or_else(|| backend.load.is_draining().then_some(Skip::Drain));
+    match (out, backend.load.phase()) {
+        (Some(out), _) => format!("gets no new clients all the same, for it is out by the operator's word ({out})"),
+        (None, Phase::Ejected(why)) => {
+            format!("gets no clients yet, for it is still ejected ({})", why.as_str())
+        }
+        (None, _) => "gets a growing share of clients".to_owned(),
+    }
+}
+
 fn checks(count: u32) -> String {
     if count == 1 { "1 check".to_owned() } else { format!("{count} checks in a row") }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+    use std::time::Duration;
+
+    use super::*;
+    use crate::application::events::EventsQuery;
+    use crate::domain::testing::{backends, row};
+    use crate::domain::{Complaint, HealthRules, RawBackend};
+
+    const RULES: HealthRules = HealthRules {
+        failures: 3,
+        ejection: Duration::from_secs(10),
+        longest: Duration::from_secs(60),
+        max_percent: 50,
+        slow_start: Duration::from_secs(10),
+    };
+
+    #[tokio::test]
+    async fn a_backend_whose_checks_pass_is_said_to_get_what_it_gets() {
+        let recorder = Recorder {
+            metrics: Arc::new(Metrics::new(Vec::new())),
+            access_log: None,
+            refusals: RefusalLog::new(0),
+            events: Arc::default(),
+        };
+        let out = RawBackend { state: "maint".into(), ..row("b4", "sa") };
+        let backends = backends(&[row("b1", "sa"), row("b2", "sa"), row("b3", "sa"), out]);
+        let [_, ejected, draining, _] = &backends[..] else { panic!("{backends:?}") };
+        let now = Instant::now();
+        ejected.load.with_health(now, &RULES, |health| health.eject(Complaint::TimedOut, now, &RULES));
+        draining.load.set_draining(true);
+        for backend in &backends {
+            recorder.health_changed(backend, Transition::Up { after: 2 });
+        }
+        let told = recorder.events.answer(EventsQuery::default()).await.events;
+        let reasons: Vec<_> = told.iter().map(|event| event.reason.as_str()).collect();
+        assert_eq!(
+            reasons,
+            [
+                "2 checks in a row passed: gets a growing share of clients",
+                "2 checks in a row passed: gets no clients yet, for it is still ejected (timed_out)",
+                "2 checks in a row passed: gets no new clients all the same, for it is out by the operator's word (drain)",
+                "2 checks in a row passed: gets no new clients all the same, for it is out by the operator's word (maint)",
+            ]
+        );
+    }
 }
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ fn where_all_are_draining_none_is_eligible() {
 }
 
 #[test]
-fn the_deadline_cuts_the_flows_of_that_backend_once() {
+fn the_deadline_cuts_the_flows_of_that_backend_and_those_that_come_later_each_once() {
     let world = World::new(&["a", "b"]);
     let (cut, spared) = (world.flow(1, "a"), world.flow(2, "b"));
     let answer = world.drains.drain(&id("a"), Some(Duration::from_secs(5)), world.start).unwrap();
@@ -84,10 +84,51 @@ fn the_deadline_cuts_the_flows_of_that_backend_once() {
     assert_eq!(world.drains.state(&id("a"), world.start + Duration::from_secs(4)), Some(Some(1.0)));
     world.drains.tick(world.start + Duration::from_secs(5));
     assert!(cut.is_cut() && !spared.is_cut());
-    // The drain goes on; a connection that slipped in is not cut again and again.
+    // The drain goes on; those that take a moment to end are not cut, nor told, again.
     world.drains.tick(world.start + Duration::from_secs(6));
-    assert_eq!(world.drains.state(&id("a"), world.start), Some(None));
+    assert_eq!(world.drains.state(&id("a"), world.start + Duration::from_secs(6)), Some(Some(0.0)));
     assert_eq!(world.events.totals().get("backend_drain_cut"), Some(&1));
+    // It was connecting when the deadline passed.
+    let late = world.flow(3, "a");
+    assert!(!late.is_cut());
+    world.drains.tick(world.start + Duration::from_secs(7));
+    world.drains.tick(world.start + Duration::from_secs(8));
+    assert!(late.is_cut() && !spared.is_cut());
+    assert_eq!(world.events.totals().get("backend_drain_cut"), Some(&2));
+    world.drains.ready(&id("a")).unwrap();
+    let back = world.flow(4, "a");
+    world.drains.tick(world.start + Duration::from_secs(9));
+    assert!(!back.is_cut());
+}
+
+#[test]
+fn a_removed_backend_is_forgotten_when_it_has_been_without_connections_for_a_minute() {
+    let world = World::new(&["a", "b"]);
+    let after = |secs| world.start + Duration::from_secs(secs);
+    let load = |of: &str| Arc::clone(&world.routing.snapshot().backend(&id(of)).unwrap().load);
+    world.drains.drain(&id("a"), None, world.start).unwrap();
+    let a = load("a");
+    let permit = a.try_reserve(crate::domain::Limits::new(0, 0).unwrap()).unwrap();
+    let weak = Arc::downgrade(&a);
+    drop(a);
+    world.reload(&["b"]);
+    [0, 100].into_iter().for_each(|secs| world.drains.tick(after(secs)));
+    assert!(world.drains.state(&id("a"), after(100)).is_some(), "it has a connection");
+    drop(permit);
+    [101, 160].into_iter().for_each(|secs| world.drains.tick(after(secs)));
+    world.reload(&["a", "b"]);
+    assert!(load("a").is_draining(), "it was away for a moment");
+    world.drains.tick(after(161));
+    world.reload(&["b"]);
+    [162, 221].into_iter().for_each(|secs| world.drains.tick(after(secs)));
+    assert!(world.drains.state(&id("a"), after(221)).is_some(), "the time counts anew");
+    world.drains.tick(after(222));
+    assert_eq!(world.drains.state(&id("a"), after(222)), None);
+    assert_eq!(world.events.totals().get("backend_ready"), Some(&1), "it is told");
+    world.routing.clear_away();
+    assert!(weak.upgrade().is_none(), "its place among the counts is free");
+    world.reload(&["a", "b"]);
+    assert!(!load("a").is_draining(), "who comes with its name later is another one");
 }
 
 #[tokio::test]

@@ -64,7 +64,12 @@ impl Ward {
     }
 
     fn fail(&self, name: &str) {
-        self.watch.connect_failed(&self.backend(name), ConnectFailure::TimedOut, self.now);
+        self.silent(name, self.now, false);
+    }
+
+    fn silent(&self, name: &str, began: Instant, shortened: bool) {
+        let failed = FailedConnect { failure: ConnectFailure::TimedOut, began, shortened };
+        self.watch.connect_failed(&self.backend(name), failed, self.now);
     }
 
     fn pick(&mut self, bound: Option<&str>, tried: &Tried) -> Result<Pick, NoBackend> {
@@ -118,6 +123,35 @@ fn an_ejected_backend_gets_nobody_comes_back_slowly_and_all_is_told() {
 }
 
 #[test]
+fn a_timeout_says_nothing_if_the_backend_has_accepted_meanwhile_or_had_no_time() {
+    let mut ward = Ward::new(2);
+    let began = ward.now;
+    // Before the attempt, or in the moment in which it began, is not meanwhile.
+    ward.watch.connected(&ward.backend("b1"), began);
+    ward.now += Duration::from_millis(1);
+    ward.watch.connected(&ward.backend("b0"), ward.now);
+    ward.now += Duration::from_secs(3);
+    (0..9).for_each(|_| ward.silent("b0", began, false));
+    assert!(ward.backend("b0").load.is_spotless(), "packets get lost");
+    (0..9).for_each(|_| ward.silent("b1", began, true));
+    assert!(ward.backend("b1").load.is_spotless(), "a millisecond is no connect limit");
+    ward.silent("b1", began, false);
+    assert!(ward.backend("b1").load.is_ejected());
+
+    // What it did at another address is no excuse, and another failure needs none.
+    let mut ward = Ward::new(3);
+    let began = ward.now;
+    ward.now += Duration::from_secs(1);
+    ["b0", "b1"].iter().for_each(|name| ward.watch.connected(&ward.backend(name), ward.now));
+    let moved = RawBackend { port: 9.into(), ..row("b0", "sa") };
+    ward.load([moved, row("b1", "sa"), row("b2", "sa")].into_iter());
+    ward.silent("b0", began, false);
+    let refused = FailedConnect { failure: ConnectFailure::Refused, began, shortened: true };
+    (0..2).for_each(|_| ward.watch.connect_failed(&ward.backend("b1"), refused, ward.now));
+    assert!(["b0", "b1"].iter().all(|name| ward.backend(name).load.is_ejected()));
+}
+
+#[test]
 fn not_more_than_the_cap_are_ejected() {
     let ward = Ward::new(5);
     for name in ["b0", "b1", "b2", "b3", "b4"] {
@@ -157,7 +191,8 @@ fn connections_that_are_reset_at_once_eject_and_the_hosts_own_failures_don_t() {
     end(Termination::BackendReset);
     // A client that went at once has seen nothing of the backend.
     end(Termination::ClientReset);
-    (0..9).for_each(|_| ward.watch.connect_failed(&backend, ConnectFailure::Local, ward.now));
+    let local = FailedConnect { failure: ConnectFailure::Local, began: ward.now, shortened: false };
+    (0..9).for_each(|_| ward.watch.connect_failed(&backend, local, ward.now));
     assert!(!backend.load.is_ejected());
     end(Termination::BackendReset);
     assert!(backend.load.is_ejected());
@@ -275,7 +310,8 @@ fn another_address_or_check_begins_anew_and_reports_about_the_former_one_do_not_
     let check = HealthCheck::parse("tcp").unwrap();
     let report = CheckReport { result: CheckResult::Refused, detail: None, took: Duration::ZERO };
     ward.watch.checked(&former, check.spec().unwrap(), report, ward.now, &PACE);
-    ward.watch.connect_failed(&former, ConnectFailure::TimedOut, ward.now);
+    let failed = FailedConnect { failure: ConnectFailure::TimedOut, began: ward.now, shortened: false };
+    ward.watch.connect_failed(&former, failed, ward.now);
     ward.check_as("tcp", "b1", CheckResult::Refused, 9);
     assert_eq!(["b0", "b1"].map(known), [Phase::Up, Phase::Up]);
     ward.check_as("tcp fall=1", "b1", CheckResult::Refused, 1);

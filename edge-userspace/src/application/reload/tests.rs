@@ -75,3 +75,41 @@ fn the_thread_answers_commands_and_stops() {
     thread.join().unwrap();
     assert_eq!(table.load().generation(), 1);
 }
+
+#[tokio::test]
+async fn what_the_operator_says_of_a_backend_is_told_once_with_what_it_was_and_not_by_the_first_load() {
+    use crate::application::events::EventsQuery;
+    use crate::domain::RawBackend;
+
+    let ids: Vec<String> = (0..25).map(|at| format!("b{at:02}")).collect();
+    let all = |state: &'static str, healthy: i64| {
+        let row = |id: &String| RawBackend { state: state.into(), healthy: healthy.into(), ..row(id, "sa") };
+        Ok(RawRouting { backends: ids.iter().map(row).collect(), ..RawRouting::default() })
+    };
+    let mut first = all("ready", 1).unwrap();
+    first.backends[3].state = "drain".into();
+    let mut one = first.clone();
+    one.backends[3].state = "maint".into();
+    one.backends[3].healthy = 0.into();
+    // A bad row says nothing; weight and limits are no such word.
+    one.backends[4].state = "of grace".into();
+    one.backends[5].weight = 7.into();
+    let (mut reload, table) = script(vec![Ok(first), Ok(one.clone()), Ok(one), all("drain", 0)]);
+    let events = Arc::clone(&reload.events);
+    let told = async || {
+        let events = events.answer(EventsQuery::default()).await.events;
+        let of_backends = events.into_iter().filter(|event| event.kind == "backend_state");
+        of_backends.map(|event| (event.name, event.reason)).collect::<Vec<_>>()
+    };
+    reload.tick(at(1));
+    assert!(told().await.is_empty());
+    reload.tick(at(2));
+    reload.tick(at(3));
+    let said = "the routing database says: state maint, was drain; healthy 0, was 1";
+    assert_eq!(told().await, [("b03".to_owned(), said.to_owned())]);
+    reload.tick(at(4));
+    let told = told().await;
+    assert_eq!(told.len(), 1 + TOLD_ROWS + 1);
+    assert!(told.last().unwrap().1.starts_with("5 further backends"), "{told:?}");
+    assert_eq!(table.load().len(), 25);
+}

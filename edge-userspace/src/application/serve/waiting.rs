@@ -27,6 +27,8 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         match search.now()? {
             Now::Place(pick) => Ok(pick),
             Now::Ticket(ticket, limit) => {
+                // One limit for all of a connection's waiting: after a failed connect it goes on with what is left.
+                let limit = limit.saturating_sub(record.outcome.queued.unwrap_or_default());
                 record.waits_since(Instant::now());
                 let waited = search.wait(ticket, limit).await;
                 record.waits_no_more();

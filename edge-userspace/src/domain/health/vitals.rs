@@ -1,8 +1,8 @@
 //! A backend's health behind a lock, and beside it what choosing needs of it without one.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::{FULL, Health, HealthRules};
 use crate::domain::Skip;
@@ -41,6 +41,8 @@ pub(in crate::domain) struct Vitals {
     distrust: AtomicU8,
     spotless: AtomicBool,
     warmth: AtomicU32,
+    /// The [`moment`] of the last connection that it has accepted; 0 is none.
+    accepted: AtomicU64,
 }
 
 impl Default for Vitals {
@@ -50,6 +52,7 @@ impl Default for Vitals {
             distrust: AtomicU8::new(0),
             spotless: AtomicBool::new(true),
             warmth: AtomicU32::new(FULL),
+            accepted: AtomicU64::new(0),
         }
     }
 }
@@ -61,6 +64,16 @@ impl Vitals {
             1 => Some(Distrust::Ejected),
             _ => Some(Distrust::Down),
         }
+    }
+
+    /// The backend has accepted a connection.
+    pub(in crate::domain) fn accepted(&self, now: Instant) {
+        self.accepted.fetch_max(moment(now), Ordering::Relaxed);
+    }
+
+    /// Whether it has accepted one later than `began`.
+    pub(in crate::domain) fn has_accepted_since(&self, began: Instant) -> bool {
+        self.accepted.load(Ordering::Relaxed) > moment(began)
     }
 
     /// Whether a good word would change nothing.
@@ -97,12 +110,26 @@ impl Vitals {
         let turned = self.distrust.swap(Distrust::code(None), Ordering::SeqCst) != Distrust::code(None);
         self.spotless.store(true, Ordering::Relaxed);
         self.warmth.store(FULL, Ordering::Relaxed);
+        self.accepted.store(0, Ordering::Relaxed);
         Visit { result, turned, more: false }
     }
 
     /// Looks at the health without changing it.
     pub(in crate::domain) fn look<T>(&self, look: impl FnOnce(&Health) -> T) -> T {
         look(&self.health.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What moments are counted from, in the middle of what a word holds: simulated times may be before the first use.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+const MIDDLE: u64 = 1 << 63;
+
+/// A time in nanoseconds, for comparison; 292 years to either side.
+fn moment(at: Instant) -> u64 {
+    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    match at.checked_duration_since(*START) {
+        Some(after) => MIDDLE.saturating_add(nanos(after)),
+        None => MIDDLE.saturating_sub(nanos(START.saturating_duration_since(at))),
     }
 }
 

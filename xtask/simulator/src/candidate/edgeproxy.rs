@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use ::edgeproxy::application::health::Watch;
+use ::edgeproxy::application::health::{FailedConnect, Watch};
 use ::edgeproxy::application::ports::{GeoSource, Observer};
 use ::edgeproxy::application::routing::RoutingTable;
 use ::edgeproxy::domain::{
@@ -44,6 +44,10 @@ struct Open {
     target: Option<(Arc<Backend>, Permit)>,
     /// The binding has yielded for a crowd, and stays.
     crowded: bool,
+    /// Chosen for a reason that binds nobody.
+    makeshift: bool,
+    /// When the last choice was made, at which the connect begins.
+    chosen: Duration,
 }
 
 impl<'a> Edgeproxy<'a> {
@@ -132,6 +136,8 @@ impl Candidate for Edgeproxy<'_> {
         let at = self.affinity.backend(&backend.id).ok_or(NoBackend::NoneEligible)?;
         open.target = Some((backend, permit));
         open.crowded = yielded == Some(Skip::AtSoftLimit);
+        open.makeshift = !reason.binds();
+        open.chosen = ask.now;
         Ok(Choice { backend: at, reason: Some(reason), yielded })
     }
 
@@ -139,24 +145,29 @@ impl Candidate for Edgeproxy<'_> {
         let Some(open) = self.open.get(&connection) else { return };
         let Some((backend, _)) = &open.target else { return };
         self.health.connected(backend, self.affinity.clock.at(now));
-        if let Some(at) = self.affinity.backend(&backend.id).filter(|_| !open.crowded) {
+        if let Some(at) = self.affinity.backend(&backend.id).filter(|_| !open.crowded && !open.makeshift) {
             self.affinity.connected(connection, at, now);
         }
     }
 
     fn failed(&mut self, connection: usize, failure: ConnectFailure, now: Duration) {
+        let chosen = self.open.get(&connection).map_or(now, |open| open.chosen);
         if let Some((backend, permit)) = self.take(connection) {
-            self.health.connect_failed(&backend, failure, self.affinity.clock.at(now));
+            let rules = &self.world.rules;
+            let shortened = now.saturating_sub(chosen) < rules.connect_timeout.min(rules.connect_budget);
+            let failed = FailedConnect { failure, began: self.affinity.clock.at(chosen), shortened };
+            self.health.connect_failed(&backend, failed, self.affinity.clock.at(now));
             drop(permit);
         }
     }
 
     fn ended(&mut self, connection: usize, end: End, now: Duration) {
+        let makeshift = self.open.get(&connection).is_some_and(|open| open.makeshift);
         let Some((backend, permit)) = self.take(connection) else { return };
         let termination = if end.reset { Termination::BackendReset } else { Termination::Normal };
         let bytes = if end.answered { 1000 } else { 0 };
         self.health.ended(&backend, termination, bytes, end.age, self.affinity.clock.at(now));
-        if let Some(at) = self.affinity.backend(&backend.id) {
+        if let Some(at) = self.affinity.backend(&backend.id).filter(|_| !makeshift) {
             self.affinity.ended(connection, at, now);
         }
         drop(permit);

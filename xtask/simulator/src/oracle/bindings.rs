@@ -29,13 +29,21 @@ pub(super) struct Bindings {
     of_connections: HashMap<usize, Bound>,
     /// Connections for which the binding has yielded to a crowd, and stays.
     crowded: HashSet<usize>,
+    /// Connections whose backend was chosen for a reason that binds nobody.
+    makeshift: HashSet<usize>,
 }
 
 const DOUBT: Duration = Duration::from_millis(2);
 
 impl Bindings {
     pub(super) fn new(ttl: Duration) -> Self {
-        Self { ttl, entries: HashMap::new(), of_connections: HashMap::new(), crowded: HashSet::new() }
+        Self {
+            ttl,
+            entries: HashMap::new(),
+            of_connections: HashMap::new(),
+            crowded: HashSet::new(),
+            makeshift: HashSet::new(),
+        }
     }
 
     /// A live binding is renewed by being found.
@@ -80,12 +88,26 @@ impl Bindings {
         }
     }
 
-    pub(super) fn has_stayed(&self, connection: usize) -> bool {
-        self.crowded.contains(&connection)
+    pub(super) fn is_makeshift(&mut self, connection: usize, makeshift: bool) {
+        if makeshift {
+            self.makeshift.insert(connection);
+        } else {
+            self.makeshift.remove(&connection);
+        }
+    }
+
+    pub(super) fn of_makeshift(&self, connection: usize) -> bool {
+        self.makeshift.contains(&connection)
+    }
+
+    /// Whether the client is bound to where the connection was accepted.
+    pub(super) fn is_bound_by(&self, connection: usize) -> bool {
+        !self.crowded.contains(&connection) && !self.makeshift.contains(&connection)
     }
 
     pub(super) fn forget(&mut self, connection: usize) {
         self.crowded.remove(&connection);
+        self.makeshift.remove(&connection);
         self.of_connections.remove(&connection);
     }
 }

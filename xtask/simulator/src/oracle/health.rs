@@ -23,6 +23,8 @@ pub(super) struct HealthBook {
 struct Record {
     failed_in_a_row: u32,
     resets_in_a_row: u32,
+    /// When it accepted a connection last.
+    accepted: Option<Duration>,
     timed_out: bool,
     phase: Phase,
     checks: Checks,
@@ -127,8 +129,13 @@ impl HealthBook {
         matches!(self.backends[backend].phase, Phase::Ejected { .. })
     }
 
-    pub(super) fn connected(&mut self, backend: usize) {
-        self.backends[backend].failed_in_a_row = 0;
+    pub(super) fn connected(&mut self, backend: usize, now: Duration) {
+        let record = &mut self.backends[backend];
+        (record.failed_in_a_row, record.accepted) = (0, Some(now));
+    }
+
+    pub(super) fn has_accepted_since(&self, backend: usize, began: Duration) -> bool {
+        self.backends[backend].accepted.is_some_and(|at| at > began)
     }
 
     pub(super) fn failed(&mut self, backend: usize, failure: ConnectFailure) {
@@ -149,7 +156,7 @@ impl HealthBook {
         }
     }
 
-    /// Enough for an ejection: too many in a row, one time-out, or one fault on the way back.
+    /// Enough for an ejection: too many in a row, one time-out that counts, or one fault on the way back.
     fn is_guilty(&self, backend: usize) -> bool {
         let (record, rules) = (&self.backends[backend], &self.rules);
         let too_many = record.failed_in_a_row >= rules.failures || record.resets_in_a_row >= rules.failures;

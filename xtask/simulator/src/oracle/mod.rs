@@ -44,7 +44,8 @@ pub struct Oracle<'a> {
     table: Table,
     /// Connections by backend, those that are connecting included.
     counts: Vec<u32>,
-    held: HashMap<usize, usize>,
+    /// Where each connection is or wants to be, and since when.
+    held: HashMap<usize, (usize, Duration)>,
     bindings: Bindings,
     health: HealthBook,
     pub admitted: u64,
@@ -133,8 +134,9 @@ impl<'a> Oracle<'a> {
                     self.judge_choice(ask, *choice);
                 }
                 self.bindings.stays(ask.connection, choice.yielded == Some(Skip::AtSoftLimit));
+                self.bindings.is_makeshift(ask.connection, choice.reason.is_some_and(is_makeshift));
                 self.counts[choice.backend] += 1;
-                self.held.insert(ask.connection, choice.backend);
+                self.held.insert(ask.connection, (choice.backend, ask.now));
                 self.admitted += 1;
             }
             Err(why) if self.promises.order => self.judge_refusal(ask, *why),
@@ -179,23 +181,29 @@ impl<'a> Oracle<'a> {
     }
 
     pub fn connected(&mut self, connection: usize, now: Duration) {
-        let (Some(backend), key) = (self.held.get(&connection).copied(), self.key(connection)) else { return };
-        if let Some(key) = key.filter(|_| !self.bindings.has_stayed(connection)) {
+        let (Some((backend, _)), key) = (self.held.get(&connection).copied(), self.key(connection)) else { return };
+        if let Some(key) = key.filter(|_| self.bindings.is_bound_by(connection)) {
             self.bindings.bind(key, backend, now);
         }
-        self.health.connected(backend);
+        self.health.connected(backend, now);
     }
 
-    pub fn failed(&mut self, connection: usize, failure: ConnectFailure) {
+    pub fn failed(&mut self, connection: usize, failure: ConnectFailure, now: Duration) {
+        let began = self.held.get(&connection).map_or(now, |(_, began)| *began);
         if let Some(backend) = self.release(connection) {
-            self.health.failed(backend, failure);
+            let whole = self.world.rules.connect_timeout.min(self.world.rules.connect_budget);
+            // Time that was short says nothing, neither does a time-out beside a connect that succeeded.
+            let silent = failure == ConnectFailure::TimedOut;
+            if !silent || (now - began >= whole && !self.health.has_accepted_since(backend, began)) {
+                self.health.failed(backend, failure);
+            }
         }
     }
 
     pub fn ended(&mut self, connection: usize, end: End, now: Duration) {
         let Some(backend) = self.release(connection) else { return };
         self.health.ended(backend, end);
-        if let Some(key) = self.key(connection) {
+        if let Some(key) = self.key(connection).filter(|_| !self.bindings.of_makeshift(connection)) {
             self.bindings.renew(key, backend, now);
         }
     }
@@ -210,7 +218,7 @@ impl<'a> Oracle<'a> {
     }
 
     fn release(&mut self, connection: usize) -> Option<usize> {
-        let backend = self.held.remove(&connection)?;
+        let (backend, _) = self.held.remove(&connection)?;
         match self.counts[backend].checked_sub(1) {
             Some(rest) => self.counts[backend] = rest,
             None => self.fault(Fault::Count, || "more connections ended than began".to_owned()),
@@ -277,6 +285,11 @@ fn name_of(transition: Transition) -> &'static str {
         Transition::Down { .. } => "down",
         Transition::Up { .. } => "up",
     }
+}
+
+/// What is better than nothing binds nobody.
+fn is_makeshift(reason: PickReason) -> bool {
+    matches!(reason, PickReason::RttProbe | PickReason::LastResort | PickReason::FailOpen)
 }
 
 fn is_affinity(reason: PickReason) -> bool {
