@@ -112,6 +112,18 @@ fn the_time_of_a_binding_goes_on_while_nobody_runs() {
 }
 
 #[test]
+fn a_second_daemon_does_not_share_the_file() {
+    let Some(bound) = Bound::new("a_second_daemon_does_not_share_the_file") else { return };
+    let mut first = bound.daemon(&[]);
+    let config = bound.world.config().set("bindings_path", &bound.file);
+    let why = Daemon::start(&bound.world.lab, &config).unwrap_err().to_string();
+    assert!(why.contains("in use by another daemon"), "{why}");
+    // Killed or not, who is gone holds nothing.
+    first.kill();
+    Daemon::start(&bound.world.lab, &config).unwrap();
+}
+
+#[test]
 fn a_damaged_file_is_said_and_not_used() {
     let Some(bound) = Bound::new("a_damaged_file_is_said_and_not_used") else { return };
     let mut daemon = bound.daemon(&[]);

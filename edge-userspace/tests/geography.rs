@@ -94,6 +94,26 @@ fn a_region_of_the_operators_takes_its_countries_and_gives_them_back() {
 }
 
 #[test]
+fn a_misspelt_region_is_told() {
+    let Some(globe) = Globe::new("a_misspelt_region_is_told", &["eu", "eeu"]) else { return };
+    let daemon = globe.world.daemon(&[("region", "sa")]);
+    let said = |region: &str, why: &str| {
+        assert_said(&daemon, &format!("\"name\":\"{region}\""));
+        assert_said(&daemon, why);
+    };
+    said("eeu", "backend eeu is there, and no client can be");
+    let office = "INSERT INTO geo_overrides (prefix, region) VALUES ('198.51.100.0/24', 'ofice')";
+    globe.world.database.execute(office);
+    said("ofice", "prefixes are said to be there");
+    let check = globe.world.config().set("region", "sa").command(&globe.world.lab, &["check"]).output().unwrap();
+    let text = String::from_utf8_lossy(&check.stdout);
+    assert!(text.contains("unknown: eeu: ") && text.contains("unknown: ofice: "), "{text}");
+    globe.world.database.execute("INSERT INTO regions (name) VALUES ('eeu'), ('ofice')");
+    let check = globe.world.config().set("region", "sa").command(&globe.world.lab, &["check"]).output().unwrap();
+    assert!(!String::from_utf8_lossy(&check.stdout).contains("unknown"), "{check:?}");
+}
+
+#[test]
 fn a_region_that_moves_is_near_or_far_from_then_on() {
     let test = "a_region_that_moves_is_near_or_far_from_then_on";
     let Some(globe) = Globe::new(test, &["eu", "us"]) else { return };

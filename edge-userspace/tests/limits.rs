@@ -84,7 +84,8 @@ fn assert_all_gone(daemon: &Daemon) {
     });
 }
 
-/// Changes the table all the time, in ways that make no difference to who may be served, while `work` goes on.
+/// Changes the table all the time while `work` goes on: weight and country of the first backend, and the limits of the
+/// second one, where there is one, which now and then is gone. It never may have more than 7.
 fn under_reloads<T>(world: &World, daemon: &Daemon, work: impl FnOnce() -> T) -> T {
     let (over, from) = (AtomicBool::new(false), daemon.status().unwrap().number("/routing/generation"));
     let result = thread::scope(|scope| {
@@ -98,6 +99,11 @@ fn under_reloads<T>(world: &World, daemon: &Daemon, work: impl FnOnce() -> T) ->
                     "UPDATE backends SET weight = {}, country = '{}' WHERE id = 'b1'",
                     n % 7 + 1,
                     if n % 2 == 0 { "BR" } else { "AR" }
+                ));
+                world.database.execute(&format!(
+                    "UPDATE backends SET hard_limit = {}, deleted = {} WHERE id = 'b2'",
+                    if n % 3 == 0 { 5 } else { 7 },
+                    u8::from(n % 5 == 4)
                 ));
                 thread::sleep(Duration::from_millis(25));
             }
@@ -138,12 +144,15 @@ fn five_hundred_clients_never_exceed_a_hard_limit_of_five_under_churn_and_reload
     let test = "five_hundred_clients_never_exceed_a_hard_limit_of_five_under_churn_and_reload";
     let Some(world) = World::new(NETWORK, test) else { return };
     let backend = world.backend(1, Manner::Echo, |row| row.limits(2, 5));
+    let changing = world.backend(2, Manner::Echo, |row| row.limits(2, 7));
     let daemon = world.daemon(&[("source_max_connections", "100"), ("refusal_log_rate", "0")]);
     let visits = under_reloads(&world, &daemon, || crowd(&world, &daemon));
     assert_eq!(backend.gauge().most(), 5);
+    let most = changing.gauge().most();
+    assert!((1..=7).contains(&most), "{most} at once");
     let served = visits.iter().filter(|visit| visit.is_ok()).count();
     let refused = tally(visits.into_iter().filter_map(Result::err));
-    assert!(served > 5, "{served} served: no place was used twice");
+    assert!(served > 5 + 7, "{served} served: no place was used twice");
     assert_eq!(refused, HashMap::from([(ErrorKind::ConnectionReset, 1_500 - served)]));
     let records = daemon.access_log(LATER, |records| records.len() >= 1_750);
     assert!(records.iter().any(|record| record.why.as_deref() == Some("affinity")), "nobody came by a binding");
@@ -309,6 +318,39 @@ fn listener(world: &World, daemon: &Daemon, most: u32, deleted: u32) {
     };
     let expected = if deleted == 0 { u64::from(most) } else { 0 };
     wait_for(daemon, "the row is read", |status| limit(status).unwrap_or(0) == expected);
+}
+
+#[test]
+fn a_daemon_has_no_more_connections_than_it_may() {
+    let Some(world) = World::new(NETWORK, "a_daemon_has_no_more_connections_than_it_may") else { return };
+    let backend = world.backend(1, Manner::Echo, |row| row);
+    let daemon = world.daemon(&[("max_connections", "5"), ("refusal_log_rate", "0")]);
+    let to = daemon.addr();
+    let start = std::sync::Barrier::new(200);
+    let outcomes = world.visits(200, 200, |n| {
+        start.wait();
+        let visit = Visit::start(world.lab.client(n), to);
+        // Nobody leaves before all have come.
+        start.wait();
+        visit
+    });
+    let (held, refused_ones): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
+    let mut held: Vec<Visit> = held.into_iter().map(Result::unwrap).collect();
+    assert_eq!((held.len(), refused_ones.len(), backend.gauge().most()), (5, 195, 5));
+    let records = daemon.access_log(SOON, |records| records.len() >= 195);
+    let counted = tally(records.iter().map(why));
+    assert_eq!(counted, HashMap::from([(("PR", Some("max_connections")), 195)]));
+    assert_eq!(daemon.status().unwrap().number("/connections/rejected/max_connections"), 195);
+    assert!(held.iter_mut().all(|visit| visit.echo(b"still there").is_ok()));
+
+    held.pop().unwrap().finish().unwrap();
+    wait_for(&daemon, "one is gone", |status| status.active() == 4);
+    held.push(served(&world, world.lab.client(300), to));
+    assert_eq!(why(&refused(&world, &daemon, world.lab.client(301), to)), ("PR", Some("max_connections")));
+    held.into_iter().for_each(|visit| visit.finish().unwrap());
+    assert_all_gone(&daemon);
+    served(&world, world.lab.client(302), to).finish().unwrap();
+    assert_eq!(backend.gauge().most(), 5);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::listening::{app, listen, listener, unlisten};
+use common::listening::{app, connected, listen, listener, served, unlisten};
 use common::{NETWORK, NOBODY, Row, SOON, World, assert_said, eventually};
 use serde_json::Value;
 use xtask::lab::{Config, Daemon, Ns};
@@ -163,6 +163,23 @@ fn who_is_in_the_queue_of_a_removed_listener_is_served() {
         }
         eventually("the removed one refuses", || world.visit(1, to).is_err());
     }
+}
+
+/// More than one turn of a task takes in, and more than may come in a second.
+#[test]
+fn a_thousand_in_the_queue_of_a_removed_listener_are_served() {
+    let Some(world) = World::new(NETWORK, "a_thousand_in_the_queue_of_a_removed_listener_are_served") else { return };
+    let backend = world.backend(1, Manner::Close, |row| row);
+    let settings = [("workers", "1"), ("max_connection_rate", "1"), ("max_connection_burst", "1")];
+    let daemon = world.daemon(&settings);
+    listen(&world, "brief", "web", "'10.63.0.1', 90, NULL");
+    eventually("it is open", || listener(&daemon, "brief")["open"] == true);
+    let clients = connected(&world, 1_000, at(&world, 90));
+    eventually("they wait", || daemon.status().unwrap().number("/limits/accept_pauses") > 0);
+    assert!(backend.gauge().total() < 500, "{} are served already", backend.gauge().total());
+    unlisten(&world, "brief");
+    assert_eq!(served(clients), 1_000);
+    eventually("the removed one refuses", || world.visit(1, at(&world, 90)).is_err());
 }
 
 /// A socket that is open before the daemon starts, as systemd opens it.

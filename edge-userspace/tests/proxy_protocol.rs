@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::bench::Bench;
+use common::hello::hello;
 use common::{KERNEL, NETWORK, Row, SOON, World, assert_said, eventually};
 use edgeproxy::domain::ProxyVersion;
 use edgeproxy::domain::proxy::{self, Announcement, ProxiedAddresses};
@@ -523,6 +524,47 @@ fn a_connection_with_headers_is_promoted() {
     assert_eq!((record.bytes_up, record.bytes_down, record.termination.as_str()), (bytes, bytes, "--"));
     at_rest(&daemon);
     drop(echo);
+}
+
+/// The name that was looked at here counts, also where a proxy in front tells another one; the ClientHello itself
+/// reaches the backend behind the header.
+#[test]
+fn a_server_name_that_was_seen_here_is_what_a_backend_is_told() {
+    let test = "a_server_name_that_was_seen_here_is_what_a_backend_is_told";
+    let Some(world) = World::new(NETWORK, test) else { return };
+    let backend = world.lab.run_in(Ns::Backends, || std::net::TcpListener::bind(world.backend_addr(1)).unwrap());
+    world.database.add(&Row::new("b1", world.backend_addr(1)));
+    world.database.execute(&format!(
+        "UPDATE backends SET send_proxy = 'v2'; INSERT INTO listeners (id, address, port, server_name, accept_proxy, \
+         proxy_from) VALUES ('tls', '0.0.0.0', 443, '*.example.com', 'optional', '{CLIENTS}')"
+    ));
+    let daemon = world.daemon(&[]);
+    let (to, hello) = ((world.lab.pop(), 443).into(), hello(Some("seen.example.com"), 0));
+    let named = SocketAddr::from(([203, 0, 113, 9], 9));
+    for proxied in [None, Some(header(ProxyVersion::V2, named))] {
+        let first = [proxied.clone().unwrap_or_default(), hello.clone()].concat();
+        let stream = open(&world, 1, to, &first);
+        let client = if proxied.is_some() { named } else { stream.local_addr().unwrap() };
+        let (mut backend, _) = backend.accept().unwrap();
+        backend.set_read_timeout(Some(SOON)).unwrap();
+        let mut said = vec![0; 16];
+        backend.read_exact(&mut said).unwrap();
+        let mut rest = vec![0; usize::from(u16::from_be_bytes([said[14], said[15]]))];
+        backend.read_exact(&mut rest).unwrap();
+        said.extend(rest);
+        let told = proxy::decode(&said).unwrap();
+        assert_eq!(told.server_name.as_deref(), Some("seen.example.com"));
+        assert_eq!(told.addresses.unwrap().client, client);
+        let authority = tlv(2, b"seen.example.com");
+        assert!(said.windows(authority.len()).any(|part| part == authority), "{}", said.escape_ascii());
+        let mut payload = vec![0; hello.len()];
+        backend.read_exact(&mut payload).unwrap();
+        assert_eq!(payload, hello);
+        drop((stream, backend));
+        let record = daemon.record_of(client, SOON).unwrap();
+        assert_eq!(record.server_name.as_deref(), Some("seen.example.com"), "{record:?}");
+        assert_eq!(record.proxied_name.as_deref(), proxied.map(|_| "www.example.com"), "{record:?}");
+    }
 }
 
 /// Sends back all that follows the PROXY header.

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::bench::{Bench, memory_fall};
-use common::http::Pace;
+use common::http::{Http, Pace};
 use common::stage::{self, Clients, FileServer, Kind, Stage, same_host_daemon, why_off, withdrawn};
 use common::{KERNEL, Row, SOON, SetWhenDropped, World, eventually, maps};
 use xtask::lab::{Cgroups, Daemon, Record};
@@ -198,7 +199,10 @@ fn trouble_takes_the_mark_from_its_backend_until_a_restart() {
             assert_eq!(record.termination, "--", "{what}: {record:?}");
         }
         for record in &others {
-            assert_eq!((record.forwarder.as_deref(), &record.fallback), (Some("sk_msg"), &None), "{what}: {record:?}");
+            // The operator's switching to and fro above shows on those who were there.
+            let mut steps = record.forwarders.iter().map(|step| (step.forwarder.as_str(), step.why.as_str()));
+            assert_eq!((steps.next(), &record.fallback), (Some(("sk_msg", "same_host")), &None), "{what}: {record:?}");
+            assert!(steps.all(|(_, why)| what == "before" && why == "switched"), "{what}: {record:?}");
         }
         for record in &troubled {
             assert_eq!(record.fallback.as_deref(), Some("withdrawn"), "{what}: {record:?}");
@@ -234,6 +238,44 @@ fn switch(daemon: &Daemon, forwarder: &str) {
 #[ignore = "is no test: other tests start it in a process of its own"]
 fn a_poll_server() {
     stage::a_poll_server();
+}
+
+/// The kill switch counts for new clients, who then take the ordinary way, and for those who are there.
+#[test]
+fn the_kill_switch_stops_new_pairs_and_shows_on_running_ones() {
+    let test = "the_kill_switch_stops_new_pairs_and_shows_on_running_ones";
+    let Some(world) = World::new(KERNEL, test) else { return };
+    let cgroups = Cgroups::create().unwrap();
+    let addr = world.backend_addr(1);
+    world.database.add(&Row::new("b1", addr).same_host());
+    let server = FileServer::start(Kind::Poll, &world, addr, cgroups.applications());
+    let (root, daemon) = (server.root(), same_host_daemon(&world, &cgroups, &[cgroups.applications()], &[]));
+    let visit = |n: u16| {
+        let mut http = stage::connect(&world, daemon.addr(), n);
+        stage::converse(&mut http, &[&root], n, Pace::Fast, |_| false);
+        http
+    };
+    let steps = |http: Http| -> Vec<(String, String)> {
+        let client = http.local_addr();
+        drop(http);
+        let record = daemon.record_of(client, SOON).unwrap();
+        assert_eq!((record.termination.as_str(), &record.fallback), ("--", &None), "{record:?}");
+        record.forwarders.into_iter().map(|step| (step.forwarder, step.why)).collect()
+    };
+    let pair = |one: &str, other: &str| (one.to_owned(), other.to_owned());
+    let lasting = RefCell::new(visit(0));
+    let talk = || stage::converse(&mut lasting.borrow_mut(), &[&root], 0, Pace::Fast, |_| false);
+    switch(&daemon, "off");
+    let first = steps(visit(1)).remove(0);
+    assert_ne!(first.0, "sk_msg", "{first:?}");
+    eventually("the running pair has seen it", || {
+        talk();
+        daemon.get("/api/v1/flows").unwrap().body.contains("\"forwarder\":\"copy\"")
+    });
+    switch(&daemon, "auto");
+    talk();
+    assert_eq!(steps(lasting.into_inner())[..2], [pair("sk_msg", "same_host"), pair("copy", "switched")]);
+    assert_eq!(steps(visit(2)), [pair("sk_msg", "same_host")]);
 }
 
 /// Blocking reads are not what the kernel promises on such sockets, so those who use them take the ordinary way.

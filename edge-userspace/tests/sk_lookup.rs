@@ -14,12 +14,13 @@ use std::thread;
 use std::time::Duration;
 
 use common::listening::{app, listen, listener, unlisten};
-use common::{KERNEL, NETWORK, NOBODY, World, eventually};
+use common::{KERNEL, NETWORK, NOBODY, World, assert_said, eventually};
 use edgeproxy::adapters::inbound::listeners::bind;
 use edgeproxy::adapters::inbound::listeners::steering::{Claim, Family, Policy, Steering};
 use edgeproxy::domain::{Endpoints, Place, RawListener};
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Runs, TestRunner};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use rustix::thread::CapabilitySet;
 use xtask::lab::requirements::require;
 use xtask::lab::{Daemon, Namespace, Ns};
@@ -152,6 +153,39 @@ fn sockets_of_other_programs_in_a_range_keep_their_clients() {
     drop(exact);
     leads_to(&world, "10.63.0.1:7001", "b1");
     assert_eq!(daemon.status().unwrap().number("/steering/verdicts/no_socket"), 0);
+}
+
+/// Sets how many files the daemon may have open.
+fn may_open(daemon: &Daemon, files: u64) {
+    let pid = Pid::from_raw(daemon.pid().try_into().unwrap());
+    prlimit(pid, Resource::Nofile, Rlimit { current: Some(files), maximum: Some(4096) }).unwrap();
+}
+
+/// Without descriptors nobody can read which sockets there are.
+#[test]
+fn without_descriptors_other_programs_keep_their_clients_and_our_sockets_stay_ours() {
+    let test = "without_descriptors_other_programs_keep_their_clients_and_our_sockets_stay_ours";
+    let Some(world) = World::new(KERNEL, test) else { return };
+    let _backend = app(&world, 1);
+    let pop = world.lab.namespace(Ns::Pop);
+    let _other = NamedBackend::start(pop, "other", addr("10.63.0.1:7001"), Manner::Close).unwrap();
+    listen(&world, "all", "app1", "'0.0.0.0', 1024, 65535");
+    listen(&world, "one", "app1", "'0.0.0.0', 81, NULL");
+    let daemon = world.daemon(&[("listen_addr", "none")]);
+    leads_to(&world, "10.63.0.1:7001", "other");
+    leads_to(&world, "10.63.0.1:81", "b1");
+    may_open(&daemon, 3);
+    assert_said(&daemon, "can't be read from /proc");
+    // It has looked again and again by then.
+    for _ in 0..15 {
+        assert_eq!(backend_at(&world, addr("10.63.0.1:7001")).unwrap(), "other");
+        thread::sleep(Duration::from_millis(100));
+    }
+    may_open(&daemon, 4096);
+    // Overlaps with one of ours.
+    listen(&world, "near", "app1", "'10.63.0.1', 81, NULL");
+    eventually("it is open", || listener(&daemon, "near")["open"] == true);
+    assert_eq!(daemon.messages().matches("can't be read from /proc").count(), 1, "it is told once");
 }
 
 #[test]

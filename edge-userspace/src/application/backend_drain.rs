@@ -43,6 +43,22 @@ pub struct DrainRequest {
     pub deadline_secs: Option<f64>,
 }
 
+/// Longer deadlines are slips of the keyboard: 30 days.
+pub const LONGEST_DEADLINE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+impl DrainRequest {
+    /// The deadline as a time, if it is one.
+    pub fn deadline(&self) -> Result<Option<Duration>, String> {
+        let deadline = self.deadline_secs.map(Duration::try_from_secs_f64).transpose();
+        match deadline.map_err(|why| format!("deadline_secs is no time: {why}"))? {
+            Some(long) if long > LONGEST_DEADLINE => {
+                Err(format!("deadline_secs is more than {} (30 days)", LONGEST_DEADLINE.as_secs()))
+            }
+            deadline => Ok(deadline),
+        }
+    }
+}
+
 /// What they answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DrainAnswer {
@@ -88,14 +104,16 @@ impl BackendDrains {
             load.set_draining(true);
         }
         let known = load.is_some();
-        // A time that can't be said is never.
         let at = deadline.and_then(|after| now.checked_add(after));
-        self.drains().insert(id.clone(), Drain { deadline: at, load });
+        let former = self.drains().insert(id.clone(), Drain { deadline: at, load });
         let until = deadline.map_or_else(
             || "connections end by themselves".to_owned(),
             |after| format!("what is left is cut in {after:?}"),
         );
-        let reason = format!("an operator drains it: {connections} connections; {until}");
+        let instead = former.and_then(|drain| drain.deadline).map_or_else(String::new, |former| {
+            format!("; the deadline before would have been in {:?}", former.saturating_duration_since(now))
+        });
+        let reason = format!("an operator drains it: {connections} connections; {until}{instead}");
         self.events.emit(EventKind::BackendDraining, Subject::backend_id(id), reason);
         Ok(self.answer(id, true, deadline, known))
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use crate::domain::{AppName, Backend, BackendId, Spot};
+use crate::domain::{AppName, Backend, BackendId, Region, Spot};
 
 /// So many events are kept.
 pub const KEPT: usize = 4096;
@@ -89,6 +89,8 @@ kinds! {
     BackendReady = "backend_ready", Info;
     /// A row of the routing database is bad; its last good version stays, if there is one.
     RowRejected = "row_rejected", Warn;
+    /// A region is named that nobody knows: misspelt, or not described yet.
+    RegionUnknown = "region_unknown", Warn;
     /// The routing database was refused as a whole; the last good table stays.
     ReloadRefused = "reload_refused", Warn;
     /// The routing database is accepted again.
@@ -111,6 +113,8 @@ kinds! {
     ForwarderSet = "forwarder_set", Info;
     /// The kernel path was switched off because byte counts disagreed.
     KernelPathCondemned = "kernel_path_condemned", Error;
+    /// A connection in userspace did not move what it received; if it was spliced, nothing is any more.
+    BytesDisagree = "bytes_disagree", Error;
     /// A backend lost the mark `same_host` because byte counts disagreed.
     MarkWithdrawn = "mark_withdrawn", Error;
 }
@@ -149,6 +153,10 @@ impl Subject {
     /// A row of the routing database, named as in the status.
     pub fn row(name: &str) -> Self {
         Self::new("row", name)
+    }
+
+    pub fn region(region: &Region) -> Self {
+        Self::new("region", region.as_str())
     }
 
     /// The routing database as a whole.

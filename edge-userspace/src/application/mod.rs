@@ -19,3 +19,4 @@ pub mod routing;
 pub mod rtt;
 pub mod serve;
 pub mod status;
+pub mod unknown_regions;

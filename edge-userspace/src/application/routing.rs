@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use arc_swap::{ArcSwap, Guard};
 use edge_common::MAX_BACKENDS;
 
+pub use self::intake::LostTable;
 use self::intake::{Intake, Memory};
 use crate::domain::{BackendId, Lobby, RawRouting, Snapshot, World};
 
@@ -60,14 +61,19 @@ pub struct ReloadStatus {
     pub refused_total: u64,
 }
 
-/// An empty table where there was a full one: a POP is emptied by accident that way.
+/// Empty or missing tables where there were full ones: a POP is emptied, or its rules are lost, by accident that way.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the routing database has no backends where there were {had}: the last good table stays; \
-     confirm with `edgeproxy reload --allow-empty`"
+    "the routing database has {}: the last good table stays; if that is meant, confirm with \
+     `edgeproxy reload --allow-empty`",
+    listed(.lost)
 )]
 pub struct Emptied {
-    pub had: usize,
+    pub lost: Vec<LostTable>,
+}
+
+fn listed(lost: &[LostTable]) -> String {
+    lost.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 impl Default for RoutingTable {
@@ -111,15 +117,22 @@ impl RoutingTable {
     }
 
     /// Validates `raw` row by row and makes it the current snapshot. A refused row keeps its last good version.
+    /// Tables that have lost all of their rows are refused, unless `allow_empty` says that it is meant.
+    ///
     /// Loads are kept by backend id, so counts are right across reloads; what hasn't changed is taken over as it is.
     pub fn apply(&self, raw: &RawRouting, allow_empty: bool) -> Result<ReloadReport, Emptied> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let last = self.snapshot();
+        // Before anything is taken in.
+        let lost = writer.memory.lost(raw);
+        if !lost.is_empty() && !allow_empty {
+            return Err(Emptied { lost });
+        }
         let mut intake = Intake::new(&mut writer.memory);
         let backends = intake.backends(&raw.backends);
-        let had = last.len();
-        if backends.is_empty() && had > 0 && !allow_empty {
-            return Err(Emptied { had });
+        // None that is good, and none that was known.
+        if backends.is_empty() && !last.is_empty() && !allow_empty {
+            return Err(Emptied { lost: vec![LostTable::backends(last.len())] });
         }
         let world = World {
             regions: intake.regions(&raw.regions),

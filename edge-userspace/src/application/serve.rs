@@ -134,7 +134,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
     ) -> Result<Established, Refusal> {
         let held =
             self.connections.hold(self.rules.max_connections).ok_or(Refusal::rule(RejectReason::MaxConnections))?;
-        let endpoint = self.arrive(arrival)?;
+        let endpoint = self.arrive(arrival, record)?;
         let header = identify(client, &endpoint, &self.rules, record).await?;
         let address = ClientAddr::new(record.outcome.client.ip());
         let source = self.admission.source(address, Instant::now()).map_err(Refusal::rule)?;

@@ -7,14 +7,14 @@ use hyper::{Method, StatusCode};
 
 use super::client::{ask, block_on, refusal};
 use super::{AdminArgs, CliError, print};
-use crate::application::backend_drain::{DrainAnswer, DrainRequest};
+use crate::application::backend_drain::{DrainAnswer, DrainRequest, LONGEST_DEADLINE};
 
 #[derive(Debug, Args)]
 pub(super) struct DrainArgs {
     /// Id of the backend
     id: String,
-    /// When the connections that are left are cut, such as 30s or 5m; without it they end by themselves
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    /// When the connections that are left are cut, such as 30s or 5m, at most 30d; without it they end by themselves
+    #[arg(long, value_name = "TIME", value_parser = parse_deadline)]
     deadline: Option<Duration>,
     /// As JSON
     #[arg(long)]
@@ -28,6 +28,11 @@ pub(super) struct ReadyArgs {
     /// As JSON
     #[arg(long)]
     json: bool,
+}
+
+fn parse_deadline(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|why| why.to_string())?;
+    if time > LONGEST_DEADLINE { Err("that is more than 30 days".to_owned()) } else { Ok(time) }
 }
 
 pub(super) fn drain(args: &DrainArgs, admin: &AdminArgs) -> Result<(), CliError> {
@@ -76,6 +81,14 @@ fn text(answer: &DrainAnswer) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn deadlines_are_times_of_at_most_thirty_days() {
+        assert_eq!(parse_deadline("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(parse_deadline("30d"), Ok(LONGEST_DEADLINE));
+        assert!(parse_deadline("31d").unwrap_err().contains("30 days"));
+        assert!(parse_deadline("soon").is_err());
+    }
 
     #[test]
     fn the_text_says_what_happens_to_connections_and_how_long_the_word_holds() {

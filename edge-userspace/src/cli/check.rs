@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use super::{CliError, SettingArgs, print};
 use crate::adapters::outbound::forward::kernel::check_cgroups;
@@ -11,8 +12,9 @@ use crate::adapters::outbound::sqlite::SqliteSource;
 use crate::application::ports::RoutingSource as _;
 use crate::application::routing::RoutingTable;
 use crate::application::status::GeoStatus;
+use crate::application::unknown_regions::UnknownRegions;
 use crate::config::{ForwarderChoice, Settings};
-use crate::domain::Snapshot;
+use crate::domain::{Overrides, Snapshot};
 
 /// Prints what was found good; the error lists all that was not.
 pub fn run(args: &SettingArgs) -> Result<(), CliError> {
@@ -55,6 +57,7 @@ impl Findings {
         self.marked = table.load().same_host().map(|backend| backend.id.to_string()).collect();
         let before = self.bad.len();
         self.listeners(settings, &table.load());
+        self.regions(settings, &table.load());
         if self.bad.len() == before {
             let _ = writeln!(
                 self.good,
@@ -94,6 +97,15 @@ impl Findings {
         }
         if self.bad.len() == before {
             let _ = writeln!(self.good, "listeners      ok: {count}");
+        }
+    }
+
+    /// No problem, for rows may come one after the other; but mostly a slip.
+    fn regions(&mut self, settings: &Settings, snapshot: &Snapshot) {
+        let overrides = Arc::new(Overrides::new(settings.geo_override.iter().cloned()));
+        let known = UnknownRegions { pop_region: settings.region.clone(), overrides };
+        for (region, why) in known.of(snapshot) {
+            let _ = writeln!(self.good, "regions        unknown: {region}: {why}");
         }
     }
 

@@ -14,7 +14,8 @@ pub struct ReloadArgs {
     /// As JSON
     #[arg(long)]
     json: bool,
-    /// Accept an empty table where there was a full one: this empties the POP
+    /// Accept empty or missing tables where there were full ones: without rows in `backends` the POP serves nobody,
+    /// without rows in `acl` everybody may connect
     #[arg(long)]
     allow_empty: bool,
     #[command(flatten)]

@@ -242,9 +242,7 @@ impl Control for DaemonControl {
 
     fn drain_backend(&self, request: &DrainRequest) -> Result<DrainAnswer, String> {
         let id = BackendId::parse(&request.backend).map_err(|why| why.to_string())?;
-        let deadline = request.deadline_secs.map(Duration::try_from_secs_f64).transpose();
-        let deadline = deadline.map_err(|why| format!("deadline_secs is no time: {why}"))?;
-        self.shared.backend_drains.drain(&id, deadline, Instant::now()).map_err(|why| why.to_string())
+        self.shared.backend_drains.drain(&id, request.deadline()?, Instant::now()).map_err(|why| why.to_string())
     }
 
     fn ready_backend(&self, request: &DrainRequest) -> Result<DrainAnswer, String> {

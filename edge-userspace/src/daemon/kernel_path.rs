@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use aya::EbpfLoader;
+
 use edgeproxy::adapters::outbound::forward::kernel::releases::{self, Judgement};
-use edgeproxy::adapters::outbound::forward::kernel::{Kernel, KernelError, KernelLimits};
+use edgeproxy::adapters::outbound::forward::kernel::{Kernel, KernelError, KernelLimits, Offsets};
 use edgeproxy::adapters::outbound::forward::{KernelPath, Policy, SameHost, SameHostLimits, self_test};
 use edgeproxy::adapters::outbound::privileges;
 use edgeproxy::application::status::KernelPathOff;
@@ -17,24 +19,29 @@ pub(crate) enum Loaded {
     Programs(Arc<Kernel>),
 }
 
-/// Loads the programs, if they are wanted.
-pub(crate) fn load(settings: &Settings) -> Loaded {
+/// What loading the programs takes, or why they are not loaded. Can be had while the loader is made.
+pub(crate) fn prepare(settings: &Settings) -> Result<Offsets, Loaded> {
     let policy = policy(settings.forwarder);
     if policy == Policy::Chaos {
         tracing::warn!("forwarder chaos makes connections fail and stall: it is for tests");
     }
     if !policy.wants_kernel() {
-        return Loaded::NotWanted;
+        return Err(Loaded::NotWanted);
     }
     if let Err(why) = judge_kernel(settings.sockmap_on_denied_kernels) {
-        return Loaded::Not(KernelPathOff::DeniedKernel, why);
+        return Err(Loaded::Not(KernelPathOff::DeniedKernel, why));
     }
+    Offsets::read().map_err(|why| explained(&why))
+}
+
+/// Loads the programs.
+pub(crate) fn load(settings: &Settings, offsets: &Offsets, loader: EbpfLoader<'_>) -> Loaded {
     let limits = KernelLimits {
         pairs: settings.max_flows,
         backlog: settings.sockmap_backlog_kib.saturating_mul(1024),
         memory: u64::from(settings.sockmap_memory_mib) * 1024 * 1024,
     };
-    match Kernel::load(limits) {
+    match Kernel::load(limits, offsets, loader) {
         Ok(kernel) => Loaded::Programs(kernel),
         Err(why) => explained(&why),
     }

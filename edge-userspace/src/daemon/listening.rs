@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 
+use aya::EbpfLoader;
 use edgeproxy::adapters::inbound::listeners::Job;
 use edgeproxy::adapters::inbound::listeners::handed::Handed;
 use edgeproxy::adapters::inbound::listeners::manager::{Command, Manager, Parts, Steer, WAITING_COMMANDS};
@@ -72,8 +73,8 @@ fn manage(mut manager: Manager, started: &SyncSender<Result<(), String>>, inbox:
 
 /// Loads the program that steers connections. It is always loaded, where that is allowed: listeners that need it may
 /// come at any time, and privileges are about to be given up.
-pub(crate) fn load_steering() -> Steer {
-    match Steering::load() {
+pub(crate) fn load_steering(loader: &mut EbpfLoader<'_>) -> Steer {
+    match Steering::load_by(loader) {
         Ok(steering) => Steer::On(Box::new(steering)),
         Err(why) => {
             tracing::info!(%why, "prefixes and ranges of ports are bound one by one, as far as they are few");

@@ -15,7 +15,10 @@ const PEAK: usize = 512;
 pub(super) fn spawn_trim(shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
-        let (mut ticks, mut peak) = (tokio::time::interval(LOOK), 0);
+        // The start is a peak, too: it has read the database and tested the kernel path.
+        let (mut ticks, mut peak) = (tokio::time::interval(LOOK), PEAK);
+        // The first tick comes at once, when clients may be waiting.
+        ticks.tick().await;
         loop {
             ticks.tick().await;
             let active = shared.connections.active();

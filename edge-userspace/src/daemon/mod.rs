@@ -15,6 +15,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
 
+use aya::EbpfLoader;
 use edgeproxy::adapters::inbound::admin::AdminServer;
 use edgeproxy::adapters::inbound::listeners::handed::Handed;
 use edgeproxy::adapters::inbound::listeners::manager::Steer;
@@ -41,6 +42,7 @@ use edgeproxy::application::reload::{ReloadCommand, ReloadError, ReloadLoop, Tic
 use edgeproxy::application::routing::RoutingTable;
 use edgeproxy::application::rtt::RttRanking;
 use edgeproxy::application::status::KernelPathOff;
+use edgeproxy::application::unknown_regions::{RegionWatch, UnknownRegions};
 use edgeproxy::cli::{CliError, Exit, SettingArgs};
 use edgeproxy::config::Settings;
 use edgeproxy::domain::{Endpoints, HealthRules, Instance, Overrides};
@@ -113,22 +115,25 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     // From here on a signal means an end in good order.
     let signals = Signals::install().map_err(failed)?;
     let events = Arc::new(Events::default());
-    // The two things that take long go side by side: reading the database, and having the kernel judge the programs.
+    // What takes long goes side by side: reading the database, having the kernel judge the programs, and testing them.
     let routing = load_routing_aside(&settings, &events)?;
+    // The loader reads all types of the kernel, which takes as long as everything else about the programs.
+    let loader = in_background("edge-loader", EbpfLoader::new).map_err(failed)?;
+    let prepared = kernel_path::prepare(&settings);
+    let mut loader = loader.join().map_err(|_| failed("the thread that makes the loader of BPF programs died"))?;
+    let mut steer = listening::load_steering(&mut loader);
+    let loaded = prepared.map_or_else(|not| not, |offsets| kernel_path::load(&settings, &offsets, loader));
+    let same_host = Arc::new(kernel_path::open_same_host(&settings).await);
     let geo = open_geo(&settings)?;
     let admin_tcp = settings.admin_listen.map(edgeproxy::config::LoopbackAddr::socket_addr);
     let admin = AdminServer::bind(&settings.admin_socket, admin_tcp).await.map_err(failed)?;
     let max_connections = limits::connections(&settings);
-    let steer = in_background("edge-load", listening::load_steering).map_err(failed)?;
-    let loaded = kernel_path::load(&settings);
-    let same_host = Arc::new(kernel_path::open_same_host(&settings).await);
-    let mut steer = steer.join().map_err(|_| failed("the thread that loads the steering program died"))?;
-    // Before privileges go: the thread, which has them as well, has ended then.
-    let (routing, reload) = routing.join().map_err(|_| failed("the thread that reads the routing database died"))??;
-    same_host.look_at(&routing.load());
     let privileges = give_up_privileges(&settings, &loaded, &mut steer)?;
     // Before anything listens: a listener for a range of ports would get the connections of the self-test, too.
     let (path, kernel_path_off) = kernel_path::open(&settings, loaded).await;
+    // The thread that reads has kept its privileges until its end.
+    let (routing, reload) = routing.join().map_err(|_| failed("the thread that reads the routing database died"))??;
+    same_host.look_at(&routing.load());
     let path = Arc::new(path);
     let bindings = Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity));
     let keeper = Keeper::open(&settings, &bindings).map_err(failed)?;
@@ -339,17 +344,22 @@ fn spawn_reload(
         }
     };
     let (routing, same_host) = (Arc::clone(&shared.routing), Arc::clone(&shared.same_host));
-    let mut seen = 0;
-    let also = move || {
-        look_after_geo();
-        let snapshot = routing.snapshot();
-        if std::mem::replace(&mut seen, snapshot.generation()) != snapshot.generation() {
-            same_host.look_at(&snapshot);
-            listeners.look();
-        }
-    };
+    let regions =
+        UnknownRegions { pop_region: shared.settings.region.clone(), overrides: Arc::clone(&shared.overrides) };
+    let mut regions = RegionWatch::new(regions, Arc::clone(&shared.events));
     let work = move || {
         limits::yield_to_workers();
+        let mut seen = routing.load().generation();
+        regions.look_at(&routing.snapshot());
+        let also = move || {
+            look_after_geo();
+            let snapshot = routing.snapshot();
+            if std::mem::replace(&mut seen, snapshot.generation()) != snapshot.generation() {
+                same_host.look_at(&snapshot);
+                listeners.look();
+                regions.look_at(&snapshot);
+            }
+        };
         reload.run(interval, &inbox, also);
     };
     in_background("edge-reload", work).map(drop)
@@ -398,7 +408,11 @@ fn spawn_health_ticks(shared: &Arc<Shared>) {
             shared.health.tick(Instant::now());
             shared.backend_drains.tick(Instant::now());
             rtt.tick(&shared.routing, Instant::now());
+            for why in shared.path.disagreements() {
+                shared.events.emit(EventKind::BytesDisagree, Subject::forwarder(), why);
+            }
             if std::mem::replace(&mut mismatches, shared.path.mismatches()) != shared.path.mismatches()
+                && shared.path.is_condemned()
                 && let Some(why) = shared.path.why_not()
             {
                 shared.events.emit(EventKind::KernelPathCondemned, Subject::forwarder(), why.to_string());

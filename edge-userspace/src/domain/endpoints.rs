@@ -161,6 +161,11 @@ impl Endpoint {
         !self.by_name.is_empty() || !self.by_parent.is_empty()
     }
 
+    /// The listener of all who come to the place, where no server name decides.
+    pub fn sole(&self) -> Option<&Arc<ListenerSpec>> {
+        self.default.as_ref().filter(|_| !self.routes_by_name())
+    }
+
     /// The listener of a server name in lower case: an exact name first, then the longest `*.` above it, then the one
     /// that takes every name.
     pub fn listener(&self, server_name: Option<&str>) -> Option<&Arc<ListenerSpec>> {

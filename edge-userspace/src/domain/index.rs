@@ -113,6 +113,14 @@ impl Snapshot {
         self.apps.values().flat_map(|app| &app.backends)
     }
 
+    /// The regions of the backends that take new clients, app by app: one of the backends in each, and how many they are.
+    pub fn stock(&self) -> impl Iterator<Item = (&Region, &Arc<Backend>, usize)> {
+        self.apps
+            .values()
+            .flat_map(|app| app.groups())
+            .filter_map(|group| Some((group.region.as_ref()?, &group.members.first()?.backend, group.members.len())))
+    }
+
     /// Backends with the mark `same_host`.
     pub fn same_host(&self) -> impl Iterator<Item = &Arc<Backend>> {
         self.backends().filter(|backend| backend.same_host)

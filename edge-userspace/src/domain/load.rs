@@ -72,6 +72,8 @@ pub struct BackendLoad {
     /// The counts at which the backend comes to stand elsewhere, soft and hard limit in one number: most changes of
     /// the count make no difference to the groups and need not look for its seats.
     edges: AtomicU64,
+    /// Those of the seats before: while a new snapshot is made, the old one still routes.
+    former_edges: AtomicU64,
     seats: ArcSwap<Seats>,
     vitals: Vitals,
     rtt: Rtt,
@@ -95,6 +97,7 @@ impl BackendLoad {
             slot,
             active: AtomicU32::new(0),
             edges: AtomicU64::new(0),
+            former_edges: AtomicU64::new(0),
             seats: ArcSwap::default(),
             vitals: Vitals::default(),
             rtt: Rtt::default(),
@@ -141,7 +144,9 @@ impl BackendLoad {
         let former = self.seats.load().now.clone();
         let seats = Arc::new(Seats { now, former, queue: Some(Arc::clone(queue)) });
         self.seats.store(Arc::clone(&seats));
-        // Either a change of the count is seen by the refresh below, or its changer sees the new edges and seats.
+        // Either a change of the count is seen by the refresh below, or its changer sees the new edges and seats. Who
+        // sees the new edges sees those before as former ones, too.
+        self.former_edges.store(self.edges.load(Ordering::SeqCst), Ordering::SeqCst);
         self.edges.store(limits.map_or(0, pack), Ordering::SeqCst);
         fence(Ordering::SeqCst);
         seats.now.iter().for_each(|seat| seat.refresh(self));
@@ -149,13 +154,15 @@ impl BackendLoad {
 
     /// Tells the groups, where the change makes a difference to them.
     fn changed(&self, before: u32, after: u32) {
+        // In this order: see `seat`.
         let (soft, hard) = unpack(self.edges.load(Ordering::SeqCst));
+        let (former_soft, former_hard) = unpack(self.former_edges.load(Ordering::SeqCst));
         let crosses = |edge: u32| (before < edge) != (after < edge);
-        if crosses(soft) || crosses(hard) {
+        if [soft, hard, former_soft, former_hard].into_iter().any(crosses) {
             self.refresh_seats();
         }
         // Only a backend that was full had nobody to take the place: else nobody would wait.
-        if after < before && crosses(hard) {
+        if after < before && (crosses(hard) || crosses(former_hard)) {
             self.seats.load().queue.iter().for_each(|queue| queue.freed());
         }
     }

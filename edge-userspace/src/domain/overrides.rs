@@ -106,6 +106,13 @@ impl Overrides {
         }
     }
 
+    /// The regions that prefixes are said to be in.
+    pub fn regions(&self) -> impl Iterator<Item = &Region> {
+        let v4 = self.v4.iter().flat_map(|length| length.places.values());
+        let v6 = self.v6.iter().flat_map(|length| length.places.values());
+        v4.chain(v6).filter_map(|place| place.region.as_ref())
+    }
+
     pub fn len(&self) -> usize {
         let count = |places: usize, more: usize| places + more;
         let v4 = self.v4.iter().map(|length| length.places.len()).fold(0, count);

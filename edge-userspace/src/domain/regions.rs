@@ -194,6 +194,11 @@ impl Regions {
         self.distance_at(&Origin::Region(self.index_of(from)?), self.index_of(to)?)
     }
 
+    /// Whether the region is a default one, or the operator has described it.
+    pub fn knows(&self, region: &Region) -> bool {
+        self.index.contains_key(region)
+    }
+
     pub(super) fn index_of(&self, region: &Region) -> Option<usize> {
         self.index.get(region).copied()
     }

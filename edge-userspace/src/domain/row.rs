@@ -34,6 +34,8 @@ pub struct RawRouting {
     pub listeners: Vec<RawListener>,
     pub geo_overrides: Vec<RawGeoOverride>,
     pub acl: Vec<RawAcl>,
+    /// Tables that are not there at all.
+    pub missing: Vec<&'static str>,
 }
 
 /// Why a row is refused.

@@ -111,6 +111,7 @@ impl Bench {
         };
         let status = self.daemon.wait_status(SOON, |status| counts(status) == 0).unwrap();
         assert_eq!(counts(&status), 0, "connections are left:\n{:#}", status.0);
+        assert_eq!(status.number("/forwarder/byte_mismatches"), 0, "{:#}", status.0);
     }
 
     /// The access log tells the bytes that clients and backends counted, and who forwarded them.

@@ -1,10 +1,13 @@
 //! Listeners of the database, and the apps that they lead to.
 
-use serde_json::Value;
-use xtask::lab::Daemon;
-use xtask::load::{Manner, NamedBackend};
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpStream};
 
-use super::World;
+use serde_json::Value;
+use xtask::lab::{Daemon, Ns};
+use xtask::load::{Manner, NamedBackend, connect_from};
+
+use super::{SOON, World};
 
 /// Adds or changes a row of `listeners`; address, port and last port as in SQL.
 pub fn listen(world: &World, id: &str, app: &str, place: &str) {
@@ -29,4 +32,19 @@ pub fn listener(daemon: &Daemon, id: &str) -> Value {
     let status = daemon.status().unwrap();
     let all = status.0["listeners"].as_array().unwrap().clone();
     all.into_iter().find(|listener| listener["id"] == id).unwrap_or(Value::Null)
+}
+
+/// Clients whom the kernel has connected, be they accepted or not.
+pub fn connected(world: &World, count: u16, to: SocketAddr) -> Vec<TcpStream> {
+    world.lab.run_in(Ns::Clients, || (0..count).map(|n| connect_from(world.lab.client(n), to).unwrap()).collect())
+}
+
+/// How many of them hear from backend `b1`.
+pub fn served(clients: Vec<TcpStream>) -> usize {
+    let hears = |mut client: TcpStream| {
+        let mut heard = [0; 3];
+        client.set_read_timeout(Some(SOON)).unwrap();
+        client.read_exact(&mut heard).is_ok_and(|()| &heard == b"b1\n")
+    };
+    clients.into_iter().filter_map(|client| hears(client).then_some(())).count()
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 pub mod bench;
+pub mod hello;
 pub mod http;
 pub mod listening;
 pub mod maps;

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use super::*;
+use crate::application::events::EventsQuery;
 use crate::application::flows::{Flow, Listed};
 use crate::domain::testing::{app_name, id, row};
 use crate::domain::{NoBackend, Pick, RawRouting, Region, Request, Tried, pick};
@@ -89,14 +90,16 @@ fn the_deadline_cuts_the_flows_of_that_backend_once() {
     assert_eq!(world.events.totals().get("backend_drain_cut"), Some(&1));
 }
 
-#[test]
-fn a_later_word_replaces_the_deadline() {
+#[tokio::test]
+async fn a_later_word_replaces_the_deadline_and_says_so() {
     let world = World::new(&["a", "b"]);
     let flow = world.flow(1, "a");
     world.drains.drain(&id("a"), Some(Duration::from_secs(5)), world.start).unwrap();
     world.drains.drain(&id("a"), None, world.start).unwrap();
     world.drains.tick(world.start + Duration::from_secs(600));
     assert!(!flow.is_cut());
+    let told = world.events.answer(EventsQuery::default()).await.events;
+    assert!(told[1].reason.ends_with("; the deadline before would have been in 5s"), "{told:?}");
     world.drains.drain(&id("a"), Some(Duration::ZERO), world.start).unwrap();
     world.drains.tick(world.start);
     assert!(flow.is_cut());
@@ -115,4 +118,14 @@ fn connections_of_a_removed_backend_can_be_ended_and_unknown_ones_are_an_error()
     assert_eq!(world.drains.state(&id("gone"), world.start), None, "forgotten with its last connection");
     let error = world.drains.drain(&id("gone"), None, world.start).unwrap_err();
     assert!(error.to_string().contains("there is no backend gone"), "{error}");
+}
+
+#[test]
+fn deadlines_are_times_of_at_most_thirty_days() {
+    let request = |deadline_secs| DrainRequest { backend: "a".into(), deadline_secs: Some(deadline_secs) };
+    assert_eq!(request(0.0).deadline(), Ok(Some(Duration::ZERO)));
+    assert_eq!(request(2_592_000.0).deadline(), Ok(Some(LONGEST_DEADLINE)));
+    for wrong in [2_592_001.0, -1.0, f64::INFINITY, f64::NAN] {
+        assert!(request(wrong).deadline().is_err(), "{wrong}");
+    }
 }

@@ -1,9 +1,12 @@
 //! One load on its way from rows to a snapshot: row by row, each refused alone.
 
+mod lost;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, Hash};
 use std::sync::{Arc, Weak};
 
+pub use self::lost::LostTable;
 use super::ReloadReport;
 use crate::domain::{
     AccessList, AccessRule, AppName, AppSpec, Backend, BackendId, BackendLoad, BackendSpec, Endpoints, GeoOverride,

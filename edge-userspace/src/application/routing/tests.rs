@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::domain::testing::{app_name, id, row};
 use crate::domain::{
-    Affinity, ClientAddr, CountryCode, Limits, NoBackend, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion,
-    RawValue, Region, Request, Tried,
+    Affinity, ClientAddr, CountryCode, Limits, NoBackend, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener,
+    RawRegion, RawValue, Region, Request, Tried,
 };
 
 fn raw(backends: &[RawBackend]) -> RawRouting {
@@ -52,10 +52,91 @@ fn an_emptied_table_needs_confirmation() {
     let table = RoutingTable::new();
     assert!(table.apply(&raw(&[]), false).is_ok(), "nothing is lost where nothing was");
     table.apply(&raw(&[row("a", "sa")]), false).unwrap();
-    assert_eq!(table.apply(&raw(&[]), false), Err(Emptied { had: 1 }));
+    assert_eq!(table.apply(&raw(&[]), false), Err(Emptied { lost: vec![LostTable::backends(1)] }));
     assert_eq!(table.load().backends().count(), 1);
     assert_eq!(table.apply(&raw(&[]), true).unwrap().accepted, 0);
     assert_eq!(table.load().backends().count(), 0);
+}
+
+/// Every table, full, with one row each.
+fn full() -> RawRouting {
+    let listener = |id: &str, port: i64| RawListener { id: id.into(), port: port.into(), ..RawListener::default() };
+    let rule = |id: &str, prefix: &str| RawAcl {
+        id: id.into(),
+        prefix: prefix.into(),
+        action: "deny".into(),
+        ..RawAcl::default()
+    };
+    let over = RawGeoOverride { prefix: "192.0.2.0/24".into(), country: "BR".into(), ..RawGeoOverride::default() };
+    RawRouting {
+        backends: vec![row("a", "sa")],
+        regions: vec![RawRegion { name: "af".into(), ..RawRegion::default() }],
+        apps: vec![RawApp::named("web")],
+        listeners: vec![listener("one", 80), listener("two", 81)],
+        geo_overrides: vec![over],
+        acl: vec![rule("bad", "192.0.2.0/25"), rule("worse", "198.51.100.0/25")],
+        missing: Vec::new(),
+    }
+}
+
+type Change = fn(&mut RawRouting);
+
+#[test]
+fn a_table_that_lost_all_of_its_rows_needs_confirmation() {
+    let cases: [(&str, usize, Change); 5] = [
+        ("acl", 2, |raw| raw.acl.clear()),
+        ("listeners", 2, |raw| raw.listeners.clear()),
+        ("apps", 1, |raw| raw.apps.clear()),
+        ("regions", 1, |raw| raw.regions.clear()),
+        ("geo_overrides", 1, |raw| raw.geo_overrides.clear()),
+    ];
+    for (name, had, empty) in cases {
+        let table = RoutingTable::new();
+        assert_eq!(table.apply(&full(), false).unwrap().rejected, []);
+        let mut emptied = full();
+        // What is taken in with a refused reload must leave no trace, either.
+        emptied.backends.push(row("b", "sa"));
+        empty(&mut emptied);
+        let refused = table.apply(&emptied, false).unwrap_err();
+        assert_eq!(refused.lost, [LostTable { name, had, missing: false }]);
+        assert_eq!(table.load().generation(), 1);
+        emptied.missing.push(name);
+        let refused = table.apply(&emptied, false).unwrap_err();
+        assert_eq!(refused.lost, [LostTable { name, had, missing: true }]);
+        let said = refused.to_string();
+        assert!(said.contains(&format!("no table `{name}` where there was one with {had} rows")), "{said}");
+        assert_eq!(table.apply(&full(), false).unwrap().generation, 2, "it is back");
+        assert_eq!(table.apply(&emptied, true).unwrap().accepted, 2, "{name} is confirmed");
+        assert!(table.apply(&emptied, false).is_ok(), "once is enough");
+    }
+    let table = RoutingTable::new();
+    table.apply(&full(), false).unwrap();
+    let lost = table.apply(&RawRouting::default(), false).unwrap_err().lost;
+    assert_eq!(lost.len(), 6, "all are named: {lost:?}");
+}
+
+/// Who marks the last row has said what he wants; a row that is gone says nothing.
+#[test]
+fn the_last_row_may_be_marked_as_deleted() {
+    let table = RoutingTable::new();
+    let mut rows = full();
+    table.apply(&rows, false).unwrap();
+    rows.acl[0].deleted = 1.into();
+    let mut half = rows.clone();
+    half.acl.pop();
+    assert_eq!(table.apply(&half, false).unwrap_err().lost, [LostTable { name: "acl", had: 2, missing: false }]);
+    rows.acl[1].deleted = 1.into();
+    rows.listeners.iter_mut().for_each(|row| row.deleted = 1.into());
+    assert_eq!(table.apply(&rows, false).unwrap().rejected, []);
+    // A bad row keeps its last good version, and what was none before is none now.
+    let table = RoutingTable::new();
+    let mut rows = full();
+    table.apply(&rows, false).unwrap();
+    rows.acl.remove(0);
+    rows.acl[0].prefix = "everybody".into();
+    assert_eq!(table.apply(&rows, false).unwrap().rejected.len(), 1);
+    rows.acl[0].id = "another".into();
+    assert!(table.apply(&rows, false).is_err(), "a bad row of another key keeps nothing");
 }
 
 #[test]
@@ -95,7 +176,7 @@ fn operator_regions_are_taken_over_and_bad_ones_keep_their_last_version() {
     let report = table.apply(&rows, false).unwrap();
     assert_eq!(report.rejected[0].0, "region af");
     assert_eq!(region(), "af");
-    rows.regions.clear();
+    rows.regions[0].deleted = 1.into();
     table.apply(&rows, false).unwrap();
     assert_eq!(region(), "eu");
 }
@@ -277,6 +358,6 @@ fn overrides_are_refused_alone_and_keep_their_last_good_version() {
     let names: Vec<_> = rejected.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["geo override 9.0.0.0/8", "geo override 8.0.0.0/8", "geo override row 4"]);
     assert_eq!((at("9.1.1.1").as_deref(), at("8.1.1.1").as_deref()), (Some("BR"), Some("CL")));
-    load(&[RawGeoOverride { deleted: 1.into(), ..over("9.0.0.0/8", "BR") }]);
+    load(&["9.0.0.0/8", "8.0.0.0/8"].map(|prefix| RawGeoOverride { deleted: 1.into(), ..over(prefix, "BR") }));
     assert_eq!((at("9.1.1.1"), at("8.1.1.1")), (None, None));
 }

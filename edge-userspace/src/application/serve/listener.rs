@@ -44,10 +44,13 @@ impl Rules {
 impl<C: Connector, F: Forwarder> Proxy<C, F> {
     /// What is expected where the client has arrived. Who was in the queue of a listener that has been removed since is
     /// served as before.
-    pub(super) fn arrive(&self, arrival: &Arrival) -> Result<Arc<Endpoint>, Refusal> {
+    pub(super) fn arrive(&self, arrival: &Arrival, record: &mut Record<'_>) -> Result<Arc<Endpoint>, Refusal> {
         let current = self.rules.endpoint(&self.routing.load(), arrival.to, arrival.door.name());
         let endpoint = current.or_else(|| arrival.door.last(arrival.to));
-        endpoint.ok_or(Refusal::rule(RejectReason::NoListener))
+        let endpoint = endpoint.ok_or(Refusal::rule(RejectReason::NoListener))?;
+        // So that a refusal on the way to the server name says where it was, as far as that is sure.
+        record.outcome.listener = endpoint.sole().map(|listener| listener.id.clone());
+        Ok(endpoint)
     }
 
     /// Finds the listener among those that share the place, by the server name where that decides.

@@ -1,7 +1,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+use std::sync::Arc;
+
+use crate::domain::room::Standing;
 use crate::domain::testing::{app_name, id, row, snapshot};
-use crate::domain::{RawBackend, Snapshot};
+use crate::domain::{BackendLoad, Limits, RawBackend, Regions, SlotPool, Snapshot, World};
 
 #[test]
 fn the_sole_app_is_known_only_if_there_is_one() {
@@ -20,4 +23,40 @@ fn backends_are_found_by_id_in_their_app_only() {
     assert_eq!(table.backend(&id("b")).unwrap().app, app_name("db"));
     assert!(table.app(&app_name("web")).unwrap().backend(&id("b")).is_none());
     assert!(table.backend(&id("c")).is_none());
+}
+
+/// While a new snapshot is made the old one still routes, and one that began with it may look at it longer: whichever
+/// limits change, each knows by its own who has room.
+#[test]
+fn the_old_snapshot_and_the_new_one_each_know_who_has_room() {
+    let limits = [(1, 2), (2, 5), (3, 7), (0, 0), (0, 4)];
+    for ((soft, hard), (next_soft, next_hard)) in limits.iter().flat_map(|old| limits.map(|new| (*old, new))) {
+        let load = BackendLoad::new(SlotPool::new(1).take().unwrap());
+        let with = |soft: i64, hard: i64| {
+            let row = RawBackend { soft_limit: soft.into(), hard_limit: hard.into(), ..row("a", "sa") };
+            vec![Arc::new(row.parse().unwrap().with_load(Arc::clone(&load)))]
+        };
+        let old = Snapshot::new(1, with(soft, hard), Regions::default());
+        let assert_right = |snapshot: &Snapshot| {
+            let app = snapshot.app(&app_name("web")).unwrap();
+            let (limits, active) = (app.backends()[0].limits, load.active());
+            assert_eq!(app.has_room(), !limits.is_full(active), "{active} of {limits:?}");
+            let below_soft = app.everywhere().unwrap().room.draw(Standing::BelowSoft, 0, &|_, bits| bits).is_some();
+            let expected = !limits.is_full(active) && !limits.is_over_soft(active);
+            assert_eq!(below_soft, expected, "{active} of {limits:?}");
+        };
+        let unlimited = Limits::new(0, 0).unwrap();
+        let mut held: Vec<_> = (0..4).map(|_| load.try_reserve(unlimited).unwrap()).collect();
+        assert_right(&old);
+        let new = Snapshot::following(&old, with(next_soft, next_hard), World::default());
+        let both = || [&old, &new].into_iter().for_each(assert_right);
+        both();
+        for _ in 0..5 {
+            held.push(load.try_reserve(unlimited).unwrap());
+            both();
+        }
+        while held.pop().is_some() {
+            both();
+        }
+    }
 }

@@ -202,7 +202,10 @@ async fn ready_backend(State(control): Shared, body: Bytes) -> Response {
 
 /// The body is a [`DrainRequest`].
 fn about_backend(body: &[u8], act: impl FnOnce(&DrainRequest) -> Result<DrainAnswer, String>) -> Response {
-    match serde_json::from_slice::<DrainRequest>(body).map(|request| act(&request)) {
+    let request = serde_json::from_slice::<DrainRequest>(body)
+        .map_err(|why| why.to_string())
+        .and_then(|request| request.deadline().map(|_| request));
+    match request.map(|request| act(&request)) {
         Ok(Ok(answer)) => Json(answer).into_response(),
         Ok(Err(why)) => error(StatusCode::NOT_FOUND, &why),
         Err(why) => {

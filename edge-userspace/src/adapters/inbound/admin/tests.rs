@@ -196,6 +196,8 @@ async fn the_socket_serves_reads_and_changes() {
     assert!(ask("POST", "/api/v1/reload", "{\"allow_empty\":true}").await.contains("\"generation\":8"));
     assert!(ask("POST", "/api/v1/reload", "{\"alow_empty\":true}").await.starts_with("HTTP/1.1 400"));
     assert!(ask("GET", "/api/v1/reload", "").await.starts_with("HTTP/1.1 405"));
+    let late = ask("POST", "/api/v1/backends/drain", "{\"backend\":\"b\",\"deadline_secs\":1e9}").await;
+    assert!(late.starts_with("HTTP/1.1 400") && late.contains("30 days"), "{late}");
     assert!(ask("GET", "/nothing", "").await.starts_with("HTTP/1.1 404"));
     assert!(ask("POST", "/api/v1/drain", "").await.starts_with("HTTP/1.1 202"));
     let answer = ask("GET", "/readyz", "").await;

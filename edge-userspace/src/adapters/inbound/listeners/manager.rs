@@ -7,7 +7,7 @@ mod open;
 mod plan;
 mod steered;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use self::steered::Steered;
 use super::Job;
 use super::bind::{ListenError, Manner};
 use super::handed::Handed;
-use super::others::{self, ListeningSocket};
+use super::others::HostSockets;
 use crate::application::events::{EventKind, Events, Subject};
 use crate::application::listening::{How, Listening, SpotState};
 use crate::application::routing::RoutingTable;
@@ -66,8 +66,8 @@ pub struct Manager {
     /// What is open, by spot; what is steered is elsewhere.
     open: HashMap<Spot, Open>,
     steered: Steered,
-    /// Inodes of our own sockets.
-    own: HashSet<u64>,
+    /// What listens on this host.
+    sockets: HostSockets,
     states: HashMap<Spot, SpotState>,
     /// The next worker of those that get one socket after the other.
     turn: usize,
@@ -83,7 +83,7 @@ impl Manager {
             parts,
             open: HashMap::new(),
             steered: Steered::default(),
-            own: HashSet::new(),
+            sockets: HostSockets::new(),
             states: HashMap::new(),
             turn: 0,
             started: false,
@@ -91,22 +91,24 @@ impl Manager {
         }
     }
 
-    /// Opens everything. To be called on a thread of its own, like [`Manager::run`]. The error names the first address of the settings that can't be had: who starts a daemon
-    /// wants to know at once.
+    /// Opens everything. To be called on a thread of its own, like [`Manager::run`]. The error names an address of the
+    /// settings that can't be had: who starts a daemon wants to know at once.
     pub fn start(&mut self) -> Result<(), String> {
         self.tell_unused();
         self.reconcile();
-        let bound = |spot: &Spot| spot.place().is_some_and(|place| place.socket_addr().is_some());
-        let mut failed = self.parts.settings.iter().filter(|endpoint| bound(&endpoint.spot)).filter_map(|endpoint| {
-            let state = self.states.get(&endpoint.spot)?;
-            state.why.clone().filter(|_| !state.open)
-        });
-        let failed = failed.next();
+        let vital = self.states.iter().filter(|(spot, _)| self.is_vital(spot));
+        let failed = vital.filter(|(_, state)| !state.open).find_map(|(_, state)| state.why.clone());
         self.started = true;
         match failed {
             Some(why) => Err(format!("listen_addr (EDGEPROXY_LISTEN_ADDR): {why}")),
             None => Ok(()),
         }
+    }
+
+    /// Whether the settings name this very address: one that can't be had keeps the daemon from starting.
+    fn is_vital(&self, spot: &Spot) -> bool {
+        let is_one = spot.place().is_some_and(|place| place.socket_addr().is_some());
+        is_one && self.parts.settings.of(spot).is_some()
     }
 
     /// Follows the routing table until told to stop, or nobody can tell it any more.
@@ -132,10 +134,10 @@ impl Manager {
         let wanted = self.wanted();
         let plan = plan(wanted.keys(), self.steered.why_not(&self.parts.steer));
         self.close_unwanted(&plan);
-        let sockets = self.sockets();
+        self.sockets.look();
         for (spot, expected) in &wanted {
             let state = match plan.get(spot) {
-                Some(Plan::Bind) => self.bind(spot, expected, &sockets),
+                Some(Plan::Bind) => self.bind(spot, expected),
                 Some(Plan::Handed(name)) => self.take_over(spot, name, expected),
                 Some(Plan::Refused(why)) => SpotState { how: How::Bind, open: false, why: Some(why.clone()) },
                 // All at once, below.
@@ -143,7 +145,7 @@ impl Manager {
             };
             self.note(spot, state);
         }
-        self.steer(&wanted, &plan, &sockets);
+        self.steer(&wanted, &plan);
         self.publish(&wanted);
     }
 
@@ -170,18 +172,7 @@ impl Manager {
         self.states.retain(|spot, _| plan.contains_key(spot));
     }
 
-    /// What listens on this host. Our own sockets are forgotten when they are gone.
-    fn sockets(&mut self) -> Vec<ListeningSocket> {
-        let sockets = others::listening().unwrap_or_else(|why| {
-            tracing::warn!(%why, "the listening sockets of this host can't be read from /proc");
-            Vec::new()
-        });
-        let there: HashSet<u64> = sockets.iter().map(|socket| socket.inode).collect();
-        self.own.retain(|inode| there.contains(inode));
-        sockets
-    }
-
-    fn bind(&mut self, spot: &Spot, expected: &Endpoints, sockets: &[ListeningSocket]) -> SpotState {
+    fn bind(&mut self, spot: &Spot, expected: &Endpoints) -> SpotState {
         // Of this very look, too: the host's list of sockets was read before.
         let mut opened: Vec<SocketAddr> = self.open.values().flat_map(|open| open.bound.iter().copied()).collect();
         let open = self.open.entry(spot.clone()).or_insert_with(|| Open::new(expected.clone()));
@@ -199,7 +190,7 @@ impl Manager {
                 // Of many addresses each gets one socket, so that descriptors suffice.
                 count: if single.is_some() { workers } else { 1 },
                 backlog: self.parts.backlog,
-                own_overlap: overlap(addr, sockets, &self.own, &opened),
+                own_overlap: overlap(addr, &self.sockets, &opened),
                 free: place.prefix.prefix_len() > 0 && place.prefix.prefix_len() < place.prefix.max_prefix_len(),
             };
             match super::bind::open(addr, manner) {
@@ -208,7 +199,7 @@ impl Manager {
                     opened.push(addr);
                     let address = Some(addr).filter(|addr| !addr.ip().is_unspecified());
                     let jobs = listeners.into_iter().map(|listener| open.job(listener, address));
-                    hand_out(jobs, &self.parts.workers, &mut self.turn, &mut self.own);
+                    hand_out(jobs, &self.parts.workers, &mut self.turn, &mut self.sockets);
                 }
                 Err(why) => {
                     missing += 1;
@@ -242,7 +233,7 @@ impl Manager {
             // One queue for all workers: who accepts first has the client.
             let copies = self.parts.workers.iter().filter_map(|_| socket.try_clone().ok());
             let jobs: Vec<_> = copies.map(|listener| open.job(listener, address)).collect();
-            hand_out(jobs.into_iter(), &self.parts.workers, &mut self.turn, &mut self.own);
+            hand_out(jobs.into_iter(), &self.parts.workers, &mut self.turn, &mut self.sockets);
             open.bound.insert(addr);
         }
         let state = open.state(How::Fd);
@@ -250,14 +241,21 @@ impl Manager {
         state
     }
 
-    fn steer(&mut self, wanted: &BTreeMap<Spot, Endpoints>, plan: &HashMap<Spot, Plan>, sockets: &[ListeningSocket]) {
+    fn steer(&mut self, wanted: &BTreeMap<Spot, Endpoints>, plan: &HashMap<Spot, Plan>) {
         let is = |spot: &Spot| matches!(plan.get(spot), Some(Plan::Steer));
         let (steered, bound): (Vec<_>, Vec<_>) = wanted.iter().partition(|(spot, _)| is(spot));
-        let foreign = sockets.iter().filter(|socket| !self.own.contains(&socket.inode)).map(|socket| socket.addr);
-        let foreign: Vec<SocketAddr> = foreign.chain(self.parts.handed.addresses()).collect();
+        let foreign = match self.sockets.foreign() {
+            Ok(foreign) => foreign,
+            // Their clients would be taken from other programs.
+            Err(why) => {
+                let state = SpotState { how: How::SkLookup, open: false, why: Some(why.to_owned()) };
+                return steered.into_iter().for_each(|(spot, _)| self.note(spot, state.clone()));
+            }
+        };
+        let foreign: Vec<SocketAddr> = foreign.into_iter().chain(self.parts.handed.addresses()).collect();
         let bound = bound.into_iter().filter_map(|(spot, _)| spot.place().copied()).collect();
         let jobs = self.steered.reconcile(&mut self.parts, &steered, bound, &foreign);
-        hand_out(jobs.into_iter(), &self.parts.workers, &mut self.turn, &mut self.own);
+        hand_out(jobs.into_iter(), &self.parts.workers, &mut self.turn, &mut self.sockets);
         for (spot, _) in steered {
             let why = self.steered.failure(spot);
             self.note(spot, SpotState { how: How::SkLookup, open: why.is_none(), why });
@@ -272,11 +270,10 @@ impl Manager {
         }
         match (&state.why, state.open) {
             (Some(why), _) => {
-                self.parts.events.emit(
-                    EventKind::ListenerFailed,
-                    Subject::listener(spot),
-                    format!("{why}; it is tried again"),
-                );
+                // Without an address of the settings the daemon does not even start.
+                let again = if self.started || !self.is_vital(spot) { "; it is tried again" } else { "" };
+                let reason = format!("{why}{again}");
+                self.parts.events.emit(EventKind::ListenerFailed, Subject::listener(spot), reason);
             }
             (None, true) if self.started => {
                 let reason = format!("accepts connections ({})", state.how.as_str());
@@ -305,20 +302,20 @@ impl Manager {
 
 /// Whether one of our own sockets takes connections to `addr`, and nobody else's does. `opened` are addresses of our own
 /// that may not be among the `sockets` of the host yet.
-fn overlap(addr: SocketAddr, sockets: &[ListeningSocket], own: &HashSet<u64>, opened: &[SocketAddr]) -> bool {
+fn overlap(addr: SocketAddr, sockets: &HostSockets, opened: &[SocketAddr]) -> bool {
     let meets = |other: SocketAddr| {
         let any = other.ip().is_unspecified() || addr.ip().is_unspecified();
         other.port() == addr.port() && other.is_ipv4() == addr.is_ipv4() && (any || other.ip() == addr.ip())
     };
-    let mut meeting = sockets.iter().filter(|socket| meets(socket.addr)).peekable();
+    let mut meeting = sockets.all().iter().filter(|socket| meets(socket.addr)).peekable();
     let ours = meeting.peek().is_some() || opened.iter().any(|addr| meets(*addr));
-    ours && meeting.all(|socket| own.contains(&socket.inode))
+    ours && meeting.all(|socket| sockets.is_own(socket))
 }
 
 /// Gives sockets to the workers in turn.
-fn hand_out(jobs: impl Iterator<Item = Job>, workers: &[Sender<Job>], turn: &mut usize, own: &mut HashSet<u64>) {
+fn hand_out(jobs: impl Iterator<Item = Job>, workers: &[Sender<Job>], turn: &mut usize, sockets: &mut HostSockets) {
     for job in jobs {
-        own.extend(inode(&job.listener));
+        inode(&job.listener).into_iter().for_each(|inode| sockets.add_own(inode));
         *turn = turn.wrapping_add(1);
         if let Some(worker) = workers.get(*turn % workers.len().max(1)) {
             // A worker ends only with the daemon.

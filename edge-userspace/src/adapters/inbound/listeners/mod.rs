@@ -31,6 +31,10 @@ use crate::application::serve::Proxy;
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
+/// Clients that are accepted from the queue of a socket that is closed before others have their turn, and at most.
+const AT_ONCE: u32 = 64;
+const LONGEST_QUEUE: u32 = 1 << 16;
+
 /// Listening sockets for a worker to serve.
 #[derive(Debug)]
 pub struct Job {
@@ -101,9 +105,70 @@ where
             }
         }
     }
-    // These clients have been told that they are connected.
-    while let Some(Ok((client, from))) = now_or_never(listener.accept()).await {
-        spawn(&proxy, &way, client, from);
+    match listener.into_std() {
+        Ok(listener) => empty(&listener, &proxy, &way).await,
+        Err(why) => tracing::error!(%why, "clients in the queue of a listening socket can't be served"),
+    }
+}
+
+/// Serves those who are in the queue of a socket that is about to be closed: they have been told that they are
+/// connected. How many may come in a second is not asked: the kernel would take in more of them meanwhile.
+///
+/// The kernel is asked itself, because what the runtime says may be "not yet" while many wait: after so much work of one
+/// task at a time, or where it has not heard of the socket yet.
+async fn empty<C, F>(listener: &std::net::TcpListener, proxy: &Arc<Proxy<C, F>>, way: &Way<'_>)
+where
+    C: Connector + 'static,
+    F: Forwarder + 'static,
+{
+    let mut pause = FIRST_PAUSE;
+    // Who comes faster than clients are accepted does not keep the socket open for ever.
+    let mut left = LONGEST_QUEUE;
+    while left > 0 {
+        match queued(listener) {
+            Queued::Client(client, from) => {
+                left -= 1;
+                pause = FIRST_PAUSE;
+                match client.set_nonblocking(true).and_then(|()| TcpStream::from_std(client)) {
+                    Ok(client) => spawn(proxy, way, client, from),
+                    Err(why) => tracing::error!(%why, %from, "a client that was accepted can't be served"),
+                }
+                if left.is_multiple_of(AT_ONCE) {
+                    tokio::task::yield_now().await;
+                }
+            }
+            Queued::Gone => left -= 1,
+            Queued::Shortage(kind) => {
+                proxy.observer.accept_failed(way.own, kind);
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            Queued::Nobody => break,
+        }
+    }
+    // They count as connections once they have begun: only then may a daemon that waits for the last one look.
+    tokio::task::yield_now().await;
+}
+
+/// What accept(2) says.
+enum Queued {
+    Client(std::net::TcpStream, SocketAddr),
+    /// A client that was gone before we came, or whom a firewall keeps away.
+    Gone,
+    Shortage(&'static str),
+    Nobody,
+}
+
+fn queued(listener: &std::net::TcpListener) -> Queued {
+    match listener.accept() {
+        Ok((client, from)) => Queued::Client(client, from),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Queued::Nobody,
+        Err(error) => match (shortage(&error), error.raw_os_error()) {
+            (Some(kind), _) => Queued::Shortage(kind),
+            // It is no listening socket any more: nobody can be in its queue.
+            (None, Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK)) => Queued::Nobody,
+            (None, _) => Queued::Gone,
+        },
     }
 }
 
@@ -141,13 +206,4 @@ fn shortage(error: &io::Error) -> Option<&'static str> {
         Some(libc::ENOMEM | libc::ENOBUFS) => Some("nomem"),
         _ => None,
     }
-}
-
-async fn now_or_never<T>(future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
-    std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
-        std::task::Poll::Ready(value) => std::task::Poll::Ready(Some(value)),
-        std::task::Poll::Pending => std::task::Poll::Ready(None),
-    })
-    .await
 }

@@ -3,6 +3,7 @@
 //! `/proc/net/tcp` and `tcp6` list the listening sockets first, so that the connections are never read. Anybody may
 //! read them.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,6 +14,77 @@ pub struct ListeningSocket {
     pub addr: SocketAddr,
     /// Tells sockets apart while they live.
     pub inode: u64,
+}
+
+/// The sockets that listen on this host, and which of them are ours.
+#[derive(Debug)]
+pub struct HostSockets {
+    read: fn() -> io::Result<Vec<ListeningSocket>>,
+    /// As they were when they could be read last; `None` if they never could.
+    known: Option<Vec<ListeningSocket>>,
+    /// Inodes of our own, those included that are not listed yet.
+    own: HashSet<u64>,
+    /// Why they can't be read; that is told once.
+    failure: Option<String>,
+}
+
+impl HostSockets {
+    /// Of this network namespace.
+    pub fn new() -> Self {
+        Self::read_by(listening)
+    }
+
+    fn read_by(read: fn() -> io::Result<Vec<ListeningSocket>>) -> Self {
+        Self { read, known: None, own: HashSet::new(), failure: None }
+    }
+
+    /// Reads them again. Where that fails, for want of descriptors or memory, the last list stays: an empty one would
+    /// have other programs' sockets lose their clients, and our own taken for others'.
+    pub fn look(&mut self) {
+        match (self.read)() {
+            Ok(sockets) => {
+                let there: HashSet<u64> = sockets.iter().map(|socket| socket.inode).collect();
+                self.own.retain(|inode| there.contains(inode));
+                self.known = Some(sockets);
+                self.failure = None;
+            }
+            Err(why) => {
+                let why = format!("the listening sockets of this host can't be read from /proc: {why}");
+                if self.failure.as_ref() != Some(&why) {
+                    tracing::warn!("{why}");
+                }
+                self.failure = Some(why);
+            }
+        }
+    }
+
+    /// All that are known.
+    pub fn all(&self) -> &[ListeningSocket] {
+        self.known.as_deref().unwrap_or_default()
+    }
+
+    /// Where other programs listen. The error says why that was never to be known.
+    pub fn foreign(&self) -> Result<Vec<SocketAddr>, &str> {
+        match &self.known {
+            Some(known) => Ok(known.iter().filter(|socket| !self.is_own(socket)).map(|socket| socket.addr).collect()),
+            None => Err(self.failure.as_deref().unwrap_or("the listening sockets of this host were not read yet")),
+        }
+    }
+
+    pub fn is_own(&self, socket: &ListeningSocket) -> bool {
+        self.own.contains(&socket.inode)
+    }
+
+    /// A socket of ours, which may be on no list yet.
+    pub fn add_own(&mut self, inode: u64) {
+        self.own.insert(inode);
+    }
+}
+
+impl Default for HostSockets {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 const FILES: [&str; 2] = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
@@ -95,6 +167,39 @@ mod tests {
         for junk in ["", "x", "0: :", "0: 0100007F:1F90 x 0A", "0: é100007F:1F90 00000000:0000 0A a b c d e 1"] {
             assert_eq!(parse(junk), None, "{junk}");
         }
+    }
+
+    #[test]
+    fn what_was_read_last_stays_while_nothing_can_be_read() {
+        use std::cell::RefCell;
+
+        thread_local! {
+            static ANSWER: RefCell<Result<Vec<ListeningSocket>, i32>> = const { RefCell::new(Err(libc::EMFILE)) };
+        }
+        fn read() -> io::Result<Vec<ListeningSocket>> {
+            ANSWER.with_borrow(|answer| answer.clone().map_err(io::Error::from_raw_os_error))
+        }
+        let socket = |port: u16, inode| ListeningSocket { addr: ([192, 0, 2, 1], port).into(), inode };
+        let (ours, theirs) = (socket(80, 1), socket(81, 2));
+        let mut sockets = HostSockets::read_by(read);
+        sockets.add_own(ours.inode);
+        sockets.look();
+        assert!(sockets.foreign().unwrap_err().contains("Too many open files"));
+        assert!(sockets.all().is_empty());
+        ANSWER.set(Ok(vec![ours, theirs]));
+        sockets.look();
+        for error in [libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
+            ANSWER.set(Err(error));
+            sockets.look();
+            // One that was opened meanwhile.
+            sockets.add_own(3);
+            assert_eq!((sockets.foreign().unwrap(), sockets.all()), (vec![theirs.addr], &[ours, theirs][..]));
+            assert!(sockets.is_own(&ours) && sockets.is_own(&socket(82, 3)) && !sockets.is_own(&theirs));
+        }
+        ANSWER.set(Ok(vec![theirs, socket(82, 3)]));
+        sockets.look();
+        assert_eq!(sockets.foreign().unwrap(), [theirs.addr]);
+        assert!(!sockets.is_own(&ours) && sockets.is_own(&socket(82, 3)), "ours was closed");
     }
 
     #[test]

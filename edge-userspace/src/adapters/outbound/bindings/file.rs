@@ -13,7 +13,7 @@
 //! one. What can't be understood is not used: affinity is a service to clients, not a promise.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -44,6 +44,8 @@ pub enum BindingFileError {
         "bindings can't be saved to {path}: {why}; set bindings_path to a file in a directory that this user may write"
     )]
     Write { path: PathBuf, why: io::Error },
+    #[error("bindings_path {path} is in use by another daemon (it holds {lock}): give each a file of its own")]
+    InUse { path: PathBuf, lock: PathBuf },
     #[error("saved bindings {path} can't be read: {why}")]
     Read { path: PathBuf, why: io::Error },
     #[error("saved bindings {path} are not used: {why}")]
@@ -72,21 +74,35 @@ pub struct Saved {
     pub bytes: u64,
 }
 
-/// A place for the bindings.
+/// A place for the bindings, which nobody else has meanwhile.
 #[derive(Debug)]
 pub struct BindingFile {
     path: PathBuf,
     draft: PathBuf,
+    /// Locked (`flock(2)`) as long as it is open. A file of its own, for the bindings' is replaced by each save; it
+    /// stays, for who removes a lock file may remove one that another has just locked.
+    _lock: File,
 }
 
 impl BindingFile {
-    /// Finds out whether the place can be written, by writing beside it.
+    /// Takes the place, and finds out whether it can be written, by writing beside it.
     pub fn at(path: &Path) -> Result<Self, BindingFileError> {
-        let mut draft = path.as_os_str().to_owned();
-        draft.push(".new");
-        let file = Self { path: path.to_owned(), draft: draft.into() };
-        let probe = file.create().and_then(|_| fs::remove_file(&file.draft));
-        probe.map_err(|why| file.unwritable(why))?;
+        let beside = |ending: &str| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(ending);
+            PathBuf::from(name)
+        };
+        let unwritable = |why| BindingFileError::Write { path: path.to_owned(), why };
+        let (draft, lock) = (beside(".new"), beside(".lock"));
+        let locked = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock);
+        let locked = locked.map_err(unwritable)?;
+        match locked.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(BindingFileError::InUse { path: path.to_owned(), lock }),
+            Err(TryLockError::Error(why)) => return Err(unwritable(why)),
+        }
+        let file = Self { path: path.to_owned(), draft, _lock: locked };
+        file.create().and_then(|_| fs::remove_file(&file.draft)).map_err(unwritable)?;
         Ok(file)
     }
 

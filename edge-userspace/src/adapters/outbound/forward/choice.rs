@@ -81,7 +81,7 @@ impl<'a> Choice<'a> {
 
     /// Whether large amounts may be spliced, by the policy of now.
     pub(super) fn may_splice(&self) -> bool {
-        self.path.policy().may_splice()
+        self.path.may_splice()
     }
 
     /// A read of `len` bytes from `side`.

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::ops::{Index, IndexMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A side of a pair, and the direction that begins there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,9 +78,17 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; MAX_READ].into_boxed_slice());
 }
 
-/// Lends the thread's buffer. Not to be called within itself.
+/// Bytes that are pending for all connections together.
+static PENDING: AtomicUsize = AtomicUsize::new(0);
+/// With so many of them pending, reads are no larger than [`SMALL_READ`]: then a connection whose receiver has stalled
+/// keeps as little.
+const MAX_PENDING: usize = 64 * 1024 * 1024;
+pub(super) const SMALL_READ: usize = 16 * 1024;
+
+/// Lends the thread's buffer, or a small part of it while much is pending. Not to be called within itself.
 pub(super) fn with_scratch<R>(use_it: impl FnOnce(&mut [u8]) -> R) -> R {
-    SCRATCH.with_borrow_mut(|buffer| use_it(buffer))
+    let room = if PENDING.load(Ordering::Relaxed) < MAX_PENDING { MAX_READ } else { SMALL_READ };
+    SCRATCH.with_borrow_mut(|buffer| use_it(buffer.get_mut(..room).unwrap_or_default()))
 }
 
 /// Bytes that were read and could not be written yet. Takes memory only while there are any.
@@ -101,6 +110,7 @@ impl Pending {
     /// Keeps bytes; only when there are none.
     pub(super) fn keep(&mut self, bytes: &[u8]) {
         debug_assert!(self.is_empty(), "what is pending goes out first");
+        PENDING.fetch_add(bytes.len(), Ordering::Relaxed);
         *self = Self { bytes: bytes.into(), at: 0 };
     }
 
@@ -117,9 +127,31 @@ impl Pending {
     }
 }
 
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.bytes.is_empty() {
+            PENDING.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn while_much_is_pending_reads_are_small() {
+        let room = || with_scratch(|buffer| buffer.len());
+        assert_eq!(room(), MAX_READ);
+        let piece = vec![0; MAX_READ];
+        let mut stalled: Vec<Pending> = (0..MAX_PENDING / MAX_READ).map(|_| Pending::default()).collect();
+        stalled.iter_mut().for_each(|pending| pending.keep(&piece));
+        assert_eq!(room(), SMALL_READ);
+        stalled[0].advance(MAX_READ);
+        stalled[1].discard();
+        drop(stalled);
+        assert_eq!(room(), MAX_READ);
+    }
 
     #[test]
     fn pending_gives_its_bytes_in_order_and_its_memory_back() {

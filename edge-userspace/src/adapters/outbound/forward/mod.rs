@@ -3,6 +3,7 @@
 mod chaos;
 mod choice;
 mod crowd;
+mod delivery;
 pub mod kernel;
 mod lane;
 pub mod pipe;
@@ -127,7 +128,13 @@ impl Forwarders {
         let end = Box::pin(pump.run(&self.rules.limits, &self.cut, &mut choice)).await;
         let report = Report { bytes: pump.bytes(), ..before };
         match end {
-            PumpEnd::Finished(termination) => report.ended(termination),
+            PumpEnd::Finished(termination) => {
+                let ended = termination == Termination::Normal;
+                if let Some(what) = ended.then(|| pump.audit(before.header)).flatten() {
+                    self.path.distrust(&what, report.bytes.kernel_up + report.bytes.kernel_down > 0);
+                }
+                report.ended(termination)
+            }
             PumpEnd::Promote(why) => Box::pin(self.offload(pump.sockets, report, why, flow)).await,
         }
     }

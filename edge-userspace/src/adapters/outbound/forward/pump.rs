@@ -11,7 +11,8 @@ use socket2::SockRef;
 use tokio::time::{Instant, sleep};
 
 use super::choice::Choice;
-use super::lane::{Both, MAX_READ, Pending, Side, TURN, with_scratch};
+use super::delivery::Delivery;
+use super::lane::{Both, MAX_READ, Pending, SMALL_READ, Side, TURN, with_scratch};
 use super::pipe::Pipe;
 use super::socket::Received;
 use super::sockmap::RESET_LINGER;
@@ -22,7 +23,7 @@ use crate::application::flows::Flow;
 use crate::domain::{ByteCounts, ForwarderKind, Termination, Why};
 
 /// The first reads are small: a slow receiver then keeps little. Full reads double it up to [`MAX_READ`].
-const FIRST_READ: usize = 16 * 1024;
+const FIRST_READ: usize = SMALL_READ;
 /// A full read of so much makes a direction splice what follows.
 const SPLICE_FROM: usize = 64 * 1024;
 /// A direction that moves less than this at a time, so many times in a row, copies again.
@@ -145,6 +146,18 @@ impl<'a, S: Stream> Pump<'a, S> {
         ByteCounts { up, down, kernel_up: spliced.client, kernel_down: spliced.backend }
     }
 
+    /// After the end of both streams: what is wrong if TCP has received other amounts than were moved. `header` bytes of the
+    /// client's were read before, and went nowhere.
+    pub(super) fn audit(&self, header: u64) -> Option<String> {
+        let from = Both { client: header, backend: 0 };
+        Side::BOTH.into_iter().find_map(|side| {
+            let info = socket::tcp_info(self.sockets[side].as_fd()).ok()?;
+            let moved = self.moved[side] + from[side];
+            let agrees = info.received == moved || info.fin && info.received == moved + 1;
+            (!agrees).then(|| format!("{} bytes were received ({side:?}), {moved} were moved", info.received))
+        })
+    }
+
     /// Pumps until both streams have ended, one is reset, a time limit is reached, or `choice` wants the kernel path.
     /// The sockets are closed by dropping `self`, after a reset was arranged where the end was not a clean one.
     pub(super) async fn run(&mut self, limits: &TimeLimits, cut: &Cut, choice: &mut Choice<'_>) -> PumpEnd {
@@ -153,9 +166,10 @@ impl<'a, S: Stream> Pump<'a, S> {
         let flow = self.flow;
         let mut cut = pin!(cut.wait(flow));
         let (mut active, mut current) = (Instant::now(), limits.idle);
+        let mut delivery = Delivery::default();
         let mut measure_at = active + MEASURE_EVERY;
         let end = poll_fn(|cx| {
-            let before = self.moved;
+            let before = self.progress();
             match self.poll_lanes(cx, choice) {
                 Poll::Ready(Some(end)) => {
                     self.flow.publish(self.bytes());
@@ -174,7 +188,7 @@ impl<'a, S: Stream> Pump<'a, S> {
                 }
                 look.as_mut().reset(Instant::now() + LOOK);
             }
-            if self.moved != before {
+            if self.progress() != before {
                 active = Instant::now();
                 self.flow.publish(self.bytes());
                 if active >= measure_at {
@@ -194,7 +208,10 @@ impl<'a, S: Stream> Pump<'a, S> {
             }
             while idle.as_mut().poll(cx).is_ready() {
                 if active.elapsed() >= limit {
-                    return Poll::Ready(Ok(PumpEnd::Finished(self.idle_termination())));
+                    if !delivery.goes_on(&self.sockets) {
+                        return Poll::Ready(Ok(PumpEnd::Finished(self.idle_termination())));
+                    }
+                    active = Instant::now();
                 }
                 idle.as_mut().reset(active + limit);
             }
@@ -392,6 +409,12 @@ impl<'a, S: Stream> Pump<'a, S> {
         self.lanes[side].shut = true;
     }
 
+    /// Changes whenever something was achieved: the end of a stream is, too, so that who closes after a long quiet has the
+    /// whole limit for what is still to come.
+    fn progress(&self) -> (Both<u64>, usize) {
+        (self.moved, self.lanes.iter().filter(|lane| lane.shut).count())
+    }
+
     fn time_limit(&self, limits: &TimeLimits) -> Duration {
         if self.lanes.iter().any(|lane| lane.shut) { limits.half_close } else { limits.idle }
     }
@@ -424,5 +447,61 @@ impl<'a, S: Stream> Pump<'a, S> {
 
     fn reset_both(&self) {
         self.sockets.iter().for_each(|socket| socket::reset_on_close(socket.as_fd()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::self_test::nobodys;
+    use super::super::{KernelPath, Policy, Thresholds};
+    use super::*;
+
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (near, listener.accept().await.unwrap().0)
+    }
+
+    /// What the audit says of a client that sends twelve bytes, of which four were read before.
+    async fn audit(header: u64) -> Option<String> {
+        let ((mut client, near), (far, mut backend)) = (connected().await, connected().await);
+        client.write_all(b"headpayload!").await.unwrap();
+        let mut head = [0; 4];
+        let mut near = near;
+        near.read_exact(&mut head).await.unwrap();
+        let flow = nobodys(client.local_addr().unwrap()).unwrap();
+        let path = KernelPath::not_wanted(Policy::Copy);
+        let limits = TimeLimits { idle: Duration::from_secs(10), half_close: Duration::from_secs(10) };
+        let thresholds =
+            Thresholds { bytes_per_sec: 0, messages_per_sec: 1, conversations: 1, window: Duration::from_secs(1) };
+        let (cut, mut choice) = (Cut::default(), Choice::new(&path, thresholds));
+        let mut pump = Pump::new(Both { client: near, backend: far }, &flow, ByteCounts::default());
+        let talk = async {
+            client.shutdown().await.unwrap();
+            let mut got = Vec::new();
+            backend.read_to_end(&mut got).await.unwrap();
+            backend.write_all(b"answer").await.unwrap();
+            backend.shutdown().await.unwrap();
+            // The last end is passed on by closing.
+            client.read_exact(&mut [0; 6]).await.unwrap();
+            got
+        };
+        let (end, got) = tokio::join!(pump.run(&limits, &cut, &mut choice), talk);
+        assert!(matches!(end, PumpEnd::Finished(Termination::Normal)) && got == b"payload!", "{end:?} {got:?}");
+        pump.audit(header)
+    }
+
+    #[tokio::test]
+    async fn what_was_received_and_not_moved_is_noticed() {
+        assert_eq!(audit(4).await, None);
+        let found = audit(0).await.unwrap();
+        assert!(found.contains("(Client)"), "{found}");
     }
 }

@@ -48,8 +48,7 @@ pub enum SelfTestError {
 pub async fn run(kernel: &Arc<Kernel>) -> Result<(), SelfTestError> {
     let (client, proxy_client) = connected()?;
     let (proxy_backend, backend) = connected()?;
-    let sent = pattern(BURST, 1);
-    let reply = pattern(REPLY, 2);
+    let (sent, reply): (Arc<[u8]>, Arc<[u8]>) = (pattern(BURST, 1).into(), pattern(REPLY, 2).into());
     // Queued before the insertion. No more than that: how much of a burst the kernel forwards once it has queued up
     // depends on how busy the host is.
     (&client).write_all(sent.get(..QUEUED).unwrap_or_default())?;
@@ -59,7 +58,7 @@ pub async fn run(kernel: &Arc<Kernel>) -> Result<(), SelfTestError> {
     let sockets = Both { client: proxy_client, backend: proxy_backend };
     let offload = Offload::begin(kernel, sockets, ByteCounts::default(), 0).map_err(|_| SelfTestError::Refused)?;
     let addr = client.local_addr()?;
-    let sender = spawn_client(client, sent.clone(), reply.clone());
+    let sender = spawn_client(client, Arc::clone(&sent), Arc::clone(&reply));
     let receiver = spawn_backend(backend, sent, reply);
     let limits = TimeLimits { idle: LIMIT, half_close: LIMIT };
     let report = Box::pin(offload.run(&limits, &Cut::default(), &nobodys(addr)?, &|| false)).await;
@@ -103,7 +102,7 @@ fn connected() -> io::Result<(TcpStream, TcpStream)> {
 
 type Peer = JoinHandle<Result<(), SelfTestError>>;
 
-fn spawn_client(mut client: TcpStream, sent: Vec<u8>, reply: Vec<u8>) -> Peer {
+fn spawn_client(mut client: TcpStream, sent: Arc<[u8]>, reply: Arc<[u8]>) -> Peer {
     thread::spawn(move || {
         client.write_all(sent.get(QUEUED..).unwrap_or_default())?;
         client.shutdown(Shutdown::Write)?;
@@ -111,7 +110,7 @@ fn spawn_client(mut client: TcpStream, sent: Vec<u8>, reply: Vec<u8>) -> Peer {
     })
 }
 
-fn spawn_backend(mut backend: TcpStream, sent: Vec<u8>, reply: Vec<u8>) -> Peer {
+fn spawn_backend(mut backend: TcpStream, sent: Arc<[u8]>, reply: Arc<[u8]>) -> Peer {
     thread::spawn(move || {
         backend.write_all(reply.get(QUEUED..).unwrap_or_default())?;
         // Lets the burst fill every buffer on the way.
@@ -120,10 +119,18 @@ fn spawn_backend(mut backend: TcpStream, sent: Vec<u8>, reply: Vec<u8>) -> Peer 
     })
 }
 
-fn expect(from: &mut TcpStream, want: &[u8], what: &'static str) -> Result<(), SelfTestError> {
-    let mut got = Vec::with_capacity(want.len());
-    from.read_to_end(&mut got)?;
-    if got == want { Ok(()) } else { Err(SelfTestError::Corrupt(what)) }
+fn expect(from: &mut TcpStream, mut want: &[u8], what: &'static str) -> Result<(), SelfTestError> {
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        let got = match from.read(&mut buffer)? {
+            0 if want.is_empty() => return Ok(()),
+            read => buffer.get(..read).unwrap_or_default(),
+        };
+        match want.strip_prefix(got) {
+            Some(rest) if !got.is_empty() => want = rest,
+            _ => return Err(SelfTestError::Corrupt(what)),
+        }
+    }
 }
 
 /// Bytes in which any shift or swap shows.

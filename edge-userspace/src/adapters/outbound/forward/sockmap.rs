@@ -17,6 +17,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use self::spilling::Spilling;
+use super::delivery::Delivery;
 use super::kernel::{Interest, Kernel, PairSlot, Ready};
 use super::lane::{Both, Pending, Side, TURN, with_scratch};
 use super::{MEASURE_EVERY, TimeLimits, socket};
@@ -68,6 +69,9 @@ pub(super) struct Offload {
     spilling: Spilling,
     watched: Both<Interest>,
     wanted: Both<Interest>,
+    /// When this end last achieved something.
+    active: Instant,
+    delivery: Delivery,
     /// Which side reset the connection, and when that was seen.
     reset: Option<(Side, Instant)>,
     fallback: Option<Fallback>,
@@ -163,6 +167,8 @@ impl Offload {
             spilling: Spilling::new(Instant::now()),
             watched: Both::default(),
             wanted: Both::default(),
+            active: Instant::now(),
+            delivery: Delivery::default(),
             reset: None,
             fallback: None,
             corrupt: None,
@@ -229,7 +235,12 @@ impl Offload {
                 Ok(wait) => wait,
                 Err(termination) => return self.finish(termination),
             };
-            fruitless = if self.progress() == before { fruitless + 1 } else { 0 };
+            if self.progress() == before {
+                fruitless += 1;
+            } else {
+                fruitless = 0;
+                self.active = Instant::now();
+            }
             self.rewatch();
             self.look_for_spilling(demotes);
             self.tell(flow);
@@ -495,7 +506,13 @@ impl Offload {
     }
 
     /// How long to sleep if no event comes, or the end: a time limit is reached.
-    fn pause(&self, wait: Wait, fruitless: usize, ready: Ready, limits: &TimeLimits) -> Result<Duration, Termination> {
+    fn pause(
+        &mut self,
+        wait: Wait,
+        fruitless: usize,
+        ready: Ready,
+        limits: &TimeLimits,
+    ) -> Result<Duration, Termination> {
         let half_closed = Side::BOTH.into_iter().any(|side| self.lanes[side].shut);
         let limit = if half_closed { limits.half_close } else { limits.idle };
         // Reading the clock of both sockets costs two calls: only when the time may really be up.
@@ -509,11 +526,16 @@ impl Offload {
         Ok(Duration::from_millis(millis))
     }
 
-    fn idle_left(&self, limit: Duration) -> Result<Duration, Termination> {
+    fn idle_left(&mut self, limit: Duration) -> Result<Duration, Termination> {
         let quiet =
             Side::BOTH.into_iter().filter_map(|side| self.info(side)).map(|info| info.quiet).min().unwrap_or(limit);
-        match limit.checked_sub(quiet) {
+        // What was received long ago may be on its way to a slow reader still, here.
+        match limit.checked_sub(quiet.min(self.active.elapsed())) {
             Some(left) if !left.is_zero() => Ok(left),
+            _ if self.delivery.goes_on(&self.sockets) => {
+                self.active = Instant::now();
+                Ok(limit)
+            }
             _ if self.lanes.client.shut => Err(Termination::BackendIdle),
             _ => Err(Termination::ClientIdle),
         }

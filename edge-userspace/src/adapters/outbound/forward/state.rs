@@ -68,6 +68,10 @@ pub struct KernelPath {
     sound: bool,
     /// Byte counts disagreed since the operator last allowed it.
     condemned: AtomicBool,
+    /// Likewise of a connection that was spliced.
+    distrusted: AtomicBool,
+    /// What disagreed in userspace, and was not asked for yet.
+    news: Mutex<Vec<String>>,
     /// Connections whose byte counts disagreed, in all.
     mismatches: AtomicU64,
     self_test: Option<&'static str>,
@@ -100,6 +104,8 @@ impl KernelPath {
             sound: kernel.is_some() && why.is_none(),
             kernel,
             condemned: AtomicBool::new(false),
+            distrusted: AtomicBool::new(false),
+            news: Mutex::default(),
             mismatches: AtomicU64::new(0),
             self_test,
             why_not: ArcSwapOption::from(why.map(Arc::new)),
@@ -109,7 +115,9 @@ impl KernelPath {
     /// What new connections get.
     pub fn active(&self) -> Policy {
         match self.policy() {
-            Policy::Auto if !self.is_open() => Policy::Splice,
+            Policy::Auto if !self.is_open() && self.may_splice() => Policy::Splice,
+            Policy::Auto if !self.is_open() => Policy::Copy,
+            Policy::Splice if !self.may_splice() => Policy::Copy,
             Policy::Sockmap if !self.is_open() => Policy::Copy,
             policy => policy,
         }
@@ -142,6 +150,9 @@ impl KernelPath {
             self.why_not.store(None);
             tracing::warn!("an operator allows the kernel path again");
         }
+        if policy.may_splice() && self.distrusted.swap(false, Ordering::AcqRel) {
+            tracing::warn!("an operator allows splice again");
+        }
         self.policy.store(policy as u8, Ordering::Release);
         self.gate();
         tracing::info!(forwarder = policy.as_str(), active = self.active().as_str(), "forwarder policy changed");
@@ -156,6 +167,11 @@ impl KernelPath {
     /// Whether byte counts disagreed.
     pub fn is_condemned(&self) -> bool {
         self.condemned.load(Ordering::Acquire)
+    }
+
+    /// Whether large amounts may be spliced, by the policy of now.
+    pub fn may_splice(&self) -> bool {
+        self.policy().may_splice() && !self.distrusted.load(Ordering::Relaxed)
     }
 
     /// Pairs that the kernel path has, for each worker.
@@ -204,6 +220,23 @@ impl KernelPath {
         );
     }
 
+    /// A connection that ended well in userspace did not move what it received. If a part of it was `spliced`, nothing is
+    /// any more until an operator allows it; to copy there is no alternative.
+    pub fn distrust(&self, what: &str, spliced: bool) {
+        self.mismatches.fetch_add(1, Ordering::Relaxed);
+        self.distrusted.fetch_or(spliced, Ordering::AcqRel);
+        let remedy = if spliced { "; splice is switched off until `edgeproxy forwarder set`" } else { "" };
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        if news.len() < MAX_NEWS {
+            news.push(format!("byte counts of a connection disagree: {what}{remedy}"));
+        }
+    }
+
+    /// What disagreed in userspace since the last call, in words.
+    pub fn disagreements(&self) -> Vec<String> {
+        std::mem::take(&mut *self.news.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// A state and the gate that follows from it are changed together.
     fn change(&self) -> MutexGuard<'_, ()> {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
@@ -216,6 +249,9 @@ impl KernelPath {
         }
     }
 }
+
+/// Disagreements that are kept until they are told; all are counted.
+const MAX_NEWS: usize = 10;
 
 /// Why a daemon that was started without it has no kernel path.
 const NOT_LOADED: &str = "no program was loaded at the start: start with EDGEPROXY_FORWARDER=auto or sockmap";
@@ -234,6 +270,20 @@ mod tests {
         assert_eq!((path.policy(), path.active()), (Policy::Copy, Policy::Copy));
         path.set_policy(Policy::Auto).unwrap();
         assert_eq!(path.active(), Policy::Splice);
+    }
+
+    #[test]
+    fn splice_is_off_after_a_disagreement_until_an_operator_allows_it() {
+        let path = KernelPath::not_wanted(Policy::Splice);
+        path.distrust("5 bytes", false);
+        assert!(path.may_splice() && path.active() == Policy::Splice);
+        path.distrust("6 bytes", true);
+        assert!(!path.may_splice() && path.active() == Policy::Copy);
+        assert_eq!((path.mismatches(), path.disagreements().len(), path.disagreements().len()), (2, 2, 0));
+        path.set_policy(Policy::Copy).unwrap();
+        assert!(!path.may_splice());
+        path.set_policy(Policy::Splice).unwrap();
+        assert!(path.may_splice() && path.active() == Policy::Splice);
     }
 
     #[test]

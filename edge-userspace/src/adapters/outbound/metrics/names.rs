@@ -56,8 +56,10 @@ pub(super) const KERNEL_PATH: Name = ("kernel_path_active", "1 while new connect
 pub(super) const FLOWS_IN_KERNEL: Name = ("kernel_flows", "Connections on the kernel path now");
 pub(super) const KERNEL_PATH_OFF: Name =
     ("kernel_path_off", "1 for the reason why the kernel path is off where it is wanted, 0 for the others");
-pub(super) const BYTE_MISMATCHES: Name =
-    ("byte_mismatches", "Connections on the kernel path whose byte counts disagreed; each switched it off");
+pub(super) const BYTE_MISMATCHES: Name = (
+    "byte_mismatches",
+    "Connections whose byte counts disagreed; each switched off the kernel path or splice, whichever forwarded it",
+);
 pub(super) const KERNEL_BYTES: Name =
     ("kernel_forwarded_bytes", "Payload the kernel has forwarded, running flows included");
 pub(super) const SAME_HOST: Name = ("same_host_path_active", "1 while the mark same_host of backends has an effect");

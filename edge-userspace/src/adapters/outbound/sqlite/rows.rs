@@ -32,13 +32,15 @@ const ADDED_COLUMNS: [(&str, &str); 6] = [
 
 /// All routing rows. The caller opens the transaction.
 pub fn read_routing(connection: &Connection) -> Result<RawRouting, DatabaseError> {
+    let mut missing = Vec::new();
     Ok(RawRouting {
         backends: backend_rows(connection)?,
-        regions: optional_rows(connection)?,
-        apps: optional_rows(connection)?,
-        listeners: optional_rows(connection)?,
-        geo_overrides: optional_rows(connection)?,
-        acl: optional_rows(connection)?,
+        regions: rows_or_note(connection, &mut missing)?,
+        apps: rows_or_note(connection, &mut missing)?,
+        listeners: rows_or_note(connection, &mut missing)?,
+        geo_overrides: rows_or_note(connection, &mut missing)?,
+        acl: rows_or_note(connection, &mut missing)?,
+        missing,
     })
 }
 
@@ -54,9 +56,17 @@ pub fn backend_rows(connection: &Connection) -> Result<Vec<RawBackend>, Database
 
 /// All rows of a table that a database need not have.
 pub fn optional_rows<R: RawRow>(connection: &Connection) -> Result<Vec<R>, DatabaseError> {
+    rows_or_note(connection, &mut Vec::new())
+}
+
+/// Likewise; notes that it is missing.
+fn rows_or_note<R: RawRow>(connection: &Connection, missing: &mut Vec<&'static str>) -> Result<Vec<R>, DatabaseError> {
     match columns(connection, R::TABLE)? {
         Some(present) => select(connection, &present),
-        None => Ok(Vec::new()),
+        None => {
+            missing.push(R::TABLE);
+            Ok(Vec::new())
+        }
     }
 }
 

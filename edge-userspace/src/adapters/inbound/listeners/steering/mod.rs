@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, MapData, MapError, PerCpuArray, SockMap};
 use aya::programs::{ProgramError, SkLookup};
-use aya::{Ebpf, EbpfError};
+use aya::{Ebpf, EbpfError, EbpfLoader};
 use edge_common::{
     Destination, LEFT, NO_SOCKET, PORTS, PortClasses, STEER_SOCKET_V4, STEER_SOCKET_V6, STEERED,
     Steering as SteeringControl,
@@ -72,7 +72,12 @@ impl Steering {
     /// Loads the program and attaches it to the network namespace of the calling thread. Has no effect before a policy
     /// is applied. Needs CAP_BPF and CAP_NET_ADMIN; what follows needs none.
     pub fn load() -> Result<Self, SteeringError> {
-        let mut program = Ebpf::load(PROGRAM).map_err(|why| explained(why.into()))?;
+        Self::load_by(&mut EbpfLoader::new())
+    }
+
+    /// The same by a loader that is there already: to make one, it takes milliseconds to read the kernel's types.
+    pub fn load_by(loader: &mut EbpfLoader<'_>) -> Result<Self, SteeringError> {
+        let mut program = loader.load(PROGRAM).map_err(|why| explained(why.into()))?;
         let steer: &mut SkLookup =
             program.program_mut("steer").ok_or(SteeringError::Missing("program steer"))?.try_into()?;
         steer.load().map_err(|why| explained(why.into()))?;

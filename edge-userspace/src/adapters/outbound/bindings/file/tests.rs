@@ -104,6 +104,17 @@ fn what_is_damaged_is_not_used() {
 }
 
 #[test]
+fn a_place_has_one_owner_at_a_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bindings");
+    let owner = BindingFile::at(&path).unwrap();
+    let said = BindingFile::at(&path).unwrap_err().to_string();
+    assert!(said.contains("in use by another daemon") && said.contains("bindings.lock"), "{said}");
+    drop(owner);
+    BindingFile::at(&path).unwrap();
+}
+
+#[test]
 fn a_place_that_can_not_be_written_is_named() {
     let said = BindingFile::at(Path::new("/proc/nowhere/bindings")).unwrap_err().to_string();
     assert!(said.contains("/proc/nowhere/bindings") && said.contains("bindings_path"), "{said}");

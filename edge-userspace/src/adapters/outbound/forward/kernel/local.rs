@@ -166,6 +166,11 @@ impl LocalPrograms {
         self.control.set_gate(gate);
     }
 
+    /// Whether it is on.
+    pub(in super::super) fn is_gated(&self) -> bool {
+        self.control.is_gated()
+    }
+
     pub(in super::super) fn pairs_in_use(&self) -> u32 {
         self.pairs.in_use()
     }
@@ -356,12 +361,17 @@ impl LocalSlot {
         Arc::new(LocalCounts { programs: Arc::clone(&self.programs), index: self.index })
     }
 
-    /// From now on everything takes the way through TCP.
-    pub(in super::super) fn gate(&self) {
+    /// Closed, everything takes the way through TCP from now on.
+    pub(in super::super) fn set_gate(&self, closed: bool) {
         for side in Side::BOTH {
             // SAFETY: as in `redirected`.
-            unsafe { AtomicU32::from_ptr(&raw mut (*self.record(side)).gate) }.store(1, Ordering::SeqCst);
+            unsafe { AtomicU32::from_ptr(&raw mut (*self.record(side)).gate) }.store(closed.into(), Ordering::SeqCst);
         }
+    }
+
+    /// Whether the kill switch is on for all.
+    pub(in super::super) fn kernel_is_off(&self) -> bool {
+        self.programs.is_gated()
     }
 }
 
@@ -397,6 +407,11 @@ impl MappedArray<LocalControl> {
     fn set_gate(&self, gate: bool) {
         // SAFETY: an aligned u32 inside the mapping, only accessed atomically.
         unsafe { AtomicU32::from_ptr(&raw mut (*self.entry(0)).gate_all) }.store(gate.into(), Ordering::SeqCst);
+    }
+
+    fn is_gated(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.entry(0)).gate_all) }.load(Ordering::SeqCst) != 0
     }
 
     fn set_budget(&self, bytes: u32) {

@@ -54,6 +54,24 @@ pub enum KernelError {
     Missing(&'static str),
 }
 
+/// Where the programs find what they read, by the names of their globals.
+#[derive(Debug)]
+pub struct Offsets([(&'static str, u32); 5]);
+
+impl Offsets {
+    /// Of the running kernel. Takes milliseconds.
+    pub fn read() -> Result<Self, KernelError> {
+        let btf = Btf::of_running_kernel()?;
+        Ok(Self([
+            ("OFFSET_COPIED_SEQ", btf.offset_of("tcp_sock", "copied_seq")?),
+            ("OFFSET_WRITE_SEQ", btf.offset_of("tcp_sock", "write_seq")?),
+            ("OFFSET_WMEM_QUEUED", btf.offset_of("sock", "sk_wmem_queued")?),
+            ("OFFSET_SNDBUF", btf.offset_of("sock", "sk_sndbuf")?),
+            ("OFFSET_CB", btf.offset_of("sk_buff", "cb")?),
+        ]))
+    }
+}
+
 /// Bounds on what the kernel path may take.
 #[derive(Debug, Clone, Copy)]
 pub struct KernelLimits {
@@ -91,20 +109,19 @@ impl std::fmt::Debug for Kernel {
 
 impl Kernel {
     /// Loads and attaches the programs. Needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON.
-    pub fn load(limits: KernelLimits) -> Result<Arc<Self>, KernelError> {
+    pub fn load<'a>(
+        limits: KernelLimits,
+        offsets: &'a Offsets,
+        mut loader: EbpfLoader<'a>,
+    ) -> Result<Arc<Self>, KernelError> {
         let limits = KernelLimits { pairs: limits.pairs.clamp(1, MAX_FLOWS / 2), ..limits };
-        let btf = Btf::of_running_kernel()?;
-        let mut loader = EbpfLoader::new();
         for map in local::ONLY_LOCAL {
             loader.map_max_entries(map, 1);
         }
-        let mut programs = loader
-            .override_global("OFFSET_COPIED_SEQ", &btf.offset_of("tcp_sock", "copied_seq")?, true)
-            .override_global("OFFSET_WRITE_SEQ", &btf.offset_of("tcp_sock", "write_seq")?, true)
-            .override_global("OFFSET_WMEM_QUEUED", &btf.offset_of("sock", "sk_wmem_queued")?, true)
-            .override_global("OFFSET_SNDBUF", &btf.offset_of("sock", "sk_sndbuf")?, true)
-            .override_global("OFFSET_CB", &btf.offset_of("sk_buff", "cb")?, true)
-            .load(PROGRAMS)?;
+        for (name, offset) in &offsets.0 {
+            loader.override_global(name, offset, true);
+        }
+        let mut programs = loader.load(PROGRAMS)?;
         let sockets: SockHash<MapData, u64> = take(&mut programs, "SOCKETS")?;
         let verdict: &mut SkSkb =
             programs.program_mut("forward").ok_or(KernelError::Missing("program forward"))?.try_into()?;

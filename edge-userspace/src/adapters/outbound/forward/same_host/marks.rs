@@ -51,7 +51,7 @@ impl Marks {
         }
         pairs.push(Arc::downgrade(slot));
         if state.withdrawn.contains_key(backend) {
-            slot.gate();
+            slot.set_gate(true);
         }
         Mark { marks: Arc::clone(self), backend: backend.clone() }
     }
@@ -67,7 +67,7 @@ impl Mark {
     pub(super) fn withdraw(&self, what: &str) {
         let mut state = self.marks.state();
         for pair in state.pairs.remove(&self.backend).unwrap_or_default() {
-            pair.upgrade().iter().for_each(|slot| slot.gate());
+            pair.upgrade().iter().for_each(|slot| slot.set_gate(true));
         }
         if state.withdrawn.insert(self.backend.clone(), what.to_owned()).is_none() {
             state.news.insert(self.backend.clone(), what.to_owned());

@@ -184,6 +184,8 @@ impl SameHost {
         let found = found.or_else(|| programs.application(own));
         let why = match (client, found) {
             (None, _) => None,
+            // The operator wants userspace only: that is no fallback.
+            _ if programs.is_gated() => None,
             (Some(_), None) => Some(Fallback::NotLocal),
             _ if !untouched => Some(Fallback::ProxyHeader),
             _ if self.marks.is_withdrawn(backend) => Some(Fallback::Withdrawn),

@@ -34,6 +34,8 @@ const SEARCH: Duration = Duration::from_millis(10);
 /// An application that has not accepted, or reads with blocking calls, for so long is not suited. Some accept a
 /// connection before they make it non-blocking.
 const PROBATION: Duration = Duration::from_millis(100);
+/// A verdict that was begun before a gate closed is over after so long: it takes microseconds.
+const UNDER_WAY: Duration = Duration::from_millis(2);
 /// The largest piece handed over at once.
 const PIECE: usize = 64 * 1024;
 /// How often a socket that is not read is asked whether it was reset.
@@ -63,6 +65,8 @@ pub(super) struct LocalPair {
     budget: usize,
     /// The backend lost its mark: the daemon hands over everything.
     gated: bool,
+    /// The operator wants userspace only: likewise, meanwhile.
+    off: bool,
 }
 
 /// What went through TCP in one direction.
@@ -120,6 +124,7 @@ impl LocalPair {
             piece: PIECE.min(budget / 4),
             budget,
             gated: false,
+            off: false,
         }
     }
 
@@ -135,12 +140,27 @@ impl LocalPair {
                 return true;
             }
             if Instant::now() >= until {
-                return self.redirected() != Both::default();
+                return self.has_begun().await;
             }
             let retry = RETRY_MILLIS.get(tries).or(RETRY_MILLIS.last()).copied().unwrap_or(1);
             tokio::time::sleep(Duration::from_millis(retry)).await;
             tries += 1;
         }
+    }
+
+    /// Whether bytes were handed over after all. What is under way at this moment is waited for: sockets to which
+    /// something was handed must not leave the map, or it would be lost.
+    async fn has_begun(&self) -> bool {
+        self.slot.set_gate(true);
+        tokio::time::sleep(UNDER_WAY).await;
+        let begun = self.redirected() != Both::default();
+        if begun && !self.mark.is_withdrawn() {
+            self.slot.set_gate(false);
+            if self.mark.is_withdrawn() {
+                self.slot.set_gate(true);
+            }
+        }
+        begun
     }
 
     /// The sockets, for the ordinary way.
@@ -153,6 +173,11 @@ impl LocalPair {
         flow.count_in_kernel(Some(self.slot.counts()));
         let report = self.see_through(flow, limits, cut).await;
         flow.count_in_kernel(None);
+        // It may have ended before the next look for it.
+        let told = |why| flow.steps().last().is_some_and(|step| step.why == Why::Fallback(why));
+        report.fallback.filter(|why| !told(*why)).into_iter().for_each(|why| {
+            flow.step(ForwarderKind::Copy, Why::Fallback(why));
+        });
         flow.publish(report.bytes);
         report
     }
@@ -197,7 +222,7 @@ impl LocalPair {
                 if let Err(reset) = self.examine() {
                     return self.carry_reset(reset).await;
                 }
-                self.look_for_withdrawal(flow);
+                self.look_for_gates(flow);
             }
         }
     }
@@ -246,13 +271,20 @@ impl LocalPair {
         self.mark.withdraw(&format!("{what} ({side:?})"));
     }
 
-    /// Whether the mark is gone, be it for the trouble of another connection: then nothing is handed over any more
-    /// but by the daemon, and that is on record.
-    fn look_for_withdrawal(&mut self, flow: &Flow) {
-        if !self.gated && self.mark.is_withdrawn() {
+    /// Whether the mark is gone, be it for the trouble of another connection, or the operator has switched: then nothing
+    /// is handed over any more but by the daemon, and that is on record.
+    fn look_for_gates(&mut self, flow: &Flow) {
+        let off = self.slot.kernel_is_off();
+        if self.gated {
+            // For life.
+        } else if self.mark.is_withdrawn() {
             self.gated = true;
             flow.step(ForwarderKind::Copy, Why::Fallback(Fallback::Withdrawn));
+        } else if off != self.off {
+            let now = if off { ForwarderKind::Copy } else { ForwarderKind::SkMsg };
+            flow.step(now, Why::Switched);
         }
+        self.off = off;
     }
 
     /// Hands over pending bytes; false if the reader has no room for them now, of which there is no event.
@@ -410,7 +442,7 @@ impl LocalPair {
     /// Closes both sockets, with a reset where the end is not a clean one.
     fn finish(self, termination: Termination) -> Report {
         Side::BOTH.into_iter().for_each(|side| self.audit(side));
-        self.slot.gate();
+        self.slot.set_gate(true);
         let in_kernel = self.redirected();
         if termination != Termination::Normal {
             self.sockets.iter().for_each(|socket| socket::reset_on_close(socket.as_fd()));

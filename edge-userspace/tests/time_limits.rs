@@ -1,0 +1,259 @@
+//! Idle and half-closed connections end at their limits, however they are forwarded.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+mod common;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::stage::same_host_daemon;
+use common::{KERNEL, NETWORK, Row, SOON, World};
+use xtask::lab::requirements::Need;
+use xtask::lab::{Cgroups, Daemon, Ns, Record};
+use xtask::load::{connect_from, poll};
+
+/// Within these a limit of one second has to end a connection.
+const A_SECOND: std::ops::Range<Duration> = Duration::from_millis(700)..SOON;
+
+#[test]
+fn copy_ends_what_is_idle() {
+    idle(&Scene::new("copy", NETWORK, "copy_ends_what_is_idle"));
+}
+
+#[test]
+fn splice_ends_what_is_idle() {
+    idle(&Scene::new("splice", NETWORK, "splice_ends_what_is_idle"));
+}
+
+#[test]
+fn sockmap_ends_what_is_idle() {
+    idle(&Scene::new("sockmap", KERNEL, "sockmap_ends_what_is_idle"));
+}
+
+#[test]
+fn sk_msg_ends_what_is_idle() {
+    idle(&Scene::new("sk_msg", KERNEL, "sk_msg_ends_what_is_idle"));
+}
+
+fn idle(scene: &Option<Scene>) {
+    let Some(scene) = scene else { return };
+    let mut client = scene.connect();
+    for _ in 0..4 {
+        thread::sleep(Duration::from_millis(500));
+        client.echo(b"busy connections stay");
+    }
+    let (took, record) = scene.end_of(client);
+    assert!(A_SECOND.contains(&took), "took {took:?}");
+    assert!(["cD", "sD"].contains(&record.termination.as_str()), "{record:?}");
+}
+
+#[test]
+fn copy_ends_what_is_half_closed() {
+    half_closed(&Scene::new("copy", NETWORK, "copy_ends_what_is_half_closed"));
+}
+
+#[test]
+fn splice_ends_what_is_half_closed() {
+    half_closed(&Scene::new("splice", NETWORK, "splice_ends_what_is_half_closed"));
+}
+
+#[test]
+fn sockmap_ends_what_is_half_closed() {
+    half_closed(&Scene::new("sockmap", KERNEL, "sockmap_ends_what_is_half_closed"));
+}
+
+#[test]
+fn sk_msg_ends_what_is_half_closed() {
+    half_closed(&Scene::new("sk_msg", KERNEL, "sk_msg_ends_what_is_half_closed"));
+}
+
+fn half_closed(scene: &Option<Scene>) {
+    let Some(scene) = scene else { return };
+    let mut client = scene.connect();
+    client.echo(b"open in both directions");
+    client.0.shutdown(Shutdown::Write).unwrap();
+    let (took, record) = scene.end_of(client);
+    assert!(A_SECOND.contains(&took), "took {took:?}");
+    assert_eq!(record.termination, "sD", "{record:?}");
+}
+
+#[test]
+fn copy_waits_for_the_answer_after_a_long_quiet() {
+    late_end(&Scene::with("copy", NETWORK, "copy_waits_for_the_answer_after_a_long_quiet", QUIET));
+}
+
+#[test]
+fn splice_waits_for_the_answer_after_a_long_quiet() {
+    late_end(&Scene::with("splice", NETWORK, "splice_waits_for_the_answer_after_a_long_quiet", QUIET));
+}
+
+#[test]
+fn sockmap_waits_for_the_answer_after_a_long_quiet() {
+    late_end(&Scene::with("sockmap", KERNEL, "sockmap_waits_for_the_answer_after_a_long_quiet", QUIET));
+}
+
+#[test]
+fn sk_msg_waits_for_the_answer_after_a_long_quiet() {
+    late_end(&Scene::with("sk_msg", KERNEL, "sk_msg_waits_for_the_answer_after_a_long_quiet", QUIET));
+}
+
+#[test]
+fn copy_lets_a_slow_reader_finish() {
+    slow("copy", NETWORK, "copy_lets_a_slow_reader_finish");
+}
+
+#[test]
+fn splice_lets_a_slow_reader_finish() {
+    slow("splice", NETWORK, "splice_lets_a_slow_reader_finish");
+}
+
+#[test]
+fn sockmap_lets_a_slow_reader_finish() {
+    slow("sockmap", KERNEL, "sockmap_lets_a_slow_reader_finish");
+}
+
+/// All was sent long ago, and is still being delivered: that is not idle.
+fn slow(forwarder: &str, needs: &[Need], test: &str) {
+    const SENT: usize = 24 << 20;
+    let Some(world) = World::new(needs, test) else { return };
+    let addr = world.backend_addr(1);
+    world.database.add(&Row::new("b1", addr));
+    world.lab.default_buffers().unwrap();
+    let listener = world.lab.run_in(Ns::Backends, || TcpListener::bind(addr)).unwrap();
+    let reader = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let (mut buffer, mut got) = (vec![0; 64 << 10], 0);
+        loop {
+            match stream.read(&mut buffer) {
+                Ok(0) => return Ok(got),
+                Ok(read) => got += read,
+                Err(error) => return Err((error.kind(), got)),
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let daemon =
+        world.daemon(&[("forwarder", forwarder), ("idle_timeout_secs", "1"), ("half_close_timeout_secs", "60")]);
+    let connect = || connect_from(world.lab.client(0), daemon.addr());
+    let mut client = world.lab.run_in(Ns::Clients, connect).unwrap();
+    client.write_all(&vec![7; SENT]).unwrap();
+    // The limit of half-closed connections is another one.
+    thread::sleep(Duration::from_secs(3));
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(reader.join().unwrap(), Ok(SENT));
+    let record = daemon.record_of(client.local_addr().unwrap(), SOON).unwrap();
+    assert_eq!((record.bytes_up, record.termination.as_str()), (SENT as u64, "--"), "{record:?}");
+}
+
+/// The limit of a half-closed connection counts from its end of stream, not from the last byte before.
+const QUIET: [(&str, &str); 2] = [("idle_timeout_secs", "60"), ("half_close_timeout_secs", "3")];
+
+fn late_end(scene: &Option<Scene>) {
+    let Some(scene) = scene else { return };
+    let mut client = scene.connect();
+    client.echo(b"and then nothing for longer than the other limit");
+    thread::sleep(Duration::from_secs(4));
+    client.0.shutdown(Shutdown::Write).unwrap();
+    let (took, record) = scene.end_of(client);
+    assert!((Duration::from_millis(2_500)..SOON).contains(&took), "took {took:?}");
+    assert_eq!(record.termination, "sD", "{record:?}");
+}
+
+/// A daemon with limits of a second, and a backend that answers and never closes.
+struct Scene {
+    // Dropped in this order: a cgroup can go when the daemon is gone.
+    daemon: Daemon,
+    world: World,
+    forwarder: &'static str,
+    _cgroups: Option<Cgroups>,
+}
+
+impl Scene {
+    fn new(forwarder: &'static str, needs: &[Need], test: &str) -> Option<Self> {
+        Self::with(forwarder, needs, test, [("idle_timeout_secs", "1"), ("half_close_timeout_secs", "1")])
+    }
+
+    fn with(forwarder: &'static str, needs: &[Need], test: &str, limits: [(&str, &str); 2]) -> Option<Self> {
+        let world = World::new(needs, test)?;
+        let addr = world.backend_addr(1);
+        let (daemon, cgroups) = if forwarder == "sk_msg" {
+            let cgroups = Cgroups::create().unwrap();
+            world.database.add(&Row::new("b1", addr).same_host());
+            (same_host_daemon(&world, &cgroups, &[cgroups.applications()], &limits), Some(cgroups))
+        } else {
+            world.database.add(&Row::new("b1", addr));
+            (world.daemon(&[&limits[..], &[("forwarder", forwarder)]].concat()), None)
+        };
+        serve_one(&world, addr);
+        Some(Self { daemon, world, forwarder, _cgroups: cgroups })
+    }
+
+    fn connect(&self) -> Client {
+        let connect = || connect_from(self.world.lab.client(0), self.daemon.addr());
+        let stream = self.world.lab.run_in(Ns::Clients, connect).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        Client(stream)
+    }
+
+    /// How long the connection still lives, and what is said of it afterwards.
+    fn end_of(&self, mut client: Client) -> (Duration, Record) {
+        let since = Instant::now();
+        let end = client.read(&mut [0]);
+        let took = since.elapsed();
+        assert!(!matches!(end, Ok(1..)), "{end:?}");
+        let record = self.daemon.record_of(client.0.local_addr().unwrap(), SOON).unwrap();
+        let small = if self.forwarder == "splice" { "copy" } else { self.forwarder };
+        assert!([Some(small), Some(self.forwarder)].contains(&record.forwarder.as_deref()), "{record:?}");
+        (took, record)
+    }
+}
+
+/// Accepts one connection, sends back what comes, and lets the connection stand until it is reset. Its socket does not
+/// block: others are not forwarded by `sk_msg`.
+fn serve_one(world: &World, addr: SocketAddr) {
+    let listener = world.lab.run_in(Ns::Backends, || TcpListener::bind(addr)).unwrap();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let (mut buffer, mut events) = ([0; 4096], libc::POLLIN);
+        while poll(&stream, events, 60_000).is_ok_and(|ready| ready != 0 && ready & libc::POLLERR == 0) {
+            match stream.read(&mut buffer) {
+                Ok(0) => events = 0,
+                Ok(read) => stream.write_all(&buffer[..read]).unwrap(),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    });
+}
+
+struct Client(TcpStream);
+
+impl Client {
+    fn echo(&mut self, message: &[u8]) {
+        self.0.write_all(message).unwrap();
+        let mut back = vec![0; message.len()];
+        let mut got = 0;
+        while got < back.len() {
+            match self.read(&mut back[got..]).unwrap() {
+                0 => panic!("it ended after {got} bytes"),
+                read => got += read,
+            }
+        }
+        assert_eq!(back, message);
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            match self.0.read(buffer) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
+                    poll(&self.0, libc::POLLIN, 100)?;
+                }
+                result => return result,
+            }
+        }
+    }
+}
