@@ -204,7 +204,7 @@ fn forget_changed(last: &Snapshot, now: &Snapshot) -> Vec<BackendId> {
         }
         for backend in app.backends() {
             let was = before.and_then(|app| app.backend(&backend.id));
-            if was.is_some_and(|was| was.addr != backend.addr) {
+            if was.is_none_or(|was| was.addr != backend.addr) {
                 backend.load.rtt().forget();
             }
             let same = before

@@ -237,6 +237,11 @@ impl AppIndex {
     /// Ranks the backends by the round-trip times known at `now`, where the app wants it. To be called about once a
     /// second, off the data path.
     pub fn rank(&self, now: Instant) {
+        if self.spec.selection != Selection::NearestRtt {
+            return;
+        }
+        // Of those that take no clients at the moment, too: they may be back before the next ranking.
+        self.backends.iter().for_each(|backend| backend.load.rtt().expire(now));
         if let (Some(nearest), Some(group)) = (&self.nearest, &self.everywhere) {
             nearest.rank(group, now);
         }

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -43,8 +43,8 @@ pub(super) struct Nearest {
 struct Ranking {
     /// Nearest first.
     ranked: Box<[Ranked]>,
-    /// Members that were never measured, or not lately, and the place of the next one to be tried.
-    unmeasured: Box<[u32]>,
+    /// Members that were never measured, or not lately. Those before `next` were asked, or looked at in vain.
+    unmeasured: Box<[Unmeasured]>,
     next: AtomicUsize,
     /// By standing: those before it were found not to stand so. 0 while one walk comes to the first that does.
     start: [AtomicUsize; 2],
@@ -58,6 +58,13 @@ struct Ranked {
     weights: u64,
 }
 
+#[derive(Debug)]
+struct Unmeasured {
+    member: u32,
+    /// A client was sent to it since the ranking.
+    asked: AtomicBool,
+}
+
 impl Nearest {
     pub(super) fn of(group: &Group) -> Self {
         let nearest = Self::default();
@@ -67,7 +74,6 @@ impl Nearest {
 
     /// Ranks the members by what is known at `now`.
     pub(super) fn rank(&self, group: &Group, now: Instant) {
-        group.members.iter().for_each(|member| member.load.rtt().expire(now));
         let stale = |member: &Member| member.load.rtt().age(now).is_some_and(|age| age >= STALE);
         self.now.store(Arc::new(Ranking::of(group, stale)));
     }
@@ -85,7 +91,8 @@ impl Ranking {
             Ranked { member, rtt, weights }
         });
         let is_unmeasured = |member: &Member| member.load.rtt().last().is_none() || stale(member);
-        let unmeasured = members.filter(|(_, member)| is_unmeasured(member)).map(|(at, _)| at);
+        let unmeasured = members.filter(|(_, member)| is_unmeasured(member));
+        let unmeasured = unmeasured.map(|(member, _)| Unmeasured { member, asked: AtomicBool::new(false) });
         let ranked: Box<[Ranked]> = ranked.collect();
         let start = [Standing::BelowSoft, Standing::OverSoft].map(|standing| first_standing(group, &ranked, standing));
         Self { start, ranked, unmeasured: unmeasured.collect(), next: AtomicUsize::new(0) }
@@ -162,26 +169,44 @@ impl Ranking {
     /// A member that somebody should measure, each once in a ranking; one of the client's or this POP's region rather
     /// than another.
     fn unmeasured<'a>(&self, group: &'a Group, request: &Request<'_>, draw: &mut Draw<'_>) -> Option<&'a Member> {
-        let start = self.next.load(Ordering::Relaxed);
-        let members = self.unmeasured.iter().enumerate().skip(start).take(LOOKS);
-        let members = members.filter_map(|(at, member)| Some((at, group.members.get(*member as usize)?)));
         let is_near = |member: &Member| {
             let region = &member.backend.region;
             request.client_region == Some(region) || request.pop_region == region
         };
+        let start = self.next.load(Ordering::Relaxed);
         let mut found = None;
-        for (at, member) in members.filter(|(_, member)| draw.fits(member, Standing::BelowSoft)) {
+        for one in self.unmeasured.iter().skip(start).take(LOOKS) {
+            let member = group.members.get(one.member as usize)?;
+            if one.asked.load(Ordering::Relaxed) || !draw.fits(member, Standing::BelowSoft) {
+                continue;
+            }
             if is_near(member) {
-                found = Some((at, member));
+                found = Some((one, member));
                 break;
             }
-            found = found.or(Some((at, member)));
+            found = found.or(Some((one, member)));
         }
         if draw.advance {
-            let after = found.map_or(start + LOOKS, |(at, _)| at + 1);
-            self.next.fetch_max(after.min(self.unmeasured.len()), Ordering::Relaxed);
+            self.asks(start, found.map(|(one, _)| one));
         }
         found.map(|(_, member)| member)
+    }
+
+    /// The next choices need not look again at who is asked now; where there are many, not at who was looked at in vain
+    /// either.
+    fn asks(&self, start: usize, found: Option<&Unmeasured>) {
+        let next = match found {
+            Some(one) => {
+                one.asked.store(true, Ordering::Relaxed);
+                let rest = self.unmeasured.iter().skip(start);
+                start + rest.take_while(|one| one.asked.load(Ordering::Relaxed)).count()
+            }
+            None if self.unmeasured.len() > LOOKS => (start + LOOKS).min(self.unmeasured.len()),
+            None => start,
+        };
+        if next > start {
+            self.next.fetch_max(next, Ordering::Relaxed);
+        }
     }
 }
 

@@ -22,11 +22,15 @@ pub const RTT_FORGOTTEN: Duration = Duration::from_secs(300);
 /// atomic word: samples come from all workers, and readers never wait.
 #[derive(Debug, Default)]
 pub struct Rtt {
-    /// The estimate in µs, plus 1, and the time of the last sample in ms; 0 is "unknown".
+    /// The estimate in [`STEPS`], plus 1, and the time of the last sample in ms; 0 is "unknown".
     cell: AtomicU64,
 }
 
-/// Bits of the time: 2 years of uptime and more. The others hold an estimate of up to 268 s.
+/// Steps of an estimate in a µs. A sample 1 ms after the one before counts for 1/10,000: with whole µs an estimate would
+/// not move at all where a thousand samples a second are less than 5 ms away from it.
+const STEPS: u64 = 64;
+
+/// Bits of the time: 2 years of uptime and more. The others hold an estimate of up to 4.2 s; who is farther is as far.
 const TIME_BITS: u32 = 36;
 const LONGEST: u64 = (1 << (64 - TIME_BITS)) - 2;
 
@@ -34,9 +38,15 @@ const LONGEST: u64 = (1 << (64 - TIME_BITS)) - 2;
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 impl Rtt {
+    /// The moment that times are counted from, in whole milliseconds: who plays the same samples again on a clock of its
+    /// own gets the same estimates if that clock begins here.
+    pub fn epoch() -> Instant {
+        *START
+    }
+
     /// A measurement that ended at `now`.
     pub fn sample(&self, sample: Duration, now: Instant) {
-        let (sample, now) = (micros(sample), millis(now));
+        let (sample, now) = (steps(sample), millis(now));
         let update = |cell| Some(pack(average(unpack(cell), sample, now), now));
         // The closure always has a value: this cannot fail.
         let _ = self.cell.fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
@@ -49,7 +59,7 @@ impl Rtt {
 
     /// The last estimate, however old it is.
     pub(super) fn last(&self) -> Option<Duration> {
-        unpack(self.cell.load(Ordering::Acquire)).map(|(estimate, _)| Duration::from_micros(estimate))
+        unpack(self.cell.load(Ordering::Acquire)).map(|(estimate, _)| Duration::from_micros(estimate / STEPS))
     }
 
     /// Since the last sample.
@@ -90,8 +100,8 @@ fn unpack(cell: u64) -> Option<(u64, u64)> {
     Some((estimate, cell & ((1 << TIME_BITS) - 1)))
 }
 
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+fn steps(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos() * u128::from(STEPS) / 1000).unwrap_or(u64::MAX)
 }
 
 fn millis(now: Instant) -> u64 {

@@ -111,6 +111,8 @@ struct Stage<'a> {
     table: Table,
     conditions: Vec<Condition>,
     crashes: Vec<u32>,
+    /// What the way to each backend takes longer than usual.
+    detours: Vec<Duration>,
     connections: Vec<Connection>,
     /// Accepted connections, so that ticks go on as long as there are some.
     live: usize,
@@ -129,6 +131,7 @@ impl<'a> Stage<'a> {
             table: Table::new(&world.backends),
             conditions: vec![Condition::Works; world.backends.len()],
             crashes: vec![0; world.backends.len()],
+            detours: vec![Duration::ZERO; world.backends.len()],
             connections: vec![Connection::default(); world.arrivals.len()],
             live: 0,
             last_arrival: false,
@@ -153,6 +156,7 @@ impl<'a> Stage<'a> {
         match event {
             Event::Tick => {
                 self.candidates.iter_mut().for_each(|candidate| candidate.tick(now));
+                self.oracles.iter_mut().for_each(|oracle| oracle.tick(now));
                 self.hear_all(now);
                 self.again(now + TICK, Event::Tick);
             }
@@ -208,6 +212,7 @@ impl<'a> Stage<'a> {
     fn happens(&mut self, number: usize, now: Duration) {
         match &self.world.happenings[number].1 {
             Happening::Turns(backend, condition) => self.turns(*backend, *condition, now),
+            Happening::Detour(backend, longer) => self.detours[*backend] = *longer,
             Happening::Edited(changes) => {
                 self.table.edit(changes);
                 self.reload(now);
@@ -254,10 +259,11 @@ impl<'a> Stage<'a> {
         connection.tried.push(backend);
         connection.backend = Some(backend);
         connection.crashes = self.crashes[backend];
-        let round_trip = self.world.round_trip(arrival.pop, backend).mul_f64(arrival.jitter);
+        let way = self.world.round_trip(arrival.pop, backend) + self.detours[backend];
+        let round_trip = way.mul_f64(arrival.jitter);
         let limit = self.patience.connect_timeout.min(left);
         let condition = self.conditions[backend];
-        self.measure.connects(backend, condition, now);
+        self.measure.connects(backend, condition, way, now);
         let (after, failure) = match condition {
             Condition::Silent => (limit, Some(Failure::TimedOut)),
             _ if round_trip > limit => (limit, Some(Failure::TimedOut)),

@@ -85,6 +85,8 @@ pub struct Figures {
     pub connects: Vec<u64>,
     pub met: Vec<u64>,
     pub to_first: Vec<u64>,
+    /// From POP to the backends that connects went to, in milliseconds, by second.
+    pub ways: Vec<Mean>,
 }
 
 /// A sum and how much there is in it.
@@ -95,7 +97,7 @@ pub struct Mean {
 }
 
 impl Mean {
-    fn add(&mut self, value: f64) {
+    pub fn add(&mut self, value: f64) {
         self.sum += value;
         self.count += 1;
     }
@@ -174,12 +176,14 @@ impl<'a> Measure<'a> {
     }
 
     /// A connect begins.
-    pub fn connects(&mut self, backend: usize, condition: Condition, now: Duration) {
+    pub fn connects(&mut self, backend: usize, condition: Condition, way: Duration, now: Duration) {
         let figures = &mut self.figures;
         let second = now.as_secs() as usize;
         for list in [&mut figures.connects, &mut figures.met, &mut figures.to_first] {
             list.resize(list.len().max(second + 1), 0);
         }
+        figures.ways.resize(figures.connects.len(), Mean::default());
+        figures.ways[second].add(way.as_secs_f64() * 1e3);
         figures.connects[second] += 1;
         figures.met[second] += u64::from(condition != Condition::Works);
         figures.to_first[second] += u64::from(backend == 0);
@@ -284,6 +288,8 @@ impl<'a> Measure<'a> {
         for (_, happening) in &self.world.happenings {
             match happening {
                 Happening::Turns(backend, _) => disturbed[*backend] = true,
+                // Shares go by the operator's word, whatever the way.
+                Happening::Detour(..) => {}
                 Happening::Edited(changes) => {
                     let others = changes.iter().filter(|change| !matches!(change.edit, Edit::Broken(_)));
                     others.for_each(|change| disturbed[change.backend] = true);

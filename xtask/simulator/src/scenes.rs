@@ -164,9 +164,9 @@ impl Ailment {
     }
 }
 
-/// One POP, five backends beside it and three far away; one of the five is ill for two minutes.
-pub fn illness(ailment: Ailment, seed: u64) -> World {
-    let mut world = World::quiet("illness", seed, Duration::from_secs(300));
+/// One POP, five backends beside it and three far away, for five minutes.
+fn beside(name: &'static str, seed: u64) -> World {
+    let mut world = World::quiet(name, seed, Duration::from_secs(300));
     let (eu, us) = (world.region("eu"), world.region("us"));
     world.pops = vec![eu];
     world.apps = vec![App { name: "web", affinity: Affinity::No }];
@@ -178,12 +178,32 @@ pub fn illness(ailment: Ailment, seed: u64) -> World {
     let lasts = Lasts::Exponential { mean: 2.0 };
     world.arrivals =
         traffic::arrivals(&world, &[Flow { app: 0, rate: 50.0, lasts, swing: 0.0, bursts: Vec::new() }], &mut dice);
+    world
+}
+
+/// One of the five is ill for two minutes.
+pub fn illness(ailment: Ailment, seed: u64) -> World {
+    let mut world = beside("illness", seed);
     let end = FAILS_AT + FAILS_FOR;
     match ailment {
         Ailment::Refuses => fails(&mut world, 0, Condition::Refuses, FAILS_AT, end),
         Ailment::Silent => fails(&mut world, 0, Condition::Silent, FAILS_AT, end),
         Ailment::Resets => fails(&mut world, 0, Condition::Resets, FAILS_AT, end),
         Ailment::Flaps => flaps(&mut world, 0, FAILS_AT, end, 5.0),
+    }
+    world
+}
+
+/// When the way becomes longer, and for how long: not a multiple of the minute after which who was left is measured
+/// again.
+pub const DETOUR_AT: f64 = 60.0;
+pub const DETOUR_FOR: f64 = 150.0;
+
+/// The way to one of the five becomes longer for a while.
+pub fn detour(seed: u64) -> World {
+    let mut world = beside("detour", seed);
+    for (at, longer) in [(DETOUR_AT, 30), (DETOUR_AT + DETOUR_FOR, 0)] {
+        world.happens(seconds(at), Happening::Detour(0, Duration::from_millis(longer)));
     }
     world
 }

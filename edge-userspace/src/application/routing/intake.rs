@@ -118,7 +118,13 @@ impl<'a> Intake<'a> {
             let unchanged = known.current.as_ref().filter(|current| current.spec == spec);
             let next = match (unchanged, known.load.upgrade()) {
                 (Some(current), _) => Arc::clone(current),
-                (None, Some(load)) => Arc::new(spec.with_load(load)),
+                (None, Some(load)) => {
+                    // Before the first ranking is made of it: the way to it is another one, or may be.
+                    if known.current.as_ref().is_none_or(|current| current.addr != spec.addr) {
+                        load.rtt().forget();
+                    }
+                    Arc::new(spec.with_load(load))
+                }
                 (None, None) => {
                     let load = new_load(slots)?;
                     known.load = Arc::downgrade(&load);

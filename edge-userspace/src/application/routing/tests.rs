@@ -250,6 +250,18 @@ fn times_are_kept_across_reloads_and_measured_anew_at_another_address() {
     let moved = RawBackend { wg_ip: "192.0.2.2".into(), ..row("a", "us") };
     table.apply(&raw(&[moved]), false).unwrap();
     assert_eq!(estimate(&table), None);
+
+    // One that leaves and comes back elsewhere finds its connections, but not the time of its former way.
+    let permit = {
+        let backend = Arc::clone(table.load().backend(&id("a")).unwrap());
+        backend.load.rtt().sample(time, Instant::now());
+        backend.load.try_reserve(backend.limits).unwrap()
+    };
+    table.apply(&raw(&[row("b", "sa")]), false).unwrap();
+    table.apply(&raw(&[row("a", "us")]), false).unwrap();
+    let active = table.load().backend(&id("a")).unwrap().load.active();
+    assert_eq!((active, estimate(&table)), (1, None));
+    drop(permit);
 }
 
 #[test]

@@ -152,6 +152,26 @@ fn one_that_nobody_knows_is_measured_by_one_client_of_a_ranking() {
 }
 
 #[test]
+fn who_is_passed_over_for_a_nearer_one_is_asked_next() {
+    // Regions are in the order of their names: the far one comes before.
+    let rows = [row("b0", "sa"), row("b1", "sa"), row("b2", "ap"), row("b3", "ap"), row("b4", "sa")];
+    let shares = Lab::of(&rows, &[10, 20, 0, 0, 0]).shares();
+    assert_eq!(["b4", "b2", "b3"].map(|id| of(&shares, id, "rtt_probe")), [1, 1, 1], "{shares:?}");
+}
+
+#[test]
+fn who_had_no_room_is_asked_when_it_has() {
+    let limited = |id: &str| RawBackend { soft_limit: 1.into(), hard_limit: 9.into(), ..row(id, "sa") };
+    let mut lab = Lab::of(&[limited("b0"), limited("b1"), limited("b2")], &[10, 20, 0]);
+    let (_known, busy) = ([lab.hold(0, 1), lab.hold(1, 1)], lab.hold(2, 1));
+    let over_soft = lab.pick(&Tried::new()).unwrap();
+    assert_eq!((over_soft.backend.id.as_str(), over_soft.reason), ("b0", PickReason::NearestRtt));
+    drop(busy);
+    let unknown = lab.pick(&Tried::new()).unwrap();
+    assert_eq!((unknown.backend.id.as_str(), unknown.reason), ("b2", PickReason::RttProbe));
+}
+
+#[test]
 fn before_two_are_known_the_usual_order_counts() {
     let rows = [row("b0", "sa"), row("b1", "sa"), row("b2", "us")];
     let shares = Lab::of(&rows, &[10, 0, 0]).shares();
@@ -172,6 +192,14 @@ fn what_is_old_is_measured_again_and_then_forgotten() {
     lab.after(RTT_FORGOTTEN);
     let shares = lab.shares();
     assert_eq!(of(&shares, "b0", "pop_region") + of(&shares, "b1", "pop_region"), PICKS, "{shares:?}");
+}
+
+#[test]
+fn who_takes_no_clients_is_forgotten_in_time_too() {
+    let drained = RawBackend { state: "drain".into(), ..row("b2", "sa") };
+    let mut lab = Lab::of(&[row("b0", "sa"), row("b1", "sa"), drained], &[10, 20, 5]);
+    lab.after(RTT_FORGOTTEN + Duration::from_secs(1));
+    assert_eq!(lab.backend(2).load.rtt().last(), None);
 }
 
 #[test]

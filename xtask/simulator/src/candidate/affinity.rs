@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ::edgeproxy::adapters::outbound::bindings::{BindingTable, Clock};
 use ::edgeproxy::application::ports::Bindings as _;
-use ::edgeproxy::domain::{AffinityPrefix, AppName, BackendId, BindingKey, ClientAddr, ClientPrefix};
+use ::edgeproxy::domain::{AffinityPrefix, AppName, BackendId, BindingKey, ClientAddr, ClientPrefix, Rtt};
 
 use crate::world::{self, World};
 
@@ -23,7 +23,8 @@ pub(super) struct SimulatedClock {
 
 impl SimulatedClock {
     fn new() -> Self {
-        Self { base: Instant::now(), micros: Arc::default() }
+        // Estimates of round-trip times come to the same in each run only if their clock begins where they do.
+        Self { base: Rtt::epoch(), micros: Arc::default() }
     }
 
     fn set(&self, now: Duration) {

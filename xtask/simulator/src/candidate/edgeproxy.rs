@@ -9,6 +9,7 @@ use std::time::Duration;
 use ::edgeproxy::application::health::{FailedConnect, Watch};
 use ::edgeproxy::application::ports::{GeoSource, Observer};
 use ::edgeproxy::application::routing::RoutingTable;
+use ::edgeproxy::application::rtt::RttRanking;
 use ::edgeproxy::domain::{
     AppName, Backend, BackendId, BackendLoad, CheckReport, CheckResult, ConnectFailure, CountryCode, NoBackend,
     Outcome, Permit, Pick, RawApp, RawBackend, RawRegion, RawRouting, RawValue, Region, Request, Selection, Skip,
@@ -27,6 +28,7 @@ pub(super) struct Edgeproxy<'a> {
     pop_region: Option<Region>,
     routing: Arc<RoutingTable>,
     health: Watch,
+    ranking: RttRanking,
     turned: Arc<Turned>,
     news: Vec<News>,
     probes: Option<Probes<'a>>,
@@ -42,6 +44,8 @@ pub(super) struct Edgeproxy<'a> {
 struct Open {
     tried: Tried,
     target: Option<(Arc<Backend>, Permit)>,
+    /// When the connect began.
+    since: Duration,
     /// The binding has yielded for a crowd, and stays.
     crowded: bool,
     /// Chosen for a reason that binds nobody.
@@ -64,6 +68,7 @@ impl<'a> Edgeproxy<'a> {
             world,
             routing,
             health,
+            ranking: RttRanking::default(),
             turned,
             news: Vec::new(),
             probes: None,
@@ -135,6 +140,7 @@ impl Candidate for Edgeproxy<'_> {
         open.tried.push(&backend);
         let at = self.affinity.backend(&backend.id).ok_or(NoBackend::NoneEligible)?;
         open.target = Some((backend, permit));
+        open.since = ask.now;
         open.crowded = yielded == Some(Skip::AtSoftLimit);
         open.makeshift = !reason.binds();
         open.chosen = ask.now;
@@ -144,6 +150,8 @@ impl Candidate for Edgeproxy<'_> {
     fn connected(&mut self, connection: usize, now: Duration) {
         let Some(open) = self.open.get(&connection) else { return };
         let Some((backend, _)) = &open.target else { return };
+        // Flows measure, too, in the daemon. Here they would say the same: no way has a queue that they could fill.
+        backend.load.rtt().sample(now.saturating_sub(open.since), self.affinity.clock.at(now));
         self.health.connected(backend, self.affinity.clock.at(now));
         if let Some(at) = self.affinity.backend(&backend.id).filter(|_| !open.crowded && !open.makeshift) {
             self.affinity.connected(connection, at, now);
@@ -181,6 +189,7 @@ impl Candidate for Edgeproxy<'_> {
     fn tick(&mut self, now: Duration) {
         let instant = self.affinity.clock.at(now);
         self.health.tick(instant);
+        self.ranking.tick(&self.routing, instant);
         let answers = self.probes.as_mut().map(|probes| probes.tick(now)).unwrap_or_default();
         for answer in answers {
             self.note();

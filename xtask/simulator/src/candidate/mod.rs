@@ -82,6 +82,7 @@ pub enum Kind {
     Edgeproxy,
     CheckedEdgeproxy,
     Maglev,
+    NearestRtt,
     CheckedInRegion,
     LeastInRegion,
     LeastConnections,
@@ -94,6 +95,8 @@ pub enum Kind {
 pub struct Promises {
     /// The order of preference that edgeproxy documents, who is ejected and when, and honest refusals.
     pub order: bool,
+    /// Of this order the one by measured times.
+    pub by_rtt: bool,
     /// Its count of connections is right at any time, those included that are still connecting.
     pub exact_counts: bool,
 }
@@ -107,10 +110,11 @@ pub struct Patience {
 }
 
 impl Kind {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Edgeproxy,
         Self::CheckedEdgeproxy,
         Self::Maglev,
+        Self::NearestRtt,
         Self::CheckedInRegion,
         Self::LeastInRegion,
         Self::LeastConnections,
@@ -123,6 +127,7 @@ impl Kind {
             Self::Edgeproxy => "edgeproxy",
             Self::CheckedEdgeproxy => "edgeproxy, checked",
             Self::Maglev => "edgeproxy, maglev",
+            Self::NearestRtt => "edgeproxy, nearest_rtt",
             Self::CheckedInRegion => "least connections by region, checked",
             Self::LeastInRegion => "least connections by region",
             Self::LeastConnections => "least connections",
@@ -136,6 +141,7 @@ impl Kind {
             Self::Edgeproxy => Box::new(edgeproxy::Edgeproxy::new(world, pop)),
             Self::CheckedEdgeproxy => Box::new(edgeproxy::Edgeproxy::new(world, pop).checked()),
             Self::Maglev => Box::new(edgeproxy::Edgeproxy::new(world, pop).with(Selection::Maglev)),
+            Self::NearestRtt => Box::new(edgeproxy::Edgeproxy::new(world, pop).with(Selection::NearestRtt)),
             Self::CheckedInRegion => Box::new(plain::Plain::new(world, pop, plain::Rule::LeastInRegion).checked()),
             Self::LeastInRegion => Box::new(plain::Plain::new(world, pop, plain::Rule::LeastInRegion)),
             Self::LeastConnections => Box::new(plain::Plain::new(world, pop, plain::Rule::Least)),
@@ -145,8 +151,8 @@ impl Kind {
     }
 
     pub fn promises(self) -> Promises {
-        let order = matches!(self, Self::Edgeproxy | Self::CheckedEdgeproxy | Self::Maglev);
-        Promises { order, exact_counts: self != Self::Seed }
+        let order = matches!(self, Self::Edgeproxy | Self::CheckedEdgeproxy | Self::Maglev | Self::NearestRtt);
+        Promises { order, by_rtt: self == Self::NearestRtt, exact_counts: self != Self::Seed }
     }
 
     pub fn patience(self, world: &World) -> Patience {

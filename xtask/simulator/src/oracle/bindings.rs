@@ -11,26 +11,35 @@ type Key = (usize, usize);
 pub(super) enum Bound {
     No,
     To(usize),
-    /// Its time is over, or not yet: real clocks count in milliseconds.
-    Perhaps(usize),
+    /// Its time is over, or not yet: real clocks count in milliseconds. Then it may also have been replaced by another.
+    Perhaps(usize, usize),
 }
 
 impl Bound {
     pub(super) fn may_be(self, backend: usize) -> bool {
-        matches!(self, Self::To(its) | Self::Perhaps(its) if its == backend)
+        matches!(self, Self::To(its) | Self::Perhaps(its, _) | Self::Perhaps(_, its) if its == backend)
     }
 }
 
 #[derive(Debug)]
 pub(super) struct Bindings {
     ttl: Duration,
-    /// Backend, and when the binding was used last.
-    entries: HashMap<Key, (usize, Duration)>,
+    entries: HashMap<Key, Entry>,
     of_connections: HashMap<usize, Bound>,
     /// Connections for which the binding has yielded to a crowd, and stays.
     crowded: HashSet<usize>,
     /// Connections whose backend was chosen for a reason that binds nobody.
     makeshift: HashSet<usize>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    backend: usize,
+    /// What it may be instead; mostly the same.
+    or: usize,
+    /// When it was used last for sure, and when it would have been used if it still was alive.
+    used: Duration,
+    perhaps: Duration,
 }
 
 const DOUBT: Duration = Duration::from_millis(2);
@@ -48,26 +57,30 @@ impl Bindings {
 
     /// A live binding is renewed by being found.
     pub(super) fn find(&mut self, key: Key, now: Duration) -> Bound {
-        let Some((backend, used)) = self.entries.get_mut(&key) else { return Bound::No };
-        let idle = now.saturating_sub(*used);
-        if idle > self.ttl + DOUBT {
+        let Some(entry) = self.entries.get_mut(&key) else { return Bound::No };
+        if now.saturating_sub(entry.perhaps) > self.ttl + DOUBT {
             return Bound::No;
         }
-        if idle + DOUBT > self.ttl {
-            return Bound::Perhaps(*backend);
+        entry.perhaps = now;
+        if now.saturating_sub(entry.used) + DOUBT > self.ttl || entry.or != entry.backend {
+            return Bound::Perhaps(entry.backend, entry.or);
         }
-        *used = now;
-        Bound::To(*backend)
+        entry.used = now;
+        Bound::To(entry.backend)
     }
 
     pub(super) fn bind(&mut self, key: Key, backend: usize, now: Duration) {
-        self.entries.insert(key, (backend, now));
+        self.entries.insert(key, Entry { backend, or: backend, used: now, perhaps: now });
     }
 
     /// At the end of a connection: a client that is bound stays where it is; else it is bound again.
     pub(super) fn renew(&mut self, key: Key, backend: usize, now: Duration) {
-        if self.find(key, now) == Bound::No {
-            self.bind(key, backend, now);
+        match self.find(key, now) {
+            Bound::To(_) => {}
+            Bound::Perhaps(its, _) if its != backend => {
+                self.entries.entry(key).and_modify(|entry| entry.or = backend);
+            }
+            Bound::No | Bound::Perhaps(..) => self.bind(key, backend, now),
         }
     }
 
@@ -123,8 +136,13 @@ mod tests {
         bindings.bind((0, 1), 7, secs(0));
         assert_eq!(bindings.find((0, 1), secs(9)), Bound::To(7));
         assert_eq!(bindings.find((0, 1), secs(18)), Bound::To(7));
-        assert_eq!(bindings.find((0, 1), secs(28)), Bound::Perhaps(7));
-        assert_eq!(bindings.find((0, 1), secs(29)), Bound::No);
+        assert_eq!(bindings.find((0, 1), secs(28)), Bound::Perhaps(7, 7));
+        // If it was alive it still is.
+        assert_eq!(bindings.find((0, 1), secs(30)), Bound::Perhaps(7, 7));
+        bindings.renew((0, 1), 8, secs(40));
+        let bound = bindings.find((0, 1), secs(41));
+        assert!(bound.may_be(7) && bound.may_be(8) && !bound.may_be(9), "{bound:?}");
+        assert_eq!(bindings.find((0, 1), secs(52)), Bound::No);
         assert_eq!(bindings.find((1, 1), secs(9)), Bound::No, "of another app");
     }
 }

@@ -25,11 +25,19 @@ struct Record {
     resets_in_a_row: u32,
     /// When it accepted a connection last.
     accepted: Option<Duration>,
-    timed_out: bool,
+    /// What it has just done: connects that fail and resets count apart.
+    last: Option<Misdeed>,
     phase: Phase,
     checks: Checks,
     /// What the last check must have led to.
     expected: Option<Turn>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Misdeed {
+    Refused,
+    TimedOut,
+    Reset,
 }
 
 /// What checks say, by how many in a row.
@@ -125,6 +133,11 @@ impl HealthBook {
         if expected == Some(turn) { Ok(()) } else { Err("was turned by checks that don't say so") }
     }
 
+    /// Gets only a part of its clients, by chance.
+    pub(super) fn is_coming_back(&self, backend: usize) -> bool {
+        self.backends[backend].phase == Phase::ComingBack
+    }
+
     pub(super) fn is_ejected(&self, backend: usize) -> bool {
         matches!(self.backends[backend].phase, Phase::Ejected { .. })
     }
@@ -141,7 +154,8 @@ impl HealthBook {
     pub(super) fn failed(&mut self, backend: usize, failure: ConnectFailure) {
         let record = &mut self.backends[backend];
         record.failed_in_a_row += 1;
-        record.timed_out = failure == ConnectFailure::TimedOut;
+        let timed_out = failure == ConnectFailure::TimedOut;
+        record.last = Some(if timed_out { Misdeed::TimedOut } else { Misdeed::Refused });
         self.accused = Some(backend);
     }
 
@@ -149,7 +163,7 @@ impl HealthBook {
         let record = &mut self.backends[backend];
         if end.reset && !end.answered && end.age < EARLY {
             record.resets_in_a_row += 1;
-            record.timed_out = false;
+            record.last = Some(Misdeed::Reset);
             self.accused = Some(backend);
         } else {
             record.resets_in_a_row = 0;
@@ -159,9 +173,14 @@ impl HealthBook {
     /// Enough for an ejection: too many in a row, one time-out that counts, or one fault on the way back.
     fn is_guilty(&self, backend: usize) -> bool {
         let (record, rules) = (&self.backends[backend], &self.rules);
-        let too_many = record.failed_in_a_row >= rules.failures || record.resets_in_a_row >= rules.failures;
+        let enough = match record.last {
+            Some(Misdeed::Refused) => record.failed_in_a_row >= rules.failures,
+            Some(Misdeed::TimedOut) => true,
+            Some(Misdeed::Reset) => record.resets_in_a_row >= rules.failures,
+            None => false,
+        };
         let tries = rules.failures > 0 && !self.is_down(backend);
-        tries && (too_many || record.timed_out || record.phase == Phase::ComingBack)
+        tries && (enough || record.phase == Phase::ComingBack)
     }
 
     /// Whether one more of the app's backends may be ejected: half of those that take clients, rounded up, and not all.
@@ -200,7 +219,7 @@ impl HealthBook {
         };
         let record = &mut self.backends[backend];
         record.phase = phase;
-        record.timed_out = false;
+        record.last = None;
         if transition == Transition::Back {
             (record.failed_in_a_row, record.resets_in_a_row) = (0, 0);
         }
@@ -247,7 +266,7 @@ impl HealthBook {
         // Of one that is gone nothing is held against the next of its name.
         let known = table.get(accused).is_some();
         let due = known && !self.is_ejected(accused) && self.is_guilty(accused) && self.has_cell(app, table);
-        self.backends[accused].timed_out = false;
+        self.backends[accused].last = None;
         due.then_some(accused)
     }
 }

@@ -2,8 +2,10 @@
 //! time, and knows nothing of the code that it judges.
 
 mod bindings;
+mod by_rtt;
 mod health;
 mod order;
+mod times;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -12,6 +14,7 @@ use ::edgeproxy::domain::{ConnectFailure, NoBackend, PickReason, Skip, Transitio
 
 use self::bindings::{Bindings, Bound};
 use self::health::HealthBook;
+use self::times::Times;
 use crate::candidate::{Ask, Choice, End, News, Promises};
 use crate::world::{Affinity, Row, Table, World};
 
@@ -44,10 +47,11 @@ pub struct Oracle<'a> {
     table: Table,
     /// Connections by backend, those that are connecting included.
     counts: Vec<u32>,
-    /// Where each connection is or wants to be, and since when.
+    /// By connection: its backend, and since when.
     held: HashMap<usize, (usize, Duration)>,
     bindings: Bindings,
     health: HealthBook,
+    times: Times,
     pub admitted: u64,
     pub released: u64,
     pub decisions: u64,
@@ -69,6 +73,7 @@ impl<'a> Oracle<'a> {
             held: HashMap::new(),
             bindings: Bindings::new(world.rules.binding_ttl),
             health: HealthBook::new(world.rules.health, world.rules.pace, backends),
+            times: Times::new(world.apps.len(), backends),
             admitted: 0,
             released: 0,
             decisions: 0,
@@ -93,7 +98,13 @@ impl<'a> Oracle<'a> {
 
     pub fn reload(&mut self, table: &Table) {
         self.health.reload(&self.table, table);
+        self.times.reload(&self.table, table);
         self.table = table.clone();
+    }
+
+    /// Time has passed, and the candidate has let it do its work.
+    pub fn tick(&mut self, now: Duration) {
+        self.times.tick(&self.table, now);
     }
 
     fn fault(&mut self, fault: Fault, words: impl FnOnce() -> String) {
@@ -181,10 +192,11 @@ impl<'a> Oracle<'a> {
     }
 
     pub fn connected(&mut self, connection: usize, now: Duration) {
-        let (Some((backend, _)), key) = (self.held.get(&connection).copied(), self.key(connection)) else { return };
+        let (Some((backend, since)), key) = (self.held.get(&connection).copied(), self.key(connection)) else { return };
         if let Some(key) = key.filter(|_| self.bindings.is_bound_by(connection)) {
             self.bindings.bind(key, backend, now);
         }
+        self.times.measured(backend, now.saturating_sub(since), now);
         self.health.connected(backend, now);
     }
 
@@ -273,6 +285,9 @@ impl<'a> Oracle<'a> {
         if left != 0 || !self.held.is_empty() || self.admitted != self.released {
             let words = format!("{left} connections are left, {} of {} ended", self.released, self.admitted);
             self.fault(Fault::Count, || words);
+        }
+        if let (true, Err(words)) = (self.promises.by_rtt, self.times.judge_share()) {
+            self.fault(Fault::Order, || words);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The order of preference that edgeproxy documents: region first, room below the soft limit second, distance third,
 //! ejected backends after all others, those whose checks fail only where nobody is trusted; and a client that is bound goes to its backend.
+//! Where measured times come first, `by_rtt` judges.
 
 use ::edgeproxy::domain::{NoBackend, PickReason, Skip};
 
@@ -12,7 +13,7 @@ use crate::world::{Affinity, Row};
 type Rank = (Trust, u8, bool, f64);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Trust {
+pub(super) enum Trust {
     Trusted,
     Ejected,
     /// Its checks fail.
@@ -20,12 +21,12 @@ enum Trust {
 }
 
 impl Oracle<'_> {
-    fn is_candidate(&self, ask: &Ask<'_>, (at, row): (usize, &Row)) -> bool {
+    pub(super) fn is_candidate(&self, ask: &Ask<'_>, (at, row): (usize, &Row)) -> bool {
         let asked = !self.health.is_down(at) || self.health.fails_open(ask.app, &self.table);
         asked && row.is_open() && !row.is_full(self.counts[at]) && !ask.tried.contains(&at)
     }
 
-    fn trust(&self, backend: usize) -> Trust {
+    pub(super) fn trust(&self, backend: usize) -> Trust {
         match () {
             () if self.health.is_down(backend) => Trust::Down,
             () if self.health.is_ejected(backend) => Trust::Ejected,
@@ -67,26 +68,40 @@ impl Oracle<'_> {
         has_room && trusted && !ask.tried.contains(&backend)
     }
 
-    /// Whether the binding has to yield to a crowd: its backend is at its soft limit, and the next best is not.
-    fn is_crowded(&self, ask: &Ask<'_>, backend: usize) -> bool {
+    /// Whether the binding has to yield to a crowd: its backend is at its soft limit, and the next best is not. `None`:
+    /// that was left to chance.
+    fn is_crowded(&self, ask: &Ask<'_>, backend: usize) -> Option<bool> {
         let soft = self.world.apps[ask.app].affinity == Affinity::Soft;
         let over = self.table.get(backend).is_some_and(|row| row.is_over_soft(self.counts[backend]));
+        match () {
+            () if !soft || !over => Some(false),
+            () if self.promises.by_rtt => self.has_room_by_rtt(ask),
+            () => Some(self.has_room(ask)),
+        }
+    }
+
+    /// Whether the best by region and distance is below its soft limit.
+    pub(super) fn has_room(&self, ask: &Ask<'_>) -> bool {
         let rivals = self.table.of_app(ask.app).filter(|rival| self.is_candidate(ask, *rival));
         let best = rivals.map(|rival| self.rank(ask, rival)).reduce(|a, b| if less(b, a) { b } else { a });
-        soft && over && best.is_some_and(is_below_soft)
+        best.is_some_and(is_below_soft)
     }
 
     pub(super) fn judge_choice(&mut self, ask: &Ask<'_>, choice: Choice) {
         let bound = self.bindings.of(ask.connection);
         let honoured = choice.reason.is_some_and(is_affinity);
         let wrong = match bound {
-            Bound::To(its) if self.bound(ask, its) && self.is_crowded(ask, its) => {
-                honoured || choice.yielded != Some(Skip::AtSoftLimit)
+            Bound::To(its) if self.bound(ask, its) => {
+                let right = match self.is_crowded(ask, its).unwrap_or(!honoured) {
+                    true => !honoured && choice.yielded == Some(Skip::AtSoftLimit),
+                    false => honoured && choice.backend == its,
+                };
+                !right
             }
-            Bound::To(its) if self.bound(ask, its) => !honoured || choice.backend != its,
             Bound::To(_) => honoured || matches!(choice.yielded, None | Some(Skip::AtSoftLimit)),
-            Bound::Perhaps(its) => {
-                honoured && (choice.backend != its || !self.bound(ask, its) || self.is_crowded(ask, its))
+            Bound::Perhaps(..) if honoured => {
+                let its = choice.backend;
+                !bound.may_be(its) || !self.bound(ask, its) || self.is_crowded(ask, its) == Some(true)
             }
             _ => honoured,
         };
@@ -94,12 +109,14 @@ impl Oracle<'_> {
             let words =
                 format!("{} ({:?}) for a client that is bound: {bound:?}", self.name(choice.backend), choice.reason);
             self.fault(Fault::Binding, || words);
+        } else if !honoured && self.promises.by_rtt {
+            self.judge_by_rtt(ask, choice);
         } else if !honoured {
             self.judge_order(ask, choice);
         }
     }
 
-    fn judge_order(&mut self, ask: &Ask<'_>, choice: Choice) {
+    pub(super) fn judge_order(&mut self, ask: &Ask<'_>, choice: Choice) {
         let Some(row) = self.table.get(choice.backend) else { return };
         let chosen = self.rank(ask, (choice.backend, row));
         let rivals = self.table.of_app(ask.app).filter(|rival| self.is_candidate(ask, *rival));
@@ -128,7 +145,7 @@ impl Oracle<'_> {
         let free = open.iter().find(|candidate| self.is_candidate(ask, **candidate)).map(|(at, _)| *at);
         let bound = match self.bindings.of(ask.connection) {
             Bound::To(its) => Some(its).filter(|its| self.bound(ask, *its)),
-            Bound::No | Bound::Perhaps(_) => None,
+            Bound::No | Bound::Perhaps(..) => None,
         };
         let fails_open = self.health.fails_open(ask.app, &self.table);
         let truth = if rows().next().is_none() {

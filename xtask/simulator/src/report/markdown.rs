@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::detour::Detour;
 use super::failover::Failover;
 use super::{Outcome, Results, plot};
 use crate::candidate::Kind;
@@ -26,6 +27,8 @@ pub(super) fn results(results: &Results) -> String {
         let _ = writeln!(out, "**It {}**, after one minute, for two.\n", ailment.words());
         failover(&mut out, outcome);
     }
+    out.push_str("### The way to a backend becomes longer\n\n");
+    detour(&mut out, &results.detour);
     out.push_str("### A backend leaves or joins\n\n");
     changes(&mut out, &results.changes);
     out.push('\n');
@@ -44,7 +47,9 @@ pub(super) fn small(outcome: &Outcome) -> String {
 
 fn about(outcome: &Outcome) -> String {
     let world = &outcome.world;
-    let failures = world.happenings.iter().filter(|(_, what)| matches!(what, Happening::Turns(..))).count();
+    let count = |is: fn(&Happening) -> bool| world.happenings.iter().filter(|(_, what)| is(what)).count();
+    let (turns, edits) =
+        (count(|what| matches!(what, Happening::Turns(..))), count(|what| matches!(what, Happening::Edited(_))));
     format!(
         "{} connections of {} clients in {} s, {} POPs, {} apps, {} backends in {} regions; {} times a backend fails or \
          works again, {} times the routing table changes.",
@@ -55,8 +60,8 @@ fn about(outcome: &Outcome) -> String {
         world.apps.len(),
         world.backends.len(),
         world.regions.len(),
-        failures,
-        world.happenings.len() - failures
+        turns,
+        edits
     )
 }
 
@@ -145,6 +150,23 @@ fn failover(out: &mut String, outcome: &Outcome) {
             format!("{:.1}", failover.longest),
             failover.back.map_or_else(|| "-".to_owned(), |seconds| seconds.to_string()),
         ]
+    });
+}
+
+fn detour(out: &mut String, outcome: &Outcome) {
+    let heads = [
+        "POP to backend before, ms",
+        "in the first 10 s",
+        "later",
+        "after it",
+        "left it after, s",
+        "whole share again after, s",
+    ];
+    table(out, outcome, &heads, &|run, _| {
+        let Detour { before, at_first, later, after, left, back } = Detour::of(&run.figures);
+        let ways = [before, at_first, later, after].map(|way| mean(&way, 1)).into_iter();
+        let seconds = |seconds: Option<usize>| seconds.map_or_else(|| "-".to_owned(), |seconds| seconds.to_string());
+        ways.chain([seconds(left), seconds(back)]).collect()
     });
 }
 

@@ -1,5 +1,6 @@
 //! The results as a page with tables and plots. The same seed gives the same bytes.
 
+mod detour;
 mod failover;
 mod markdown;
 mod plot;
@@ -32,6 +33,7 @@ pub struct Results {
     pub seed: u64,
     pub busy: Outcome,
     pub ill: Vec<(Ailment, Outcome)>,
+    pub detour: Outcome,
     pub changes: Vec<Outcome>,
     pub small: Outcome,
 }
@@ -42,6 +44,7 @@ impl Results {
             seed,
             busy: play(scenes::busy(Size::Full, seed)),
             ill: Ailment::ALL.map(|ailment| (ailment, play(scenes::illness(ailment, seed)))).into(),
+            detour: play(scenes::detour(seed)),
             changes: [true, false].map(|leaves| play(scenes::change(leaves, seed))).into(),
             small: small(),
         }
@@ -49,7 +52,7 @@ impl Results {
 
     fn outcomes(&self) -> impl Iterator<Item = &Outcome> {
         let ill = self.ill.iter().map(|(_, outcome)| outcome);
-        [&self.busy, &self.small].into_iter().chain(ill).chain(&self.changes)
+        [&self.busy, &self.detour, &self.small].into_iter().chain(ill).chain(&self.changes)
     }
 
     /// Decisions of edgeproxy, and what the oracle has to say against them.

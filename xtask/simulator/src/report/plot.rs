@@ -18,17 +18,17 @@ const BOTTOM: f64 = 52.0;
 /// A page, and the colours of the candidates on it.
 struct Theme {
     sheet: Sheet,
-    lines: [&'static str; 8],
+    lines: [&'static str; 9],
 }
 
 const THEMES: [Theme; 2] = [
     Theme {
         sheet: LIGHT,
-        lines: ["#0969da", "#1a7f37", "#9a6700", "#bc4c00", "#cf222e", "#8250df", "#bf3989", "#57606a"],
+        lines: ["#0969da", "#1a7f37", "#9a6700", "#1b7c83", "#bc4c00", "#cf222e", "#8250df", "#bf3989", "#57606a"],
     },
     Theme {
         sheet: DARK,
-        lines: ["#58a6ff", "#3fb950", "#d29922", "#f0883e", "#ff7b72", "#bc8cff", "#f778ba", "#8b949e"],
+        lines: ["#58a6ff", "#3fb950", "#d29922", "#39c5cf", "#f0883e", "#ff7b72", "#bc8cff", "#f778ba", "#8b949e"],
     },
 ];
 

@@ -5,6 +5,7 @@ mod warped;
 mod worlds;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use edgeproxy::domain::{Complaint, NoBackend, PickReason, Skip};
 use proptest::prelude::*;
@@ -16,6 +17,7 @@ use crate::engine::{self, Run, Verdict};
 use crate::oracle::Fault;
 use crate::report;
 use crate::scenes::{self, Size};
+use crate::world::Happening;
 
 fn no_fault(run: &Run) -> Result<(), TestCaseError> {
     let verdict = &run.verdict;
@@ -88,20 +90,26 @@ fn busy_knobs(seed: u64) -> Knobs {
     Knobs { seed, apps: 2, backends: 8, arrivals: 300, failures: 8, edits: 20 }
 }
 
-fn play_warped(seed: u64, wrong: Wrong) -> Verdict {
-    let world = random(busy_knobs(seed));
-    let (patience, promises) = (Kind::Edgeproxy.patience(&world), Kind::Edgeproxy.promises());
-    // In worlds of an odd seed the clients are hashed.
-    let make = |pop| -> Box<dyn Candidate + '_> { Box::new(Warped::new(&world, pop, seed, wrong)) };
-    engine::play(&world, patience, promises, (0..world.pops.len()).map(make).collect()).verdict
+fn play_warped(seed: u64, kind: Kind, wrong: Wrong) -> Verdict {
+    let mut world = random(busy_knobs(seed));
+    if wrong == Wrong::GoesFar {
+        // Far must be far.
+        world.happenings.retain(|(_, what)| !matches!(what, Happening::Detour(..)));
+    }
+    let make = |pop| -> Box<dyn Candidate + '_> { Box::new(Warped::new(kind, &world, pop, wrong)) };
+    let candidates = (0..world.pops.len()).map(make).collect();
+    engine::play(&world, kind.patience(&world), kind.promises(), candidates).verdict
 }
 
 #[test]
 fn the_oracle_notices_what_is_done_wrong() {
     let faults = |wrong: Wrong| {
         let mut faults: BTreeMap<Fault, u64> = BTreeMap::new();
-        for (fault, times) in (0..20).flat_map(|seed| play_warped(seed, wrong).faults) {
-            *faults.entry(fault).or_default() += times;
+        for seed in 0..30 {
+            let kind = [Kind::CheckedEdgeproxy, Kind::Maglev, Kind::NearestRtt][seed as usize % 3];
+            for (fault, times) in play_warped(seed, kind, wrong).faults {
+                *faults.entry(fault).or_default() += times;
+            }
         }
         faults
     };
@@ -127,20 +135,34 @@ fn the_oracle_notices_what_is_done_wrong() {
     }
 }
 
+/// The first words in a world are about what was done, and not about what came of it.
+#[test]
+fn the_oracle_notices_who_goes_wrong_by_measured_times() {
+    for (wrong, words) in [
+        (Wrong::GoesFar, "µs away, and the nearest"),
+        (Wrong::MeasuresTheKnown, "need not be measured"),
+        (Wrong::SaysRegion, "is chosen by region, and times are known"),
+        (Wrong::SaysNearest, "is not measured"),
+    ] {
+        let verdicts = (0..30).map(|seed| play_warped(seed, Kind::NearestRtt, wrong));
+        let first: Vec<String> = verdicts.filter_map(|verdict| verdict.words.first().cloned()).collect();
+        let found = first.iter().filter(|first| first.starts_with("Order: ") && first.contains(words)).count();
+        assert!(found >= 5, "{wrong:?} gives {first:#?}");
+    }
+}
+
 #[test]
 fn random_worlds_reach_every_corner() {
     let mut seen: BTreeMap<&'static str, u64> = BTreeMap::new();
     for seed in 0..150 {
         let knobs = Knobs { backends: (seed % 13) as usize, ..busy_knobs(seed) };
-        for kind in [Kind::Edgeproxy, Kind::CheckedEdgeproxy] {
+        for kind in [Kind::Edgeproxy, Kind::CheckedEdgeproxy, Kind::NearestRtt] {
             for (what, times) in engine::run(&random(knobs), kind).verdict.seen {
                 *seen.entry(what).or_default() += times;
             }
         }
     }
-    // No simulated app asks for the measured order.
-    let is_simulated = |reason: &PickReason| !matches!(reason, PickReason::NearestRtt | PickReason::RttProbe);
-    let reasons: Vec<_> = PickReason::ALL.into_iter().filter(is_simulated).map(PickReason::as_str).collect();
+    let reasons = PickReason::ALL.map(PickReason::as_str);
     let refusals = NoBackend::ALL.map(NoBackend::as_str);
     let complaints = [Complaint::Refused, Complaint::TimedOut, Complaint::EarlyReset].map(Complaint::as_str);
     let yields = [Skip::Gone, Skip::Drain, Skip::Unhealthy, Skip::AtSoftLimit, Skip::AtHardLimit, Skip::Ejected];
@@ -176,4 +198,20 @@ fn hashed_clients_stay_when_others_leave_or_join() {
     let (leaves, joins) = (moved(true), moved(false));
     assert!(leaves < 0.02, "{leaves} moved though their backend stayed");
     assert!((0.03..0.15).contains(&joins), "{joins} moved when one of eleven joined");
+}
+
+/// By measured times; by region nobody notices.
+#[test]
+fn clients_leave_a_way_that_becomes_longer_and_come_back() {
+    let (from, until) = (scenes::DETOUR_AT as usize, (scenes::DETOUR_AT + scenes::DETOUR_FOR) as usize);
+    let shares = |kind| {
+        let figures = engine::run(&scenes::detour(5), kind).figures;
+        let sum = |list: &[u64], seconds: Range<usize>| list[seconds].iter().sum::<u64>() as f64;
+        // Before it; when it is known; and when who was left has been measured again.
+        [20..from, from + 5..until, until + 65..290]
+            .map(|seconds| sum(&figures.to_first, seconds.clone()) / sum(&figures.connects, seconds))
+    };
+    let [before, meanwhile, after] = shares(Kind::NearestRtt);
+    assert!(before > 0.1 && meanwhile < 0.01 && after > 0.1, "{before} {meanwhile} {after}");
+    assert!(shares(Kind::Edgeproxy).into_iter().all(|share| share > 0.1));
 }

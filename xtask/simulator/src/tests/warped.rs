@@ -5,7 +5,7 @@ use std::time::Duration;
 use edgeproxy::domain::{ConnectFailure, NoBackend, PickReason, Transition};
 
 use crate::candidate::{Ask, Candidate, Choice, End, Kind, News};
-use crate::world::{Table, World};
+use crate::world::{Row, Table, World};
 
 /// What is done wrong, now and then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,24 +29,50 @@ pub(super) enum Wrong {
     Keeps,
     /// Doesn't read the routing database again.
     Sleeps,
+    /// A backend that is clearly farther than the one that was chosen for its time.
+    GoesFar,
+    /// Says that the nearest is to be measured.
+    MeasuresTheKnown,
+    /// Says that the nearest was chosen by its region.
+    SaysRegion,
+    /// Says that one that is to be measured is the nearest.
+    SaysNearest,
 }
 
 pub(super) struct Warped<'a> {
     inner: Box<dyn Candidate + 'a>,
     wrong: Wrong,
-    backends: usize,
+    world: &'a World,
+    pop: usize,
     table: Option<Table>,
     turn: u64,
 }
 
 impl<'a> Warped<'a> {
-    pub(super) fn new(world: &'a World, pop: usize, seed: u64, wrong: Wrong) -> Self {
-        Self {
-            inner: if seed.is_multiple_of(2) { Kind::CheckedEdgeproxy } else { Kind::Maglev }.make(world, pop),
-            wrong,
-            backends: world.backends.len(),
-            table: None,
-            turn: 0,
+    pub(super) fn new(kind: Kind, world: &'a World, pop: usize, wrong: Wrong) -> Self {
+        Self { inner: kind.make(world, pop), wrong, world, pop, table: None, turn: 0 }
+    }
+
+    /// One of the app that would do but for its way, which is longer than the chosen one's whatever the jitter.
+    fn farther(&self, ask: &Ask<'_>, chosen: usize) -> Option<usize> {
+        let way = |backend: usize| self.world.round_trip(self.pop, backend);
+        let fits = |(at, row): &(usize, &Row)| {
+            let far = way(*at) > 5 * way(chosen) + Duration::from_millis(3);
+            far && row.is_open() && !row.is_full(self.inner.active(*at)) && !ask.tried.contains(at)
+        };
+        self.table.as_ref()?.of_app(ask.app).find(fits).map(|(at, _)| at)
+    }
+
+    /// What is wrong only where times decide.
+    fn warp_time(&mut self, ask: &Ask<'_>, choice: &mut Choice) {
+        match (self.wrong, choice.reason) {
+            (Wrong::GoesFar, Some(PickReason::NearestRtt)) => {
+                choice.backend = self.farther(ask, choice.backend).unwrap_or(choice.backend);
+            }
+            (Wrong::MeasuresTheKnown, Some(PickReason::NearestRtt)) => choice.reason = Some(PickReason::RttProbe),
+            (Wrong::SaysRegion, Some(PickReason::NearestRtt)) => choice.reason = Some(PickReason::PopRegion),
+            (Wrong::SaysNearest, Some(PickReason::RttProbe)) => choice.reason = Some(PickReason::NearestRtt),
+            _ => {}
         }
     }
 
@@ -67,8 +93,9 @@ impl Candidate for Warped<'_> {
     fn choose(&mut self, ask: &Ask<'_>) -> Result<Choice, NoBackend> {
         let mut decision = self.inner.choose(ask);
         if let Ok(choice) = &mut decision {
+            self.warp_time(ask, choice);
             if self.now_and_then(Wrong::AnotherBackend) {
-                choice.backend = (choice.backend + 1) % self.backends;
+                choice.backend = (choice.backend + 1) % self.world.backends.len();
             }
             if self.now_and_then(Wrong::AnotherReason) {
                 let bound = choice.reason == Some(PickReason::Affinity);

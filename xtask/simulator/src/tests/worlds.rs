@@ -61,6 +61,10 @@ pub(super) fn random(knobs: Knobs) -> World {
         let (at, backend) = (seconds(dice.unit() * LENGTH), dice.below(world.backends.len()));
         world.happens(at, Happening::Turns(backend, condition));
     }
+    for _ in 0..knobs.failures.min(knobs.backends * 12) / 2 {
+        let longer = seconds(dice.between(0.0, 0.2));
+        world.happens(seconds(dice.unit() * LENGTH), Happening::Detour(dice.below(world.backends.len()), longer));
+    }
     for _ in 0..knobs.edits.min(knobs.backends * 40) {
         let changes = (0..1 + dice.below(3)).map(|_| change(&world, &mut dice)).collect();
         world.happens(seconds(dice.unit() * LENGTH), Happening::Edited(changes));

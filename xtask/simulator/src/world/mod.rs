@@ -87,6 +87,8 @@ pub struct Arrival {
 pub enum Happening {
     /// A backend gets into this condition.
     Turns(usize, Condition),
+    /// The way to a backend takes so much longer from now on, from all POPs.
+    Detour(usize, Duration),
     /// The operator edits the routing database, and all POPs read it.
     Edited(Vec<Change>),
 }
@@ -170,7 +172,7 @@ impl World {
         self.happenings.sort_by_key(|(at, _)| *at);
     }
 
-    /// Round trip between a POP and a backend of a region, without jitter.
+    /// Round trip between a POP and a backend of a region, without jitter and detours.
     pub fn round_trip(&self, pop: usize, backend: usize) -> Duration {
         let row = &self.backends[backend];
         let between = self.regions[self.pops[pop]].position.zip(self.regions[row.region].position);
