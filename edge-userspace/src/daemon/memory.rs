@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Shared;
 
 /// How often the number of connections is looked at.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(500);
 /// A peak below this is not worth the walk through the allocator's arenas.
 const PEAK: usize = 512;
 

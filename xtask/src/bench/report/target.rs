@@ -60,7 +60,12 @@ const WORK: &[&str] = &[
     "connect-1",
     "connect-64",
     "rate-200",
+    "local-rr64-1",
+    "local-rr64-64",
+    "local-rr16k-64",
+    "local-down-8",
 ];
+const LOCAL: &[&str] = &["local-rr64-1", "local-rr64-64", "local-rr16k-64", "local-down-8"];
 /// Between which `auto` chooses.
 const OURS: &[&str] = &["copy", "splice", "sockmap"];
 
@@ -134,7 +139,7 @@ const TARGETS: [Target; 13] = [
         metric: Metric::CpuSystem,
         candidate: "same-host",
         against: &["copy"],
-        workloads: &["local-rr64-1", "local-rr64-64", "local-rr16k-64"],
+        workloads: LOCAL,
         bound: Bound::AtMost(0.4),
     },
     Target {
@@ -142,7 +147,7 @@ const TARGETS: [Target; 13] = [
         metric: Metric::Rate,
         candidate: "same-host",
         against: &["direct"],
-        workloads: &["local-rr64-1", "local-rr64-64", "local-rr16k-64"],
+        workloads: LOCAL,
         bound: Bound::AtLeast(1.0),
     },
     Target {
