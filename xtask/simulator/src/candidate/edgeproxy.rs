@@ -44,8 +44,6 @@ pub(super) struct Edgeproxy<'a> {
 struct Open {
     tried: Tried,
     target: Option<(Arc<Backend>, Permit)>,
-    /// When the connect began.
-    since: Duration,
     /// The binding has yielded for a crowd, and stays.
     crowded: bool,
     /// Chosen for a reason that binds nobody.
@@ -140,7 +138,6 @@ impl Candidate for Edgeproxy<'_> {
         open.tried.push(&backend);
         let at = self.affinity.backend(&backend.id).ok_or(NoBackend::NoneEligible)?;
         open.target = Some((backend, permit));
-        open.since = ask.now;
         open.crowded = yielded == Some(Skip::AtSoftLimit);
         open.makeshift = !reason.binds();
         open.chosen = ask.now;
@@ -151,7 +148,7 @@ impl Candidate for Edgeproxy<'_> {
         let Some(open) = self.open.get(&connection) else { return };
         let Some((backend, _)) = &open.target else { return };
         // Flows measure, too, in the daemon. Here they would say the same: no way has a queue that they could fill.
-        backend.load.rtt().sample(now.saturating_sub(open.since), self.affinity.clock.at(now));
+        backend.load.rtt().sample(now.saturating_sub(open.chosen), self.affinity.clock.at(now));
         self.health.connected(backend, self.affinity.clock.at(now));
         if let Some(at) = self.affinity.backend(&backend.id).filter(|_| !open.crowded && !open.makeshift) {
             self.affinity.connected(connection, at, now);
