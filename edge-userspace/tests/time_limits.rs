@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::stage::same_host_daemon;
 use common::{KERNEL, NETWORK, Row, SOON, World};
+use socket2::SockRef;
 use xtask::lab::requirements::Need;
 use xtask::lab::{Cgroups, Daemon, Ns, Record};
 use xtask::load::{connect_from, poll};
@@ -116,12 +117,15 @@ fn sockmap_lets_a_slow_reader_finish() {
 
 /// All was sent long ago, and is still being delivered: that is not idle.
 fn slow(forwarder: &str, needs: &[Need], test: &str) {
-    const SENT: usize = 24 << 20;
+    // So much takes some ten seconds, and there is room to write only every two or three.
+    const SENT: usize = 5 << 20;
     let Some(world) = World::new(needs, test) else { return };
     let addr = world.backend_addr(1);
     world.database.add(&Row::new("b1", addr));
     world.lab.default_buffers().unwrap();
     let listener = world.lab.run_in(Ns::Backends, || TcpListener::bind(addr)).unwrap();
+    // What waits in the reader's own buffer is out of the daemon's sight.
+    SockRef::from(&listener).set_recv_buffer_size(64 << 10).unwrap();
     let reader = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let (mut buffer, mut got) = (vec![0; 64 << 10], 0);
@@ -131,7 +135,7 @@ fn slow(forwarder: &str, needs: &[Need], test: &str) {
                 Ok(read) => got += read,
                 Err(error) => return Err((error.kind(), got)),
             }
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(100));
         }
     });
     let daemon =
