@@ -153,6 +153,8 @@ impl World {
     fn versions(&self, change: &str) -> [PathBuf; 2] {
         ["one", "other"].map(|name| {
             let version = self.path.with_file_name(name);
+            // It may be a link to the database, which a copy would then empty.
+            let _ = std::fs::remove_file(&version);
             std::fs::copy(&self.path, &version).unwrap();
             if name == "other" {
                 rusqlite::Connection::open(&version).unwrap().execute_batch(change).unwrap();
