@@ -375,7 +375,7 @@ fn run(steering: &Steering, addr: SocketAddr, repeat: u32) -> (bool, u32) {
 fn with_steering<T: Send>(work: impl FnOnce(&mut Steering) -> T + Send) -> T {
     let namespace = Namespace::create().unwrap();
     namespace.run(|| {
-        let mut steering = Steering::load().unwrap();
+        let mut steering = Steering::load(&mut aya::EbpfLoader::new()).unwrap();
         let sockets = [(Family::V4, "127.0.0.1:0"), (Family::V6, "[::1]:0")].map(|(family, home)| {
             let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
             assert!(up.unwrap().success());

@@ -53,8 +53,8 @@ impl UnknownRegions {
 /// Tells of them once.
 #[derive(Debug)]
 pub struct RegionWatch {
-    pub regions: UnknownRegions,
-    pub events: Arc<Events>,
+    regions: UnknownRegions,
+    events: Arc<Events>,
     told: BTreeSet<Region>,
 }
 

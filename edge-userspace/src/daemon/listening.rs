@@ -74,7 +74,7 @@ fn manage(mut manager: Manager, started: &SyncSender<Result<(), String>>, inbox:
 /// Loads the program that steers connections. It is always loaded, where that is allowed: listeners that need it may
 /// come at any time, and privileges are about to be given up.
 pub(crate) fn load_steering(loader: &mut EbpfLoader<'_>) -> Steer {
-    match Steering::load_by(loader) {
+    match Steering::load(loader) {
         Ok(steering) => Steer::On(Box::new(steering)),
         Err(why) => {
             tracing::info!(%why, "prefixes and ranges of ports are bound one by one, as far as they are few");

@@ -22,7 +22,7 @@ use edgeproxy::adapters::inbound::listeners::manager::Steer;
 use edgeproxy::adapters::inbound::signals::{Signal, Signals};
 use edgeproxy::adapters::outbound::access_log::AccessLog;
 use edgeproxy::adapters::outbound::bindings::BindingTable;
-use edgeproxy::adapters::outbound::forward::{KernelPath, SameHost};
+use edgeproxy::adapters::outbound::forward::{Disagreement, KernelPath, SameHost};
 use edgeproxy::adapters::outbound::geo::Geo;
 use edgeproxy::adapters::outbound::logging::Logging;
 use edgeproxy::adapters::outbound::metrics::Metrics;
@@ -400,7 +400,7 @@ fn health_rules(settings: &Settings) -> HealthRules {
 /// condemned or a mark withdrawn.
 fn spawn_health_ticks(shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
-    let (mut mismatches, mut rtt) = (0, RttRanking::default());
+    let mut rtt = RttRanking::default();
     let mut ticks = tokio::time::interval(HEALTH_TICK);
     tokio::spawn(async move {
         loop {
@@ -408,14 +408,9 @@ fn spawn_health_ticks(shared: &Arc<Shared>) {
             shared.health.tick(Instant::now());
             shared.backend_drains.tick(Instant::now());
             rtt.tick(&shared.routing, Instant::now());
-            for why in shared.path.disagreements() {
-                shared.events.emit(EventKind::BytesDisagree, Subject::forwarder(), why);
-            }
-            if std::mem::replace(&mut mismatches, shared.path.mismatches()) != shared.path.mismatches()
-                && shared.path.is_condemned()
-                && let Some(why) = shared.path.why_not()
-            {
-                shared.events.emit(EventKind::KernelPathCondemned, Subject::forwarder(), why.to_string());
+            for Disagreement { in_kernel, what } in shared.path.disagreements() {
+                let kind = if in_kernel { EventKind::KernelPathCondemned } else { EventKind::BytesDisagree };
+                shared.events.emit(kind, Subject::forwarder(), what);
             }
             for (backend, why) in shared.same_host.newly_withdrawn() {
                 let why = format!("the mark same_host is withdrawn until a restart: {why}");

@@ -31,33 +31,28 @@ pub(crate) fn row(id: &str, region: &str) -> RawBackend {
     }
 }
 
+/// One fault is enough, and holds for the whole test.
+const STRICT: HealthRules = HealthRules {
+    failures: 1,
+    ejection: Duration::from_secs(600),
+    longest: Duration::from_secs(600),
+    max_percent: 100,
+    slow_start: Duration::ZERO,
+};
+
 /// Ejects a backend for its time-outs.
 pub(crate) fn eject(backend: &Backend) {
-    let rules = HealthRules {
-        failures: 1,
-        ejection: Duration::from_secs(600),
-        longest: Duration::from_secs(600),
-        max_percent: 100,
-        slow_start: Duration::ZERO,
-    };
     let now = Instant::now();
-    backend.load.with_health(now, &rules, |health| health.eject(Complaint::TimedOut, now, &rules));
+    backend.load.with_health(now, &STRICT, |health| health.eject(Complaint::TimedOut, now, &STRICT));
 }
 
 /// Has the backend's next check pass or fail; one is enough.
 pub(crate) fn turn(backend: &Backend, passes: bool) {
-    let rules = HealthRules {
-        failures: 1,
-        ejection: Duration::from_secs(600),
-        longest: Duration::from_secs(600),
-        max_percent: 100,
-        slow_start: Duration::ZERO,
-    };
     let pace = CheckPace { interval: Duration::from_secs(1), timeout: Duration::from_secs(1), rise: 1, fall: 1 };
     let result = if passes { CheckResult::Passed } else { CheckResult::Refused };
     let report = CheckReport { result, detail: None, took: Duration::ZERO };
     let now = Instant::now();
-    backend.load.with_health(now, &rules, |health| health.check(report, now, &pace));
+    backend.load.with_health(now, &STRICT, |health| health.check(report, now, &pace));
 }
 
 /// Backends with loads of their own.

@@ -95,20 +95,10 @@ fn checks(count: u32) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-    use std::time::Duration;
-
     use super::*;
     use crate::application::events::EventsQuery;
-    use crate::domain::testing::{backends, row};
-    use crate::domain::{Complaint, HealthRules, RawBackend};
-
-    const RULES: HealthRules = HealthRules {
-        failures: 3,
-        ejection: Duration::from_secs(10),
-        longest: Duration::from_secs(60),
-        max_percent: 50,
-        slow_start: Duration::from_secs(10),
-    };
+    use crate::domain::RawBackend;
+    use crate::domain::testing::{backends, eject, row};
 
     #[tokio::test]
     async fn a_backend_whose_checks_pass_is_said_to_get_what_it_gets() {
@@ -121,8 +111,7 @@ mod tests {
         let out = RawBackend { state: "maint".into(), ..row("b4", "sa") };
         let backends = backends(&[row("b1", "sa"), row("b2", "sa"), row("b3", "sa"), out]);
         let [_, ejected, draining, _] = &backends[..] else { panic!("{backends:?}") };
-        let now = Instant::now();
-        ejected.load.with_health(now, &RULES, |health| health.eject(Complaint::TimedOut, now, &RULES));
+        eject(ejected);
         draining.load.set_draining(true);
         for backend in &backends {
             recorder.health_changed(backend, Transition::Up { after: 2 });

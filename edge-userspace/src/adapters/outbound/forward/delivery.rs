@@ -25,20 +25,15 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::io::{Read as _, Write as _};
-    use std::net::{TcpListener, TcpStream};
+    use std::net::TcpStream;
     use std::time::{Duration, Instant};
 
+    use super::super::self_test::connected;
     use super::*;
-
-    fn connected() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (near, listener.accept().unwrap().0)
-    }
 
     #[test]
     fn it_goes_on_while_a_reader_takes_and_not_where_nothing_waits_or_nobody_reads() {
-        let ((mut near, mut far), (other, _other_far)) = (connected(), connected());
+        let ((mut near, mut far), (other, _other_far)) = (connected().unwrap(), connected().unwrap());
         near.set_nonblocking(true).unwrap();
         let mut delivery = Delivery::default();
         let goes_on = |delivery: &mut Delivery, near: &TcpStream| {

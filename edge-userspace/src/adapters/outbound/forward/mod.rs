@@ -32,7 +32,7 @@ use self::same_host::Instead;
 pub use self::same_host::{SameHost, SameHostLimits};
 pub(crate) use self::socket::set_low_water;
 use self::sockmap::Offload;
-pub use self::state::{KernelPath, Policy, PolicyError};
+pub use self::state::{Disagreement, KernelPath, Policy, PolicyError};
 use crate::application::drain::Cut;
 use crate::application::flows::Flow;
 use crate::application::ports::{ForwardReport, Forwarder, Pair};

@@ -460,26 +460,27 @@ mod tests {
     use std::time::Duration;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::net::TcpStream;
 
     use super::super::choice::OF_TESTS;
-    use super::super::self_test::nobodys;
+    use super::super::self_test::{connected, nobodys};
     use super::super::{KernelPath, Policy};
     use super::*;
 
-    async fn connected() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        (near, listener.accept().await.unwrap().0)
+    fn pair() -> (TcpStream, TcpStream) {
+        let tokio = |stream: std::net::TcpStream| {
+            stream.set_nonblocking(true).unwrap();
+            TcpStream::from_std(stream).unwrap()
+        };
+        let (near, far) = connected().unwrap();
+        (tokio(near), tokio(far))
     }
 
     /// What the audit says of a client that sends twelve bytes, of which four were read before.
     async fn audit(header: u64) -> Option<String> {
-        let ((mut client, near), (far, mut backend)) = (connected().await, connected().await);
+        let ((mut client, mut near), (far, mut backend)) = (pair(), pair());
         client.write_all(b"headpayload!").await.unwrap();
-        let mut head = [0; 4];
-        let mut near = near;
-        near.read_exact(&mut head).await.unwrap();
+        near.read_exact(&mut [0; 4]).await.unwrap();
         let flow = nobodys(client.local_addr().unwrap()).unwrap();
         let path = KernelPath::not_wanted(Policy::Copy);
         let limits = TimeLimits { idle: Duration::from_secs(10), half_close: Duration::from_secs(10) };

@@ -89,7 +89,7 @@ fn judge(report: &Report) -> Result<(), SelfTestError> {
 }
 
 /// Two ends of one connection over loopback.
-fn connected() -> io::Result<(TcpStream, TcpStream)> {
+pub(super) fn connected() -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let near = TcpStream::connect_timeout(&listener.local_addr()?, LIMIT)?;
     let (far, _) = listener.accept()?;

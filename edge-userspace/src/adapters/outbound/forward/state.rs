@@ -46,6 +46,15 @@ impl Policy {
     }
 }
 
+/// A connection whose byte counts disagreed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disagreement {
+    /// On the kernel path, which was switched off for it.
+    pub in_kernel: bool,
+    /// In words.
+    pub what: String,
+}
+
 /// Why a policy could not be set.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
@@ -70,8 +79,8 @@ pub struct KernelPath {
     condemned: AtomicBool,
     /// Likewise of a connection that was spliced.
     distrusted: AtomicBool,
-    /// What disagreed in userspace, and was not asked for yet.
-    news: Mutex<Vec<String>>,
+    /// What disagreed and was not asked for yet.
+    news: Mutex<Vec<Disagreement>>,
     /// Connections whose byte counts disagreed, in all.
     mismatches: AtomicU64,
     self_test: Option<&'static str>,
@@ -208,9 +217,10 @@ impl KernelPath {
     /// Bytes were lost or duplicated: nothing goes this way any more until an operator allows it. Running connections
     /// go on in userspace.
     pub fn condemn(&self, what: &str) {
-        self.mismatches.fetch_add(1, Ordering::Relaxed);
+        let why = format!("byte counts disagreed: {what}");
+        self.note(Disagreement { in_kernel: true, what: why.clone() });
         let _one_at_a_time = self.change();
-        self.why_not.store(Some(Arc::new(format!("byte counts disagreed: {what}"))));
+        self.why_not.store(Some(Arc::new(why)));
         self.condemned.store(true, Ordering::Release);
         self.gate();
         tracing::error!(
@@ -223,17 +233,22 @@ impl KernelPath {
     /// A connection that ended well in userspace did not move what it received. If a part of it was `spliced`, nothing is
     /// any more until an operator allows it; to copy there is no alternative.
     pub fn distrust(&self, what: &str, spliced: bool) {
-        self.mismatches.fetch_add(1, Ordering::Relaxed);
         self.distrusted.fetch_or(spliced, Ordering::AcqRel);
         let remedy = if spliced { "; splice is switched off until `edgeproxy forwarder set`" } else { "" };
+        let what = format!("byte counts of a connection disagree: {what}{remedy}");
+        self.note(Disagreement { in_kernel: false, what });
+    }
+
+    fn note(&self, disagreement: Disagreement) {
+        self.mismatches.fetch_add(1, Ordering::Relaxed);
         let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
         if news.len() < MAX_NEWS {
-            news.push(format!("byte counts of a connection disagree: {what}{remedy}"));
+            news.push(disagreement);
         }
     }
 
-    /// What disagreed in userspace since the last call, in words.
-    pub fn disagreements(&self) -> Vec<String> {
+    /// What disagreed since the last call.
+    pub fn disagreements(&self) -> Vec<Disagreement> {
         std::mem::take(&mut *self.news.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

@@ -70,13 +70,9 @@ impl std::fmt::Debug for Steering {
 
 impl Steering {
     /// Loads the program and attaches it to the network namespace of the calling thread. Has no effect before a policy
-    /// is applied. Needs CAP_BPF and CAP_NET_ADMIN; what follows needs none.
-    pub fn load() -> Result<Self, SteeringError> {
-        Self::load_by(&mut EbpfLoader::new())
-    }
-
-    /// The same by a loader that is there already: to make one, it takes milliseconds to read the kernel's types.
-    pub fn load_by(loader: &mut EbpfLoader<'_>) -> Result<Self, SteeringError> {
+    /// is applied. Needs CAP_BPF and CAP_NET_ADMIN; what follows needs none. The loader may have loaded others before, and
+    /// should: it takes milliseconds to make one, for it reads all types of the kernel.
+    pub fn load(loader: &mut EbpfLoader<'_>) -> Result<Self, SteeringError> {
         let mut program = loader.load(PROGRAM).map_err(|why| explained(why.into()))?;
         let steer: &mut SkLookup =
             program.program_mut("steer").ok_or(SteeringError::Missing("program steer"))?.try_into()?;

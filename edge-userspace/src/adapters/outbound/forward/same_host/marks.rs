@@ -77,4 +77,13 @@ impl Mark {
     pub(super) fn is_withdrawn(&self) -> bool {
         self.marks.is_withdrawn(&self.backend)
     }
+
+    /// Opens the gate of a pair again, unless the mark is gone: then it stays as it is for all.
+    pub(super) fn reopen(&self, slot: &LocalSlot) {
+        // Held meanwhile: nobody can withdraw the mark between the look and the gate.
+        let state = self.marks.state();
+        if !state.withdrawn.contains_key(&self.backend) {
+            slot.set_gate(false);
+        }
+    }
 }

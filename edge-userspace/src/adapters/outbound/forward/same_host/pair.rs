@@ -154,11 +154,8 @@ impl LocalPair {
         self.slot.set_gate(true);
         tokio::time::sleep(UNDER_WAY).await;
         let begun = self.redirected() != Both::default();
-        if begun && !self.mark.is_withdrawn() {
-            self.slot.set_gate(false);
-            if self.mark.is_withdrawn() {
-                self.slot.set_gate(true);
-            }
+        if begun {
+            self.mark.reopen(&self.slot);
         }
         begun
     }
