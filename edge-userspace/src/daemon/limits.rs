@@ -42,21 +42,8 @@ pub(crate) fn connections(settings: &Settings) -> usize {
 /// are busy it still gets a tenth of what a worker gets.
 pub(crate) fn yield_to_workers() {
     // Only ever lowers the priority, which needs no privilege; of this thread alone, as Linux has it.
-    let Ok(nice) = rustix::process::nice(10) else { return };
-    // The longest time slice that there is: since Linux 6.12 a thread that wakes up with a shorter one, as all others have,
-    // need not wait for the end of this one's. Older kernels don't know of slices, and do nothing.
-    // SAFETY: all zero is a valid value.
-    let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
-    attributes.size = u32::try_from(size_of::<libc::sched_attr>()).unwrap_or_default();
-    attributes.sched_policy = libc::SCHED_OTHER.cast_unsigned();
-    attributes.sched_nice = nice;
-    attributes.sched_runtime = LONGEST_SLICE.as_nanos() as u64;
-    // SAFETY: reads the attributes; 0 is the calling thread.
-    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    let _ = rustix::process::nice(10);
 }
-
-/// Of `sched_setattr(2)` for ordinary threads.
-const LONGEST_SLICE: Duration = Duration::from_millis(100);
 
 /// Health checks at once: as configured, but not more than a sixteenth of what may be open.
 pub(crate) fn checks(settings: &Settings) -> usize {
@@ -111,32 +98,4 @@ fn raise_file_limit() -> u64 {
     let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
     // SAFETY: reads one struct.
     if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raised) } == 0 { raised.rlim_cur } else { limit.rlim_cur }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-
-    #[test]
-    fn who_yields_has_a_lower_priority_and_a_long_slice() {
-        let read = || {
-            // SAFETY: all zero is a valid value; the kernel writes no more than it is told.
-            let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
-            let size = size_of::<libc::sched_attr>();
-            // SAFETY: as above; 0 is the calling thread.
-            let done = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) };
-            assert_eq!(done, 0);
-            attributes
-        };
-        let after = std::thread::spawn(move || {
-            yield_to_workers();
-            read()
-        });
-        let (before, after) = (read(), after.join().unwrap());
-        assert_eq!((after.sched_policy, after.sched_nice), (0, (before.sched_nice + 10).min(19)));
-        // Kernels before 6.12 have no slices.
-        assert!([0, 100_000_000].contains(&after.sched_runtime), "{}", after.sched_runtime);
-    }
 }
