@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::health::Watch;
 use super::ports::Prober;
 use super::routing::RoutingTable;
-use crate::domain::{Backend, BackendId, CheckDefaults, CheckSpec, Snapshot};
+use crate::domain::{AppIndex, Backend, BackendId, CheckDefaults, CheckSpec, Snapshot};
 
 /// How often the routing table is looked at for backends that have come, gone or changed.
 const LOOK: Duration = Duration::from_millis(100);
@@ -88,14 +88,8 @@ impl<P: Prober> Checker<P> {
 
     /// Ends the tasks of backends that are gone or have changed, and starts those that are missing.
     fn follow(&mut self, snapshot: &Snapshot) {
-        let mut wanted = HashMap::new();
-        for app in snapshot.apps() {
-            for backend in app.backends() {
-                if let Some(spec) = app.check_of(backend) {
-                    wanted.insert(backend.id.clone(), (backend, spec));
-                }
-            }
-        }
+        let checked = snapshot.apps().flat_map(AppIndex::checked);
+        let mut wanted: HashMap<_, _> = checked.map(|(backend, spec)| (backend.id.clone(), (backend, spec))).collect();
         self.running.retain(|id, running| wanted.get(id).is_some_and(|(backend, spec)| running.is_for(backend, spec)));
         wanted.retain(|id, _| !self.running.contains_key(id));
         let crowd = FIRST_STEP * u32::try_from(wanted.len()).unwrap_or(u32::MAX);

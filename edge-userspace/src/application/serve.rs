@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -104,29 +103,28 @@ impl<C, F> std::fmt::Debug for Proxy<C, F> {
 
 impl<C: Connector, F: Forwarder> Proxy<C, F> {
     /// Serves one accepted connection to its end.
-    pub async fn serve(&self, client: TcpStream, arrival: Arrival) {
-        let mut record = Record::start(self, arrival.from, arrival.to);
-        match self.establish(&client, &arrival, &mut record).await {
-            Ok(Established { backend, target, permit, held, admitted, key, clears, flow, header }) => {
-                let same_host = target.same_host.then(|| target.id.clone());
-                let since = Instant::now();
-                let report = self.forwarder.forward(Pair { client, backend, same_host, header }, &flow).await;
-                self.health.ended(&target, report.termination, report.bytes.down, since.elapsed(), Instant::now());
-                record.outcome.bytes = report.bytes;
-                record.outcome.forwarders = flow.steps();
-                record.outcome.fallback = report.fallback;
-                record.outcome.termination = report.termination;
-                self.renew(key, record.outcome.backend.as_ref(), clears);
-                // The sockets are closed: only now may others have the place.
-                drop((permit, admitted, held));
-            }
-            Err(refusal) => {
-                record.outcome.termination = refusal.termination;
-                record.outcome.reject = refusal.reject;
-                record.outcome.reject_detail = refusal.detail;
-                // A reset, not an end of stream: the client must not take this for an empty answer.
-                let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
-            }
+    // An `async fn` holds its arguments twice, and this is what each connection holds while it is quiet.
+    #[allow(clippy::manual_async_fn)]
+    pub fn serve(self: Arc<Self>, client: TcpStream, arrival: Arrival) -> impl Future<Output = ()> + Send {
+        async move {
+            let mut record = Record::start(&self, arrival.from, arrival.to);
+            // On the heap for as long as it takes: it is larger than what may go on for days.
+            let to = match Box::pin(self.establish(&client, &arrival, &mut record)).await {
+                Ok(established) => established,
+                Err(refusal) => return refusal.turn_away(&client, &mut record.outcome),
+            };
+            let same_host = to.target.same_host.then(|| to.target.id.clone());
+            let since = Instant::now();
+            let pair = Pair { client, backend: to.backend, same_host, header: to.header };
+            let report = self.forwarder.forward(pair, &to.flow).await;
+            self.health.ended(&to.target, report.termination, report.bytes.down, since.elapsed(), Instant::now());
+            record.outcome.bytes = report.bytes;
+            record.outcome.forwarders = to.flow.steps();
+            record.outcome.fallback = report.fallback;
+            record.outcome.termination = report.termination;
+            self.renew(to.key, record.outcome.backend.as_ref(), to.clears);
+            // The sockets are closed: only now may others have the place.
+            drop((to.permit, to.admitted, to.held));
         }
     }
 

@@ -14,7 +14,7 @@ use edgeproxy::config::Settings;
 use edgeproxy::domain::{Endpoints, ListenerId, ListenerSpec, Place, Spot};
 use tokio::sync::mpsc::Sender;
 
-use super::{Shared, failed};
+use super::{Shared, failed, limits};
 
 /// The thread that opens and closes listening sockets.
 #[derive(Debug, Clone)]
@@ -67,6 +67,7 @@ fn manage(mut manager: Manager, started: &SyncSender<Result<(), String>>, inbox:
     // Somebody waits for it.
     let _ = started.send(outcome);
     if go_on {
+        limits::yield_to_workers();
         manager.run(inbox);
     }
 }

@@ -8,8 +8,31 @@ use super::Shared;
 
 /// How often the number of connections is looked at.
 const LOOK: Duration = Duration::from_millis(500);
-/// A peak below this is not worth the walk through the allocator's arenas.
-const PEAK: usize = 512;
+/// Fewer that have ended are not worth the walk through the allocator's arenas.
+const PEAK: usize = 256;
+
+/// From this size on memory is asked of the kernel piece by piece, and given back at once. Larger than what waits for a
+/// slow receiver, so that its pages are used again.
+#[cfg(target_env = "gnu")]
+const MMAP_THRESHOLD: libc::c_int = 1024 * 1024;
+/// So much that is free at the end of an arena is given back, whenever it is. Only this gives it back for the arenas of
+/// the workers: `malloc_trim` leaves their ends alone.
+#[cfg(target_env = "gnu")]
+const TRIM_THRESHOLD: libc::c_int = 256 * 1024;
+
+/// To be called before anything takes memory. Left alone, glibc takes the largest piece that was ever freed for both
+/// thresholds: after the start, with its tables of the kernel's types, a worker would keep tens of megabytes.
+#[cfg(target_env = "gnu")]
+pub(super) fn bound_what_is_kept() {
+    // SAFETY: no other thread is there yet; glibc checks the numbers.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD);
+    }
+}
+
+#[cfg(not(target_env = "gnu"))]
+pub(super) fn bound_what_is_kept() {}
 
 /// Watches the number of connections, for the life of the runtime it is called in.
 pub(super) fn spawn_trim(shared: &Arc<Shared>) {
@@ -23,7 +46,7 @@ pub(super) fn spawn_trim(shared: &Arc<Shared>) {
             ticks.tick().await;
             let active = shared.connections.active();
             peak = active.max(peak);
-            if peak >= PEAK && active < peak / 2 {
+            if peak - active >= PEAK && active < peak / 2 {
                 peak = active;
                 shared.flows.shrink();
                 // Walks all arenas, a few milliseconds after a large peak.

@@ -12,7 +12,7 @@ mod workers;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, Scope, ScopedJoinHandle};
 use std::time::{Instant, SystemTime};
 
 use aya::EbpfLoader;
@@ -102,6 +102,7 @@ pub(crate) struct Shared {
 
 /// Runs the daemon until it is told to stop; the exit code says how it ended.
 pub(crate) fn run(args: &SettingArgs) -> Result<u8, CliError> {
+    memory::bound_what_is_kept();
     let settings = args.load()?.settings;
     privileges::begin().map_err(failed)?;
     let logging = Logging::start(settings.log_level, settings.log_format).map_err(failed)?;
@@ -115,14 +116,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     // From here on a signal means an end in good order.
     let signals = Signals::install().map_err(failed)?;
     let events = Arc::new(Events::default());
-    // What takes long goes side by side: reading the database, having the kernel judge the programs, and testing them.
-    let routing = load_routing_aside(&settings, &events)?;
-    // The loader reads all types of the kernel, which takes as long as everything else about the programs.
-    let loader = in_background("edge-loader", EbpfLoader::new).map_err(failed)?;
-    let prepared = kernel_path::prepare(&settings);
-    let mut loader = loader.join().map_err(|_| failed("the thread that makes the loader of BPF programs died"))?;
-    let mut steer = listening::load_steering(&mut loader);
-    let loaded = prepared.map_or_else(|not| not, |offsets| kernel_path::load(&settings, &offsets, loader));
+    let ((routing, reload), (loaded, mut steer)) = load(&settings, &events)?;
     let same_host = Arc::new(kernel_path::open_same_host(&settings).await);
     let geo = open_geo(&settings)?;
     let admin_tcp = settings.admin_listen.map(edgeproxy::config::LoopbackAddr::socket_addr);
@@ -131,8 +125,6 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let privileges = give_up_privileges(&settings, &loaded, &mut steer)?;
     // Before anything listens: a listener for a range of ports would get the connections of the self-test, too.
     let (path, kernel_path_off) = kernel_path::open(&settings, loaded).await;
-    // The thread that reads has kept its privileges until its end.
-    let (routing, reload) = routing.join().map_err(|_| failed("the thread that reads the routing database died"))??;
     same_host.look_at(&routing.load());
     let path = Arc::new(path);
     let bindings = Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity));
@@ -278,13 +270,34 @@ async fn drain(
 /// The routing table, and what keeps it up to date.
 type Routing = (Arc<RoutingTable>, ReloadLoop<SqliteSource>);
 
-fn load_routing_aside(
-    settings: &Settings,
-    events: &Arc<Events>,
-) -> Result<JoinHandle<Result<Routing, CliError>>, CliError> {
-    let (path, events) = (settings.db_path.clone(), Arc::clone(events));
-    let load = move || load_routing(&path, events);
-    in_background("edge-first-load", load).map_err(failed)
+/// What takes long, side by side: the routing database, and the BPF programs. It is the database that this thread reads,
+/// because that takes many small pieces of memory: for any thread but the first glibc asks the kernel for each page.
+fn load(settings: &Settings, events: &Arc<Events>) -> Result<(Routing, (kernel_path::Loaded, Steer)), CliError> {
+    std::thread::scope(|scope| {
+        let programs = spawn_scoped(scope, "edge-programs", || load_programs(settings))?;
+        let routing = load_routing(&settings.db_path, Arc::clone(events));
+        let programs = programs.join().map_err(|_| failed("the thread that loads the BPF programs died"))?;
+        Ok((routing?, programs?))
+    })
+}
+
+fn load_programs(settings: &Settings) -> Result<(kernel_path::Loaded, Steer), CliError> {
+    std::thread::scope(|scope| {
+        let prepared = spawn_scoped(scope, "edge-offsets", || kernel_path::prepare(settings))?;
+        // Reads all types of the kernel, which takes as long as everything else about the programs.
+        let mut loader = EbpfLoader::new();
+        let steer = listening::load_steering(&mut loader);
+        let prepared = prepared.join().map_err(|_| failed("the thread that reads the kernel's offsets died"))?;
+        Ok((prepared.map_or_else(|not| not, |offsets| kernel_path::load(settings, &offsets, loader)), steer))
+    })
+}
+
+fn spawn_scoped<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>, CliError> {
+    std::thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, work).map_err(failed)
 }
 
 /// The first load must succeed: a POP that routes nowhere is of no use, and the reason is known now.

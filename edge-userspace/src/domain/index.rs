@@ -166,6 +166,8 @@ pub struct AppIndex {
     everywhere: Option<Group>,
     /// Who of `everywhere` is near, in apps that choose by measured times.
     nearest: Option<Nearest>,
+    /// Whether any of the backends is checked.
+    checks: bool,
 }
 
 impl AppIndex {
@@ -202,7 +204,9 @@ impl AppIndex {
         let nearest = by_rtt.map(Nearest::of);
         // Those without a seat, too: they lose the ones they had.
         backends.iter().zip(seats).for_each(|(backend, seats)| backend.load.seat(seats, &queue));
-        Self { spec, queue, backends, by_id, groups, unplaced, everywhere, nearest }
+        let mut index = Self { spec, queue, backends, by_id, groups, unplaced, everywhere, nearest, checks: false };
+        index.checks = index.backends.iter().any(|backend| index.check_of(backend).is_some());
+        index
     }
 
     /// Whether an index of these would be the same. Backends that haven't changed are the same ones in memory.
@@ -259,6 +263,12 @@ impl AppIndex {
     /// How one of the app's backends is checked: as it says itself, else as the app says; `None`: not.
     pub fn check_of<'a>(&'a self, backend: &'a Backend) -> Option<&'a Arc<CheckSpec>> {
         backend.health_check.as_ref().or(self.spec.health_check.as_ref())?.spec()
+    }
+
+    /// The backends that are checked, and how. Costs nothing where none is.
+    pub fn checked(&self) -> impl Iterator<Item = (&Arc<Backend>, &Arc<CheckSpec>)> {
+        let backends = if self.checks { self.backends.as_slice() } else { &[] };
+        backends.iter().filter_map(|backend| Some((backend, self.check_of(backend)?)))
     }
 
     /// Whether all that the operator has in service are out by their checks or by what clients say: then those whose

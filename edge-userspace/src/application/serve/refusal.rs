@@ -1,6 +1,11 @@
 //! Why a client is turned away, as its outcome tells it.
 
-use crate::domain::{Attempt, ConnectFailure, NoBackend, RejectReason, Termination};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use crate::domain::{Attempt, ConnectFailure, NoBackend, Outcome, RejectReason, Termination};
 
 /// Why a client is turned away.
 pub(super) struct Refusal {
@@ -31,6 +36,15 @@ impl Refusal {
 
     pub(super) fn detail(self, detail: String) -> Self {
         Self { detail: Some(detail), ..self }
+    }
+
+    /// Puts it on record, and has the connection end with a reset, not with an end of its stream: the client must not take
+    /// this for an empty answer.
+    pub(super) fn turn_away(self, client: &TcpStream, outcome: &mut Outcome) {
+        outcome.termination = self.termination;
+        outcome.reject = self.reject;
+        outcome.reject_detail = self.detail;
+        let _ = SockRef::from(client).set_linger(Some(Duration::ZERO));
     }
 
     pub(super) fn no_backend(why: NoBackend) -> Self {

@@ -217,7 +217,7 @@ fn list<R: Editable>(path: &Path, json: bool, out: &mut dyn Write) -> Result<()>
 fn plain(value: &RawValue) -> String {
     match value {
         RawValue::Null => "-".to_owned(),
-        RawValue::Text(text) => text.clone(),
+        RawValue::Text(text) => text.to_string(),
         other => other.to_string(),
     }
 }

@@ -102,7 +102,7 @@ fn any_value() -> impl Strategy<Value = RawValue> {
         any::<i64>().prop_map(RawValue::Integer),
         (-2i64..70_000).prop_map(RawValue::Integer),
         any::<f64>().prop_map(RawValue::Real),
-        any::<String>().prop_map(RawValue::Text),
+        any::<String>().prop_map(|text| RawValue::from(text.as_str())),
         prop::sample::select(vec!["sa", "ready", "drain", "BR", "192.0.2.1", "::1", "[::1]", "b"])
             .prop_map(RawValue::from),
     ]

@@ -189,8 +189,7 @@ where
 {
     let to = way.address.or_else(|| client.local_addr().ok()).unwrap_or(way.own);
     let arrival = Arrival { from, to: canonical(to), door: Arc::clone(way.door) };
-    let proxy = Arc::clone(proxy);
-    tokio::spawn(async move { proxy.serve(client, arrival).await });
+    tokio::spawn(Arc::clone(proxy).serve(client, arrival));
 }
 
 /// A socket for both families, as service managers make them, shows IPv4 in IPv6's clothes.

@@ -87,17 +87,14 @@ impl Forwarders {
         let unavailable = policy.wants_kernel() && !self.path.is_open();
         let fresh = Report { header, fallback: unavailable.then_some(Fallback::Unavailable), ..Report::default() };
         match policy {
-            Policy::Sockmap => self.offload(sockets, fresh, Why::Configured, flow).await,
+            Policy::Sockmap => Box::pin(self.offload(sockets, fresh, Why::Configured, flow)).await,
             Policy::Chaos => {
                 flow.step(ForwarderKind::Chaos, Why::Configured);
-                self.chaos(sockets, flow).await
+                Box::pin(self.chaos(sockets, flow)).await
             }
-            Policy::Auto => {
-                flow.step(ForwarderKind::Copy, Why::Start);
-                self.pump(sockets, fresh, flow).await
-            }
-            Policy::Copy | Policy::Splice => {
-                flow.step(ForwarderKind::Copy, Why::Configured);
+            Policy::Auto | Policy::Copy | Policy::Splice => {
+                let why = if policy == Policy::Auto { Why::Start } else { Why::Configured };
+                flow.step(ForwarderKind::Copy, why);
                 self.pump(sockets, fresh, flow).await
             }
         }
@@ -118,7 +115,8 @@ impl Forwarders {
     }
 
     /// In userspace, until it ends or the kernel path should have it.
-    async fn pump(&self, sockets: Both<TcpStream>, before: Report, flow: &Flow) -> Report {
+    // An `async fn` would hold the sockets twice, as an argument and in the pump.
+    fn pump(&self, sockets: Both<TcpStream>, before: Report, flow: &Flow) -> impl Future<Output = Report> + Send {
         let mut choice = Choice::new(&self.path, &self.rules.thresholds);
         match before.fallback {
             // What is off for everybody may come back, and so do records; what one connection was refused does not.
@@ -127,17 +125,19 @@ impl Forwarders {
             Some(_) => choice.bar(),
         }
         let mut pump = Pump::new(sockets, flow, before.bytes);
-        let end = Box::pin(pump.run(&self.rules.limits, &self.cut, &mut choice)).await;
-        let report = Report { bytes: pump.bytes(), ..before };
-        match end {
-            PumpEnd::Finished(termination) => {
-                let ended = termination == Termination::Normal;
-                if let Some(what) = ended.then(|| pump.audit(before.header)).flatten() {
-                    self.path.distrust(&what, report.bytes.kernel_up + report.bytes.kernel_down > 0);
+        async move {
+            let end = Box::pin(pump.run(&self.rules.limits, &self.cut, &mut choice)).await;
+            let report = Report { bytes: pump.bytes(), ..before };
+            match end {
+                PumpEnd::Finished(termination) => {
+                    let ended = termination == Termination::Normal;
+                    if let Some(what) = ended.then(|| pump.audit(before.header)).flatten() {
+                        self.path.distrust(&what, report.bytes.kernel_up + report.bytes.kernel_down > 0);
+                    }
+                    report.ended(termination)
                 }
-                report.ended(termination)
+                PumpEnd::Promote(why) => Box::pin(self.offload(pump.sockets, report, why, flow)).await,
             }
-            PumpEnd::Promote(why) => Box::pin(self.offload(pump.sockets, report, why, flow)).await,
         }
     }
 
@@ -216,19 +216,22 @@ impl Forwarder for Forwarders {
         self.same_host.expect(backend.port());
     }
 
-    async fn forward(&self, pair: Pair, flow: &Flow) -> ForwardReport {
-        let sockets = Both { client: pair.client, backend: pair.backend };
-        let report = match &pair.same_host {
-            Some(backend) => self.marked(sockets, backend, pair.header, flow).await,
-            None => {
-                self.same_host.release_client(&sockets.client);
-                self.ordinary(sockets, pair.header, flow).await
+    fn forward(&self, pair: Pair, flow: &Flow) -> impl Future<Output = ForwardReport> + Send {
+        let Pair { client, backend, same_host, header } = pair;
+        let sockets = Both { client, backend };
+        async move {
+            let report = match &same_host {
+                Some(backend) => self.marked(sockets, backend, header, flow).await,
+                None => {
+                    self.same_host.release_client(&sockets.client);
+                    self.ordinary(sockets, header, flow).await
+                }
+            };
+            ForwardReport {
+                bytes: report.bytes,
+                fallback: report.fallback,
+                termination: report.termination.unwrap_or(Termination::InternalError),
             }
-        };
-        ForwardReport {
-            bytes: report.bytes,
-            fallback: report.fallback,
-            termination: report.termination.unwrap_or(Termination::InternalError),
         }
     }
 }

@@ -228,7 +228,8 @@ impl<'a, S: Stream> Pump<'a, S> {
             }
             Ok(PumpEnd::Promote(why)) => PumpEnd::Promote(why),
             Err(reset) => {
-                let _ = tokio::time::timeout(RESET_LINGER, self.deliver(reset, choice)).await;
+                // On the heap: most connections never come here.
+                let _ = tokio::time::timeout(RESET_LINGER, Box::pin(self.deliver(reset, choice))).await;
                 self.flow.publish(self.bytes());
                 self.reset_both();
                 PumpEnd::Finished(if reset.side == Side::Client {

@@ -6,6 +6,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -48,17 +49,17 @@ pub enum SelfTestError {
 pub async fn run(kernel: &Arc<Kernel>) -> Result<(), SelfTestError> {
     let (client, proxy_client) = connected()?;
     let (proxy_backend, backend) = connected()?;
-    let (sent, reply): (Arc<[u8]>, Arc<[u8]>) = (pattern(BURST, 1).into(), pattern(REPLY, 2).into());
+    let (sent, reply) = (Message::new(BURST, 1), Message::new(REPLY, 2));
     // Queued before the insertion. No more than that: how much of a burst the kernel forwards once it has queued up
     // depends on how busy the host is.
-    (&client).write_all(sent.get(..QUEUED).unwrap_or_default())?;
-    (&backend).write_all(reply.get(..QUEUED).unwrap_or_default())?;
+    (&client).write_all(sent.part(0..QUEUED))?;
+    (&backend).write_all(reply.part(0..QUEUED))?;
     proxy_client.set_nonblocking(true)?;
     proxy_backend.set_nonblocking(true)?;
     let sockets = Both { client: proxy_client, backend: proxy_backend };
     let offload = Offload::begin(kernel, sockets, ByteCounts::default(), 0).map_err(|_| SelfTestError::Refused)?;
     let addr = client.local_addr()?;
-    let sender = spawn_client(client, Arc::clone(&sent), Arc::clone(&reply));
+    let sender = spawn_client(client, sent.clone(), reply.clone());
     let receiver = spawn_backend(backend, sent, reply);
     let limits = TimeLimits { idle: LIMIT, half_close: LIMIT };
     let report = Box::pin(offload.run(&limits, &Cut::default(), &nobodys(addr)?, &|| None)).await;
@@ -102,41 +103,121 @@ pub(super) fn connected() -> io::Result<(TcpStream, TcpStream)> {
 
 type Peer = JoinHandle<Result<(), SelfTestError>>;
 
-fn spawn_client(mut client: TcpStream, sent: Arc<[u8]>, reply: Arc<[u8]>) -> Peer {
+fn spawn_client(mut client: TcpStream, sent: Message, reply: Message) -> Peer {
     thread::spawn(move || {
-        client.write_all(sent.get(QUEUED..).unwrap_or_default())?;
+        sent.send_rest(&mut client)?;
         client.shutdown(Shutdown::Write)?;
         expect(&mut client, &reply, "the reply")
     })
 }
 
-fn spawn_backend(mut backend: TcpStream, sent: Arc<[u8]>, reply: Arc<[u8]>) -> Peer {
+fn spawn_backend(mut backend: TcpStream, sent: Message, reply: Message) -> Peer {
     thread::spawn(move || {
-        backend.write_all(reply.get(QUEUED..).unwrap_or_default())?;
+        reply.send_rest(&mut backend)?;
         // Lets the burst fill every buffer on the way.
         thread::sleep(Duration::from_millis(5));
         expect(&mut backend, &sent, "the request")
     })
 }
 
-fn expect(from: &mut TcpStream, mut want: &[u8], what: &'static str) -> Result<(), SelfTestError> {
+fn expect(from: &mut TcpStream, want: &Message, what: &'static str) -> Result<(), SelfTestError> {
     let mut buffer = vec![0; 256 * 1024];
+    let mut at = 0;
     loop {
-        let got = match from.read(&mut buffer)? {
-            0 if want.is_empty() => return Ok(()),
+        let mut got = match from.read(&mut buffer)? {
+            0 if at == want.len => return Ok(()),
+            0 => return Err(SelfTestError::Corrupt(what)),
             read => buffer.get(..read).unwrap_or_default(),
         };
-        match want.strip_prefix(got) {
-            Some(rest) if !got.is_empty() => want = rest,
-            _ => return Err(SelfTestError::Corrupt(what)),
+        while !got.is_empty() {
+            let part = want.part(at..at + got.len());
+            got = got.strip_prefix(part).filter(|_| !part.is_empty()).ok_or(SelfTestError::Corrupt(what))?;
+            at += part.len();
         }
     }
 }
 
-/// Bytes in which any shift or swap shows.
-fn pattern(len: usize, seed: u64) -> Vec<u8> {
-    let mut random = fastrand::Rng::with_seed(seed);
-    let mut bytes = vec![0; len];
-    random.fill(&mut bytes);
-    bytes
+/// Bytes that repeat, so that the start of a daemon does not have to fill megabytes.
+#[derive(Debug, Clone)]
+struct Message {
+    period: Arc<[u8]>,
+    len: usize,
+}
+
+impl Message {
+    /// A prime number of bytes: no number of packets or pages is as long, so any shift or swap shows.
+    const PERIOD: usize = 65_521;
+
+    fn new(len: usize, seed: u64) -> Self {
+        let mut period = vec![0; Self::PERIOD];
+        fastrand::Rng::with_seed(seed).fill(&mut period);
+        Self { period: period.into(), len }
+    }
+
+    /// What begins at the start of `range`, up to its end or that of a period; nothing beyond the message.
+    fn part(&self, range: Range<usize>) -> &[u8] {
+        let (at, end) = (range.start % Self::PERIOD, range.end.min(self.len));
+        let len = end.saturating_sub(range.start).min(Self::PERIOD - at);
+        self.period.get(at..at + len).unwrap_or_default()
+    }
+
+    /// All but what was queued.
+    fn send_rest(&self, to: &mut TcpStream) -> io::Result<()> {
+        let mut at = QUEUED;
+        while at < self.len {
+            let part = self.part(at..self.len);
+            to.write_all(part)?;
+            at += part.len();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// What `expect` says of so many bytes, of which `change` has made others.
+    fn judged(len: usize, change: impl FnOnce(&mut Vec<u8>)) -> Result<(), SelfTestError> {
+        let message = Message::new(len, 7);
+        let mut bytes: Vec<u8> = message.period.iter().copied().cycle().take(len).collect();
+        change(&mut bytes);
+        let (mut near, mut far) = connected().unwrap();
+        thread::scope(|scope| {
+            // Who expects something else closes before all is sent.
+            scope.spawn(move || drop(near.write_all(&bytes)));
+            expect(&mut far, &message, "it")
+        })
+    }
+
+    #[test]
+    fn what_is_lost_swapped_or_too_much_shows() {
+        let len = Message::PERIOD * 3 + 100;
+        judged(len, |_| {}).unwrap();
+        for what in 0..4 {
+            let change = |bytes: &mut Vec<u8>| match what {
+                0 => bytes.truncate(len - 1),
+                1 => bytes.push(0),
+                2 => drop(bytes.drain(70_000..70_000 + 16 * 4096)),
+                _ => bytes.swap(5, 100_000),
+            };
+            assert!(matches!(judged(len, change), Err(SelfTestError::Corrupt("it"))), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_sent_whole() {
+        let (near, mut far) = connected().unwrap();
+        let message = Message::new(BURST / 2, 1);
+        let sent = message.clone();
+        let sender = thread::spawn(move || {
+            let mut near = near;
+            near.write_all(sent.part(0..QUEUED)).unwrap();
+            sent.send_rest(&mut near).unwrap();
+        });
+        expect(&mut far, &message, "it").unwrap();
+        sender.join().unwrap();
+    }
 }

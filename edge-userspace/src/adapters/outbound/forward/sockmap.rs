@@ -132,7 +132,7 @@ impl Offload {
         sockets: Both<TcpStream>,
         before: ByteCounts,
         header: u64,
-    ) -> Result<Self, (Fallback, Both<TcpStream>)> {
+    ) -> Result<Box<Self>, (Fallback, Both<TcpStream>)> {
         // The map takes established sockets only. Found out now the pair can still be copied in the ordinary way.
         if sockets.iter().any(|socket| socket::tcp_info(socket.as_fd()).map_or(true, |info| info.fin)) {
             return Err((Fallback::InsertRefused, sockets));
@@ -157,7 +157,8 @@ impl Offload {
             tracing::debug!(%why, "backend socket not inserted");
             return Err((Fallback::InsertRefused, sockets));
         }
-        let mut offload = Self {
+        // On the heap: futures that it is moved through would each hold it.
+        let mut offload = Box::new(Self {
             sockets,
             slot,
             lanes,
@@ -172,7 +173,7 @@ impl Offload {
             reset: None,
             fallback: None,
             corrupt: None,
-        };
+        });
         offload.insert_client();
         Ok(offload)
     }
@@ -197,7 +198,7 @@ impl Offload {
     ///
     /// `demotes` says when a pair that spills again and again is to be left to userspace for life, if at all.
     pub(super) async fn run(
-        self,
+        self: Box<Self>,
         limits: &TimeLimits,
         cut: &Cut,
         flow: &Flow,
@@ -211,7 +212,7 @@ impl Offload {
     }
 
     async fn run_to_the_end(
-        mut self,
+        mut self: Box<Self>,
         limits: &TimeLimits,
         cut: &Cut,
         flow: &Flow,
@@ -563,7 +564,7 @@ impl Offload {
         (bytes, lanes.iter().filter(|lane| lane.shut || lane.broken || lane.source != Source::Open).count())
     }
 
-    fn finish(mut self, termination: Termination) -> Report {
+    fn finish(mut self: Box<Self>, termination: Termination) -> Report {
         if termination != Termination::Normal {
             self.audit();
             self.sockets.iter().for_each(|socket| socket::reset_on_close(socket.as_fd()));

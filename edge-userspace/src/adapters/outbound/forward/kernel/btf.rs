@@ -6,7 +6,10 @@
 //! Format: `Documentation/bpf/btf.rst` of the kernel.
 
 use std::fs;
+use std::ops::Deref;
 use std::path::Path;
+
+use super::mapped::MappedFile;
 
 const MAGIC: u16 = 0xeb9f;
 const KIND_STRUCT: u32 = 4;
@@ -26,23 +29,42 @@ pub enum BtfError {
 
 /// The type information of a kernel.
 #[derive(Debug)]
-pub(super) struct Btf {
-    data: Vec<u8>,
+pub(super) struct Btf<D = Data> {
+    data: D,
     strings: usize,
     /// Offset of each type's record; index 0 is `void`.
     types: Vec<u32>,
 }
 
+/// Six megabytes that are in memory anyway: Linux 6.16 and newer let them be mapped, others have them copied.
+#[derive(Debug)]
+pub(super) enum Data {
+    Mapped(MappedFile),
+    Read(Vec<u8>),
+}
+
+impl Deref for Data {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(file) => file,
+            Self::Read(bytes) => bytes,
+        }
+    }
+}
+
 impl Btf {
     pub(super) fn of_running_kernel() -> Result<Self, BtfError> {
-        Self::read(Path::new("/sys/kernel/btf/vmlinux"))
+        let path = Path::new("/sys/kernel/btf/vmlinux");
+        let mapped = MappedFile::open(path).map(Data::Mapped);
+        let data = mapped.or_else(|_| fs::read(path).map(Data::Read));
+        Self::parse(data.map_err(|_| BtfError::Unreadable(path.display().to_string()))?)
     }
+}
 
-    fn read(path: &Path) -> Result<Self, BtfError> {
-        Self::parse(fs::read(path).map_err(|_| BtfError::Unreadable(path.display().to_string()))?)
-    }
-
-    fn parse(data: Vec<u8>) -> Result<Self, BtfError> {
+impl<D: Deref<Target = [u8]>> Btf<D> {
+    fn parse(data: D) -> Result<Self, BtfError> {
         let bad = || BtfError::Malformed;
         if data.get(..2) != Some(&MAGIC.to_ne_bytes()) {
             return Err(bad());

@@ -1,10 +1,13 @@
-//! BPF arrays mapped into the daemon: reading and publishing costs no system call.
+//! BPF arrays mapped into the daemon, so that reading and publishing costs no system call, and a file of the kernel's.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::size_of;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -54,6 +57,47 @@ impl<T> Drop for MappedArray<T> {
     fn drop(&mut self) {
         // SAFETY: mapped by `new` with the same length; views borrow `self`, so none is left.
         unsafe { libc::munmap(self.start.as_ptr().cast(), Self::bytes(self.entries)) };
+    }
+}
+
+/// A whole file of the kernel's that never changes. Unmapped when dropped.
+#[derive(Debug)]
+pub(super) struct MappedFile {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: memory that nobody writes to.
+unsafe impl Send for MappedFile {}
+
+impl MappedFile {
+    /// Maps `path`, which must be one of sysfs' files that don't change while the kernel runs.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        // SAFETY: a fresh mapping chosen by the kernel; it refuses an empty one, and what can't be mapped.
+        let start =
+            unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { start: NonNull::new(start.cast()).ok_or_else(io::Error::last_os_error)?, len })
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: mapped by `open` for reading, with this length, until `self` is dropped; nobody writes to it.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for MappedFile {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `open` with the same length; slices borrow `self`, so none is left.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
 
