@@ -59,7 +59,7 @@ fn snapshot(backends: usize, selection: Selection) -> Snapshot {
 #[test]
 fn picking_allocates_nothing() {
     let (app, sa, ap) = (AppName::parse("web").unwrap(), Region::parse("sa").unwrap(), Region::parse("ap").unwrap());
-    let sizes = [3, 300, 3000];
+    let sizes = [3, 300, 10_000];
     for (backends, selection) in sizes.into_iter().flat_map(|size| Selection::ALL.map(|selection| (size, selection))) {
         let snapshot = snapshot(backends, selection);
         // Some of them were measured, for those who choose by that.

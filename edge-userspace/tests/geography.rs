@@ -24,7 +24,7 @@ impl Globe {
     fn new(test: &str, regions: &[&str]) -> Option<Self> {
         let world = World::new(NETWORK, test)?;
         let backends = regions.iter().zip(1..).map(|(region, n)| {
-            let backend = world.backend(n, Manner::Close, |row| row.region(region));
+            let backend = world.backend(n, Manner::Echo, |row| row.region(region));
             world.database.execute(&format!("UPDATE backends SET id = '{region}' WHERE id = 'b{n}'"));
             backend
         });
@@ -38,8 +38,18 @@ impl Globe {
         self.visit_from(daemon, country, self.host.get())
     }
 
+    /// A new client of the country that stays.
+    fn hold(&self, daemon: &Daemon, country: Country) -> Visit {
+        self.host.set(self.host.get() + 1);
+        self.connect(daemon, country, self.host.get())
+    }
+
+    fn connect(&self, daemon: &Daemon, country: Country, host: u8) -> Visit {
+        self.world.lab.run_in(Ns::Clients, || Visit::start(country.v4(host), daemon.addr())).unwrap()
+    }
+
     fn visit_from(&self, daemon: &Daemon, country: Country, host: u8) -> (String, String) {
-        let visit = self.world.lab.run_in(Ns::Clients, || Visit::start(country.v4(host), daemon.addr())).unwrap();
+        let visit = self.connect(daemon, country, host);
         let client = visit.local;
         visit.finish().unwrap();
         let record = daemon.record_of(client, common::SOON).unwrap();
@@ -138,6 +148,37 @@ fn the_nearest_region_with_capacity_is_next() {
     globe.world.database.execute("UPDATE backends SET weight = 0 WHERE id = 'us'");
     eventually("the nearest takes none", || globe.explain(&daemon, "200.160.2.99")["generation"] == 2);
     assert_eq!(globe.visit(&daemon, BRAZIL), got("eu", "nearest_region"));
+}
+
+#[test]
+fn a_region_that_is_full_is_passed_over_until_its_connections_end() {
+    let test = "a_region_that_is_full_is_passed_over_until_its_connections_end";
+    let Some(globe) = Globe::new(test, &["us", "eu", "ap"]) else { return };
+    let _second = globe.world.backend(4, Manner::Echo, |row| row.region("us"));
+    globe.world.database.execute("UPDATE backends SET soft_limit = 1, hard_limit = 1 WHERE region IN ('us', 'eu')");
+    // No backend is in the clients' region, which is this POP's.
+    let daemon = globe.world.daemon(&[("region", "sa")]);
+    let next = || globe.visit(&daemon, BRAZIL);
+    let end = |visit: Visit| {
+        let client = visit.local;
+        visit.finish().unwrap();
+        // Once it is on record its place is free.
+        daemon.record_of(client, common::SOON).unwrap();
+    };
+    let in_us = [globe.hold(&daemon, BRAZIL), globe.hold(&daemon, BRAZIL)];
+    let names = in_us.each_ref().map(|visit| visit.backend.as_str());
+    assert!(names == ["b1", "b4"] || names == ["b4", "b1"], "{names:?}");
+    assert_eq!([next(), next()], [got("eu", "nearest_region"), got("eu", "nearest_region")]);
+    let in_eu = globe.hold(&daemon, BRAZIL);
+    assert_eq!([next(), next()], [got("ap", "nearest_region"), got("ap", "nearest_region")]);
+    end(in_eu);
+    assert_eq!(next(), got("eu", "nearest_region"));
+    let [first, second] = in_us;
+    let freed = if second.backend == "b1" { "us" } else { "b4" };
+    end(second);
+    assert_eq!([next(), next()], [got(freed, "nearest_region"), got(freed, "nearest_region")]);
+    end(first);
+    assert!((0..4).all(|_| ["us", "b4"].contains(&next().0.as_str())), "all come back");
 }
 
 #[test]

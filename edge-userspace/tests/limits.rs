@@ -17,6 +17,8 @@ use xtask::load::{Manner, Visit, connect_from};
 
 /// Many threads on few cores: nothing here is about speed.
 const LATER: Duration = Duration::from_secs(60);
+/// How it ends for a client that finds all places taken.
+const FULL: (&str, Option<&str>) = ("PC", Some("all_full"));
 
 /// `apps` says that so many may wait, and for how long.
 fn queue(world: &World, length: u32, timeout: Duration) {
@@ -66,26 +68,35 @@ fn why(record: &Record) -> (&str, Option<&str>) {
     (record.termination.as_str(), record.reject.as_deref())
 }
 
-/// All that is counted is 0 when nobody is left.
+/// All that is counted is there, and 0 when nobody is left.
 fn assert_all_gone(daemon: &Daemon) {
     wait_for(daemon, "nobody is left", |status| status.active() == 0);
-    eventually("the counts are 0", || {
-        let metrics = daemon.metrics().unwrap();
-        let gauges =
-            ["connections_active", "backend_connections", "listener_connections", "queue_waiting", "kernel_flows"];
-        let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
-        let of = |line: &str, gauge: &str| {
-            line.strip_prefix("edgeproxy_")
-                .and_then(|line| line.strip_prefix(gauge))
-                .is_some_and(|rest| rest.starts_with([' ', '{']))
+    let status = daemon.status().unwrap();
+    let mut gauges = vec![
+        "connections_active",
+        "backend_connections",
+        "listener_connections",
+        "kernel_flows",
+        "sources{state=\"connected\"}",
+    ];
+    // Only where an app has a queue, and where the kernel counts.
+    gauges.extend(status.0.pointer("/limits/queues/0").map(|_| "queue_waiting"));
+    gauges.extend(status.backends()[0].2.map(|_| "backend_kernel_connections"));
+    for gauge in gauges {
+        let values = |metrics: &str| -> Vec<String> {
+            let of = metrics.lines().filter_map(|line| line.strip_prefix("edgeproxy_")?.strip_prefix(gauge));
+            of.filter(|rest| rest.starts_with([' ', '{'])).map(str::to_owned).collect()
         };
-        gauges.iter().all(|gauge| metrics.lines().filter(|line| of(line, gauge)).all(|line| value(line) == Some(0.0)))
-            && daemon.status().unwrap().number("/limits/sources_connected") == 0
-    });
+        eventually(&format!("{gauge} is there and 0"), || {
+            let values = values(&daemon.metrics().unwrap());
+            !values.is_empty() && values.iter().all(|value| value.ends_with(" 0"))
+        });
+    }
 }
 
-/// Changes the table all the time while `work` goes on: weight and country of the first backend, and the limits of the
-/// second one, where there is one, which now and then is gone. It never may have more than 7.
+/// Changes the table all the time while `work` goes on: weight and country of the first backend and its limit, where it
+/// has one, and the limits of the second one, where there is one, which now and then is gone. They never may have more
+/// than 5 and 7.
 fn under_reloads<T>(world: &World, daemon: &Daemon, work: impl FnOnce() -> T) -> T {
     let (over, from) = (AtomicBool::new(false), daemon.status().unwrap().number("/routing/generation"));
     let result = thread::scope(|scope| {
@@ -99,6 +110,10 @@ fn under_reloads<T>(world: &World, daemon: &Daemon, work: impl FnOnce() -> T) ->
                     "UPDATE backends SET weight = {}, country = '{}' WHERE id = 'b1'",
                     n % 7 + 1,
                     if n % 2 == 0 { "BR" } else { "AR" }
+                ));
+                world.database.execute(&format!(
+                    "UPDATE backends SET hard_limit = {} WHERE id = 'b1' AND hard_limit > 0",
+                    if n % 7 < 3 { 4 } else { 5 }
                 ));
                 world.database.execute(&format!(
                     "UPDATE backends SET hard_limit = {}, deleted = {} WHERE id = 'b2'",
@@ -147,7 +162,8 @@ fn five_hundred_clients_never_exceed_a_hard_limit_of_five_under_churn_and_reload
     let changing = world.backend(2, Manner::Echo, |row| row.limits(2, 7));
     let daemon = world.daemon(&[("source_max_connections", "100"), ("refusal_log_rate", "0")]);
     let visits = under_reloads(&world, &daemon, || crowd(&world, &daemon));
-    assert_eq!(backend.gauge().most(), 5);
+    let most = backend.gauge().most();
+    assert!((4..=5).contains(&most), "{most} at once");
     let most = changing.gauge().most();
     assert!((1..=7).contains(&most), "{most} at once");
     let served = visits.iter().filter(|visit| visit.is_ok()).count();
@@ -156,9 +172,46 @@ fn five_hundred_clients_never_exceed_a_hard_limit_of_five_under_churn_and_reload
     assert_eq!(refused, HashMap::from([(ErrorKind::ConnectionReset, 1_500 - served)]));
     let records = daemon.access_log(LATER, |records| records.len() >= 1_750);
     assert!(records.iter().any(|record| record.why.as_deref() == Some("affinity")), "nobody came by a binding");
-    let full = records.iter().filter(|record| why(record) == ("PC", Some("all_full"))).count();
+    let full = records.iter().filter(|record| why(record) == FULL).count();
     assert!(full >= 1_500 - served, "{full} of {} records", records.len());
+    its_limit_falls_below_what_it_has_and_rises(&world, &daemon);
+    // All places were taken, and never one more.
+    assert_eq!(backend.gauge().most(), 5);
     assert_all_gone(&daemon);
+}
+
+/// While clients are held, backend `b1` may have fewer than it has, and then as many again: nobody is cut, and nobody
+/// is one too many. `b2` is gone.
+fn its_limit_falls_below_what_it_has_and_rises(world: &World, daemon: &Daemon) {
+    let may_have = |most: u64| {
+        world.database.execute(&format!(
+            "UPDATE backends SET deleted = 1 WHERE id = 'b2'; UPDATE backends SET hard_limit = {most} WHERE id = 'b1'"
+        ));
+        wait_for(daemon, "the limit is read", |status| {
+            status.backends().len() == 1 && status.number("/backends/0/hard_limit") == most
+        });
+    };
+    let come = |n: u16| served(world, world.lab.client(n), daemon.addr());
+    let is_full = || assert_eq!(why(&refused(world, daemon, world.lab.client(700), daemon.addr())), FULL);
+    let left = |count: u64| wait_for(daemon, "they are gone", |status| status.active() == count);
+    left(0);
+    may_have(5);
+    let mut held: Vec<Visit> = (0..5).map(come).collect();
+    is_full();
+    may_have(3);
+    is_full();
+    assert!(held.iter_mut().all(|visit| visit.echo(b"still there").is_ok()));
+    held.drain(..2).for_each(|visit| visit.finish().unwrap());
+    left(3);
+    is_full();
+    held.pop().unwrap().finish().unwrap();
+    left(2);
+    held.push(come(5));
+    is_full();
+    may_have(5);
+    held.extend([6, 7].map(come));
+    is_full();
+    held.into_iter().for_each(|visit| visit.finish().unwrap());
 }
 
 /// The same with a queue that is long enough: nobody is refused, and the limit holds all the same.

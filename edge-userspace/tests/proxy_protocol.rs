@@ -128,6 +128,37 @@ fn affinity_is_by_the_named_client(world: &World, daemon: &Daemon) {
     assert!(clients.collect::<std::collections::HashSet<_>>().len() > 1);
 }
 
+/// All come by way of one proxy, which has no limit and is not denied.
+#[test]
+fn limits_and_rules_are_about_the_client_that_a_header_names() {
+    let Some(world) = World::new(NETWORK, "limits_and_rules_are_about_the_client_that_a_header_names") else { return };
+    let backend = world.backend(1, Manner::Echo, |row| row);
+    world.database.execute("INSERT INTO acl (id, prefix, action) VALUES ('banned', '203.0.113.66', 'deny')");
+    let daemon = taking(&world, "required", &[("source_max_connections", "2")]);
+    let named = |host: u8, port: u16| SocketAddr::from(([203, 0, 113, host], port));
+    let come = |client: SocketAddr| open(&world, 1, daemon.addr(), &header(ProxyVersion::V2, client));
+    let mut held = [1, 2].map(|port| come(named(1, port)));
+    held.iter_mut().for_each(|stream| assert_eq!(line(stream), "b1"));
+    let refusals = [(named(1, 3), "source_connections", None), (named(66, 4), "denied", Some("banned"))];
+    for (client, reason, rule) in refusals {
+        assert!(is_reset(&mut come(client)), "{client} is served");
+        let record = daemon.record_of(client, SOON).unwrap();
+        let said = (record.termination.as_str(), record.reject.as_deref(), record.denied_by.as_deref());
+        assert_eq!(said, ("PR", Some(reason), rule), "{record:?}");
+        assert_eq!(record.proxied_by.unwrap().ip(), world.lab.client(1));
+    }
+    let mut other = come(named(2, 5));
+    assert_eq!(line(&mut other), "b1");
+    assert_eq!(echoed(other, b"through the same proxy"), b"through the same proxy");
+    let [gone, mut stays] = held;
+    assert_eq!(echoed(gone, b"still there"), b"still there");
+    assert!(daemon.record_of(named(1, 1), SOON).is_some());
+    assert_eq!(line(&mut come(named(1, 6))), "b1", "a place is free again");
+    stays.write_all(b"!").unwrap();
+    stays.read_exact(&mut [0]).unwrap();
+    assert_eq!(backend.gauge().total(), 4, "who was refused has not reached the backend");
+}
+
 #[test]
 fn who_speaks_for_itself_keeps_its_address() {
     let Some(world) = World::new(NETWORK, "who_speaks_for_itself_keeps_its_address") else { return };

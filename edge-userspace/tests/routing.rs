@@ -12,9 +12,12 @@ use common::{Database, NETWORK, Row, SOON, World, eventually, tally};
 use xtask::lab::{BRAZIL, Daemon, GERMANY, JAPAN, Lab, Ns, SOUTH_AFRICA, UNITED_STATES};
 use xtask::load::{Manner, NamedBackend, Visit, connect_from};
 
+/// Clients of a thousand that come at once.
+const LANES: u16 = 16;
+
 /// 1,000 connections, one after the other on 16 lanes; how long each took, or how it failed.
 fn thousand(world: &World, daemon: &Daemon) -> Vec<std::io::Result<Duration>> {
-    world.visits(1_000, 16, |n| {
+    world.visits(1_000, LANES, |n| {
         let started = Instant::now();
         Visit::start(world.lab.client(n), daemon.addr()).and_then(Visit::finish).map(|()| started.elapsed())
     })
@@ -40,10 +43,18 @@ fn a_backend_that_is_silent_costs_the_connect_limit_at_most() {
     let _live = world.backend(1, Manner::Close, |row| row);
     world.database.add(&Row::new("silent", world.backend_addr(2)));
     world.lab.mute(world.lab.backend(2)).unwrap();
-    let daemon = world.daemon(&[("connect_timeout_ms", "250")]);
+    let daemon = world.daemon(&[("connect_timeout_ms", "250"), ("ejection_secs", "600")]);
     let longest = thousand(&world, &daemon).into_iter().map(Result::unwrap).max().unwrap();
     assert!(longest >= Duration::from_millis(250), "the silent backend was never tried");
     assert!(longest < Duration::from_millis(1_000), "a client waited {longest:?}");
+    let records = daemon.access_log(SOON, |records| records.len() >= 1_000);
+    let waited = records.iter().filter(|record| record.attempts > 1).count();
+    // The first to wait in vain ejects it; the others were on their way to it.
+    assert!((1..=usize::from(LANES)).contains(&waited), "{waited} clients waited");
+    let status = daemon.status().unwrap();
+    let silent = status.0["backends"].as_array().unwrap().iter().find(|backend| backend["id"] == "silent").unwrap();
+    assert_eq!((&silent["health"], &silent["health_why"]), (&"ejected".into(), &"timed_out".into()), "{silent:#}");
+    assert_eq!(status.number("/events/backend_ejected"), 1);
 }
 
 #[test]
@@ -305,7 +316,7 @@ fn explain_tells_what_the_next_connection_does() {
     let (code, answer) = ask(&["--app", "nobody"]);
     assert_eq!((code, &answer["refused"]), (Some(2), &"no_such_app".into()));
     assert_eq!(ask(&["--port", "8080"]).1["app"], "web");
-    assert_eq!(ask(&["--port", "81"]).0, Some(1));
+    assert_eq!(ask(&["--port", "81"]).0, Some(2), "nobody listens there");
 }
 
 #[test]

@@ -56,6 +56,31 @@ const CORPUS: &[(&str, &str, &str, &str)] = &[
     ("regions", "countries", "'ZA,Namibia'", "two letters"),
     ("geo_overrides", "country", "'Brazil'", "two letters"),
     ("acl", "prefix", "'everybody'", "everybody"),
+    ("acl", "prefix", "'203.0.113.7/24'", "beyond its prefix"),
+    ("acl", "prefix, action", "'203.0.113.0/24', 'maybe'", "use allow or deny"),
+    ("acl", "prefix, app", "'203.0.113.0/24', 'a b'", "white space"),
+    ("acl", "prefix, listener", "'203.0.113.0/24', 'a b'", "white space"),
+    ("geo_overrides", "country", "NULL", "leads nowhere"),
+    ("geo_overrides", "region", "'a b'", "white space"),
+    ("backends", "app, region, wg_ip, port, same_host", "'x', 'sa', '192.0.2.1', 80, 2", "same_host is 2"),
+    (
+        "backends",
+        "app, region, wg_ip, port, same_host, send_proxy",
+        "'x', 'sa', '192.0.2.1', 80, 1, 'v2'",
+        "same_host and send_proxy exclude each other",
+    ),
+    ("apps", "health_check", "'ping'", "ping"),
+    ("apps", "queue_length", "1000001", "from 0 to 1000000"),
+    ("apps", "queue_timeout_ms", "0", "from 1 to 600000"),
+    ("listeners", "port, max_connections", "9000, 10000001", "from 0 to 10000000"),
+    ("listeners", "port, app", "9000, 'a b'", "white space"),
+    // Neither there nor deleted.
+    ("backends", "app, region, wg_ip, port, deleted", "'x', 'sa', '192.0.2.1', 80, 2", "deleted is 2"),
+    ("apps", "deleted", "'no'", "deleted is \"no\""),
+    ("listeners", "port, deleted", "9000, -1", "deleted is -1"),
+    ("regions", "deleted", "0.5", "deleted is 0.5"),
+    ("geo_overrides", "country, deleted", "'BR', 2", "deleted is 2"),
+    ("acl", "prefix, deleted", "'203.0.113.0/24', 2", "deleted is 2"),
 ];
 
 fn key_of(table: &str) -> &'static str {
@@ -71,11 +96,15 @@ fn name_of(table: &str, n: usize) -> String {
     if table == "geo_overrides" { format!("10.{n}.0.0/16") } else { format!("bad-{n:02}") }
 }
 
+fn rejected_rows(status: &xtask::lab::Status) -> Vec<serde_json::Value> {
+    status.0["routing"]["rejected_rows"].as_array().unwrap().clone()
+}
+
 #[test]
 fn each_malformed_row_is_refused_by_name_and_harms_nobody() {
     let Some(world) = World::new(NETWORK, "each_malformed_row_is_refused_by_name_and_harms_nobody") else { return };
     let _backend = world.backend(1, Manner::Echo, |row| row);
-    let daemon = world.daemon(&[("app", "web")]);
+    let mut daemon = world.daemon(&[("app", "web")]);
     let mut held = world.visit(1, daemon.addr()).unwrap();
     let mut sql = String::from("PRAGMA ignore_check_constraints = ON; BEGIN;");
     for (n, (table, columns, values, _)) in CORPUS.iter().enumerate() {
@@ -83,9 +112,8 @@ fn each_malformed_row_is_refused_by_name_and_harms_nobody() {
         sql += &format!("INSERT INTO {table} ({key}, {columns}) VALUES ('{}', {values});", name_of(table, n));
     }
     world.database.execute(&(sql + "COMMIT;"));
-    let rejected = |status: &xtask::lab::Status| status.0["routing"]["rejected_rows"].as_array().unwrap().clone();
-    let status = daemon.wait_status(SOON, |status| rejected(status).len() >= CORPUS.len()).unwrap();
-    let rejected = rejected(&status);
+    let status = daemon.wait_status(SOON, |status| rejected_rows(status).len() >= CORPUS.len()).unwrap();
+    let rejected = rejected_rows(&status);
     for (n, (table, _, values, words)) in CORPUS.iter().enumerate() {
         let name = name_of(table, n);
         let of_row = rejected.iter().find(|row| row["row"].as_str().unwrap().ends_with(&name));
@@ -96,4 +124,10 @@ fn each_malformed_row_is_refused_by_name_and_harms_nobody() {
     held.echo(b"still here").unwrap();
     assert_eq!(world.visit(2, daemon.addr()).unwrap().backend, "b1");
     assert_eq!(status.0["backends"].as_array().unwrap().len(), 1);
+    // A daemon that starts with such a file begins its work, too.
+    drop(held);
+    assert!(daemon.terminate().unwrap().success());
+    let daemon = world.daemon(&[("app", "web")]);
+    assert_eq!(world.visit(2, daemon.addr()).unwrap().backend, "b1");
+    assert_eq!(rejected_rows(&daemon.status().unwrap()).len(), CORPUS.len());
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use common::hello::{hello, message, records};
 use common::{NETWORK, SOON, World, eventually};
 use xtask::lab::requirements::Need;
-use xtask::lab::{Daemon, Ns};
+use xtask::lab::{Daemon, Ns, Record};
 use xtask::load::{Manner, NamedBackend, connect_from};
 
 const TLS: &[Need] = &[Need::Root, Need::Namespaces, Need::Openssl];
@@ -55,19 +55,22 @@ fn say(world: &World, bytes: &[u8], piece: usize, end: bool) -> (std::io::Result
     })
 }
 
-/// The backend's name, or why the client was refused.
-fn outcome(world: &World, daemon: &Daemon, bytes: &[u8], piece: usize, end: bool) -> String {
+/// What the access log tells of a client that says this.
+fn told(world: &World, daemon: &Daemon, bytes: &[u8], piece: usize, end: bool) -> Record {
     let (heard, local) = say(world, bytes, piece, end);
     let record = daemon.record_of(local, SOON).unwrap();
-    match record.reject {
-        Some(reject) => {
-            // A reset, not an end of the stream.
-            assert_eq!(heard.unwrap_err().kind(), ErrorKind::ConnectionReset);
-            reject
-        }
-        // Backends that close without reading reset; what they said first may be lost with it.
-        None => record.backend.unwrap(),
+    if record.reject.is_some() {
+        // A reset, not an end of the stream.
+        assert_eq!(heard.unwrap_err().kind(), ErrorKind::ConnectionReset);
     }
+    // Backends that close without reading reset, too; what they said first may be lost with it.
+    record
+}
+
+/// The backend's name, or why the client was refused.
+fn outcome(world: &World, daemon: &Daemon, bytes: &[u8], piece: usize, end: bool) -> String {
+    let record = told(world, daemon, bytes, piece, end);
+    record.reject.or(record.backend).unwrap()
 }
 
 #[test]
@@ -113,8 +116,9 @@ fn the_server_name_decides_between_listeners_of_a_place() {
 fn each_malformed_hello_is_refused_with_a_reason_and_harms_nobody() {
     let test = "each_malformed_hello_is_refused_with_a_reason_and_harms_nobody";
     let Some(world) = World::new(NETWORK, test) else { return };
-    let _backend = app(&world, 1);
-    listen(&world, "only", "app1", "'www.example.com'");
+    let _backends = [app(&world, 1), common::listening::app(&world, 2)];
+    listen(&world, "www", "app1", "'www.example.com'");
+    listen(&world, "held", "app2", "'held.example.com'");
     let daemon = world.daemon(&[("server_name_timeout_ms", "800"), ("app", "app1")]);
     let good = hello(Some("www.example.com"), 0);
     let changed = |at: usize, value: u8| {
@@ -124,36 +128,55 @@ fn each_malformed_hello_is_refused_with_a_reason_and_harms_nobody() {
     };
     let mut interrupted = records(&message(Some("www.example.com"), 0), 40)[..45].to_vec();
     interrupted.extend([21, 3, 3, 0, 2, 2, 40]);
-    let corpus: Vec<(&str, Vec<u8>, bool, &str)> = vec![
-        ("another name", hello(Some("example.net"), 0), false, "unknown_server_name"),
-        ("a parent of the name", hello(Some("example.com"), 0), false, "unknown_server_name"),
-        ("no name", hello(None, 0), false, "no_server_name"),
-        ("HTTP", b"GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\n".to_vec(), false, "no_server_name"),
-        ("SSLv2", vec![0x80, 0x2e, 1, 0, 2, 0, 0x15, 0, 0, 0, 0x10], false, "no_server_name"),
-        ("nothing", Vec::new(), true, "no_server_name"),
-        ("silence", Vec::new(), false, "server_name_timeout"),
-        ("a first byte", vec![22], false, "server_name_timeout"),
-        ("half a hello", good[..50].to_vec(), false, "server_name_timeout"),
-        ("half a hello and an end", good[..50].to_vec(), true, "bad_client_hello"),
-        ("17 KiB without a name", hello_of_17_kib(), false, "bad_client_hello"),
-        ("an empty record", vec![22, 3, 1, 0, 0], false, "bad_client_hello"),
-        ("a record too long", vec![22, 3, 1, 0xff, 0xff, 1], false, "bad_client_hello"),
-        ("another message", changed(5, 2), false, "bad_client_hello"),
-        ("a session id too long", changed(43, 255), false, "bad_client_hello"),
-        ("cipher suites too long", changed(44, 255), false, "bad_client_hello"),
-        ("extensions too long", changed(50, 255), false, "bad_client_hello"),
-        ("a message too short", changed(8, 40), false, "bad_client_hello"),
-        ("an alert within", interrupted, false, "bad_client_hello"),
-        ("a name with a NUL", hello(Some("www\0.example.com"), 0), false, "bad_client_hello"),
-        ("a name too long", hello(Some(&"a".repeat(300)), 0), false, "bad_client_hello"),
-        ("a wildcard", hello(Some("*.example.com"), 0), false, "bad_client_hello"),
+    let bad = "bad_client_hello";
+    let record_length = "a TLS record is empty or longer than TLS allows";
+    let length = "a length in the ClientHello leads beyond what holds it";
+    let name = "the server name in the ClientHello is not a host name";
+    let too_long = "no server name in the first 16 KiB of the ClientHello";
+    let other_record = "a record that is not part of the handshake comes before the end of the ClientHello";
+    let other_message = "the first message of the handshake is not a ClientHello";
+    let corpus: Vec<(&str, Vec<u8>, bool, &str, &str)> = vec![
+        ("another name", hello(Some("example.net"), 0), false, "unknown_server_name", ""),
+        ("a parent of the name", hello(Some("example.com"), 0), false, "unknown_server_name", ""),
+        ("no name", hello(None, 0), false, "no_server_name", ""),
+        ("HTTP", b"GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\n".to_vec(), false, "no_server_name", ""),
+        ("SSLv2", vec![0x80, 0x2e, 1, 0, 2, 0, 0x15, 0, 0, 0, 0x10], false, "no_server_name", ""),
+        ("nothing", Vec::new(), true, "no_server_name", ""),
+        ("silence", Vec::new(), false, "server_name_timeout", ""),
+        ("a first byte", vec![22], false, "server_name_timeout", ""),
+        ("half a hello", good[..50].to_vec(), false, "server_name_timeout", ""),
+        ("half a hello and an end", good[..50].to_vec(), true, bad, "the stream ends within the ClientHello"),
+        ("17 KiB without a name", hello_of_17_kib(), false, bad, too_long),
+        ("an empty record", vec![22, 3, 1, 0, 0], false, bad, record_length),
+        ("a record too long", vec![22, 3, 1, 0xff, 0xff, 1], false, bad, record_length),
+        ("another message", changed(5, 2), false, bad, other_message),
+        ("a session id too long", changed(43, 255), false, bad, length),
+        ("cipher suites too long", changed(44, 255), false, bad, length),
+        ("extensions too long", changed(50, 255), false, bad, length),
+        ("a message too short", changed(8, 40), false, bad, length),
+        ("an alert within", interrupted, false, bad, other_record),
+        ("a name with a NUL", hello(Some("www\0.example.com"), 0), false, bad, name),
+        ("a name too long", hello(Some(&"a".repeat(300)), 0), false, bad, name),
+        ("a wildcard", hello(Some("*.example.com"), 0), false, bad, name),
     ];
+    // One that was there before is there at the end.
     let mut held = connected(&world);
-    held.write_all(&good[..60]).unwrap();
-    for (what, bytes, end, reason) in &corpus {
-        assert_eq!(outcome(&world, &daemon, bytes, 3_000, *end), *reason, "{what}");
+    held.set_read_timeout(Some(SOON)).unwrap();
+    let mut answers = |said: &[u8], expected: &[u8]| {
+        held.write_all(said).unwrap();
+        let mut heard = vec![0; expected.len()];
+        held.read_exact(&mut heard).unwrap();
+        assert_eq!(heard, expected);
+    };
+    let first = hello(Some("held.example.com"), 0);
+    answers(&first, &[b"b2\n", &first[..]].concat());
+    for (what, bytes, end, reason, detail) in &corpus {
+        let record = told(&world, &daemon, bytes, 3_000, *end);
+        let said = (record.reject.as_deref(), record.reject_detail.as_deref().unwrap_or_default());
+        assert_eq!(said, (Some(*reason), *detail), "{what}");
         assert_eq!(outcome(&world, &daemon, &good, 3_000, false), "b1", "after {what}");
     }
+    answers(b"still there", b"still there");
     let metrics = daemon.metrics().unwrap();
     for reason in ["unknown_server_name", "no_server_name", "server_name_timeout", "bad_client_hello"] {
         let counted = format!("edgeproxy_connections_rejected_total{{reason=\"{reason}\"}} ");

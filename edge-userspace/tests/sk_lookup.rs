@@ -175,7 +175,7 @@ fn without_descriptors_other_programs_keep_their_clients_and_our_sockets_stay_ou
     leads_to(&world, "10.63.0.1:7001", "other");
     leads_to(&world, "10.63.0.1:81", "b1");
     may_open(&daemon, 3);
-    assert_said(&daemon, "can't be read from /proc");
+    assert_said(&daemon, "listening sockets of this host can't be read");
     // It has looked again and again by then.
     for _ in 0..15 {
         assert_eq!(backend_at(&world, addr("10.63.0.1:7001")).unwrap(), "other");
@@ -185,7 +185,7 @@ fn without_descriptors_other_programs_keep_their_clients_and_our_sockets_stay_ou
     // Overlaps with one of ours.
     listen(&world, "near", "app1", "'10.63.0.1', 81, NULL");
     eventually("it is open", || listener(&daemon, "near")["open"] == true);
-    assert_eq!(daemon.messages().matches("can't be read from /proc").count(), 1, "it is told once");
+    assert_eq!(daemon.messages().matches("listening sockets of this host can't be read").count(), 1, "it is told once");
 }
 
 #[test]

@@ -61,6 +61,9 @@ pub enum CliError {
     Unreachable { path: String, why: String },
     #[error("{0}")]
     Failed(String),
+    /// A client would not even find a listener.
+    #[error("{0}")]
+    NoBackend(String),
 }
 
 impl CliError {
@@ -69,6 +72,7 @@ impl CliError {
             Self::Configuration(_) => Exit::Usage,
             Self::Unreachable { .. } => Exit::Unavailable,
             Self::Failed(_) => Exit::Failure,
+            Self::NoBackend(_) => Exit::NoBackend,
         }
     }
 }

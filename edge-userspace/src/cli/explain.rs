@@ -47,8 +47,10 @@ pub fn run(args: &ExplainArgs) -> Result<Exit, CliError> {
     };
     let query = serde_urlencoded::to_string(&query).map_err(|why| CliError::Failed(why.to_string()))?;
     let answer = block_on(ask(&socket, Method::GET, &format!("/api/v1/explain?{query}"), String::new()))?;
-    if answer.code != StatusCode::OK {
-        return Err(refusal(&answer));
+    match (answer.code, refusal(&answer)) {
+        (StatusCode::OK, _) => {}
+        (StatusCode::NOT_FOUND, CliError::Failed(why)) => return Err(CliError::NoBackend(why)),
+        (_, why) => return Err(why),
     }
     let explanation = serde_json::from_str::<Explanation>(&answer.body)
         .map_err(|why| CliError::Failed(format!("the daemon's answer is not understood ({why})")))?;

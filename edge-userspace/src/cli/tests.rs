@@ -108,7 +108,7 @@ fn the_exit_code_of_explain_says_whether_there_is_a_backend() {
         assert_eq!(ask(" --app web --json").unwrap(), Exit::Ok);
         assert_eq!(ask(" --app nobody").unwrap(), Exit::NoBackend);
         let error = ask(" --port 1").unwrap_err();
-        assert_eq!((error.to_string().as_str(), error.exit()), ("no listener on port 1", Exit::Failure));
+        assert_eq!((error.to_string().as_str(), error.exit()), ("no listener on port 1", Exit::NoBackend));
     });
     assert!(parse("edgeproxy explain --client 192.0.2.1 --app web --port 1").is_err());
     assert!(parse("edgeproxy explain --client backend.example").is_err());

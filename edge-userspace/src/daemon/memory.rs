@@ -12,16 +12,17 @@ const LOOK: Duration = Duration::from_millis(500);
 const PEAK: usize = 256;
 
 /// From this size on memory is asked of the kernel piece by piece, and given back at once. Larger than what waits for a
-/// slow receiver, so that its pages are used again.
+/// slow receiver (`MAX_READ`), so that its pages are used again.
 #[cfg(target_env = "gnu")]
 const MMAP_THRESHOLD: libc::c_int = 1024 * 1024;
 /// So much that is free at the end of an arena is given back, whenever it is. Only this gives it back for the arenas of
-/// the workers: `malloc_trim` leaves their ends alone.
+/// the workers: `malloc_trim` leaves their ends alone. Twice `MAX_READ`, so that one slow receiver does not have the same
+/// pages given back and asked for again and again.
 #[cfg(target_env = "gnu")]
-const TRIM_THRESHOLD: libc::c_int = 256 * 1024;
+const TRIM_THRESHOLD: libc::c_int = 512 * 1024;
 
-/// To be called before anything takes memory. Left alone, glibc takes the largest piece that was ever freed for both
-/// thresholds: after the start, with its tables of the kernel's types, a worker would keep tens of megabytes.
+/// To be called before anything takes memory. Left alone, glibc goes by the largest piece that was ever given back: after
+/// the start, with its tables of the kernel's types, a worker would keep tens of megabytes.
 #[cfg(target_env = "gnu")]
 pub(super) fn bound_what_is_kept() {
     // SAFETY: no other thread is there yet; glibc checks the numbers.
@@ -39,7 +40,7 @@ pub(super) fn spawn_trim(shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         // The start is a peak, too: it has read the database and tested the kernel path.
-        let (mut ticks, mut peak) = (tokio::time::interval(LOOK), PEAK);
+        let (mut ticks, mut peak) = (tokio::time::interval(LOOK), 2 * PEAK);
         // The first tick comes at once, when clients may be waiting.
         ticks.tick().await;
         loop {

@@ -78,6 +78,8 @@ pub enum RowError {
     Country(#[from] CountryError),
     #[error("id occurs twice: only the first row counts")]
     Duplicate,
+    #[error("another row has the same name: only the first row counts")]
+    DuplicateName,
     #[error("another row has the same prefix: only the first row counts")]
     DuplicatePrefix,
     #[error("no counter is left: at most {capacity} backends are supported")]

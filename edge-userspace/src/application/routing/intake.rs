@@ -160,13 +160,17 @@ impl<'a> Intake<'a> {
     pub(super) fn regions(&mut self, rows: &[RawRegion]) -> Arc<Regions> {
         let mut specs: Vec<RegionSpec> = Vec::new();
         for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_deleted()) {
+            let name = row.name();
+            let known = |specs: &[RegionSpec]| specs.iter().position(|spec| Some(&spec.name) == name.as_ref());
             match row.parse() {
+                Ok(_) if known(&specs).is_some() => {
+                    self.report.reject("region", name.as_ref().map(ToString::to_string), at, &RowError::DuplicateName);
+                }
                 Ok(spec) => specs.push(spec),
                 Err(error) => {
-                    let name = row.name();
                     self.report.reject("region", name.as_ref().map(ToString::to_string), at, &error);
-                    let last = self.memory.region_specs.iter().find(|spec| Some(&spec.name) == name.as_ref());
-                    specs.extend(last.cloned());
+                    let last = known(&self.memory.region_specs).filter(|_| known(&specs).is_none());
+                    specs.extend(last.and_then(|at| self.memory.region_specs.get(at)).cloned());
                 }
             }
         }

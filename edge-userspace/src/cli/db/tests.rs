@@ -206,7 +206,7 @@ fn rows_of_other_tables_that_the_loader_would_refuse_are_refused() {
         ("listener set l port", "write COLUMN=VALUE"),
         ("listener set l port=81 deleted=1", "no column \"deleted\""),
         ("app set web selection=random", "use least_load, maglev"),
-        ("app set web queue_timeout_ms=0", "CHECK"),
+        ("app set web queue_timeout_ms=0", "from 1 to 600000"),
         ("region set af latitude=91 longitude=0", "not a position"),
         ("region set af latitude=9", "not a position"),
         ("region set af countries=ZA,XX", "country XX is none of ISO 3166-1"),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::value::{count, flag, optional_text, text};
+use super::value::{count_in, flag, optional_text, text};
 use super::{RawValue, RowError, raw_row};
 use crate::domain::{Affinity, AppName, AppSpec, HealthCheck, QueueRules, Selection};
 
@@ -37,9 +37,11 @@ impl RawApp {
     }
 
     fn queue(&self, default: QueueRules) -> Result<QueueRules, RowError> {
-        let timeout = count("queue_timeout_ms", &self.queue_timeout_ms)?;
+        let length = count_in("queue_length", &self.queue_length, 0..=1_000_000, "an integer from 0 to 1000000")?;
+        let (ms, range) = (&self.queue_timeout_ms, 1..=600_000);
+        let timeout = count_in("queue_timeout_ms", ms, range, "an integer from 1 to 600000")?;
         Ok(QueueRules {
-            length: count("queue_length", &self.queue_length)?.unwrap_or(default.length),
+            length: length.unwrap_or(default.length),
             timeout: timeout.map_or(default.timeout, |ms| Duration::from_millis(ms.into())),
         })
     }

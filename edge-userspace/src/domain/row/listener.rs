@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use super::value::{count, flag, optional_text, text};
+use super::value::{count_in, flag, optional_text, text};
 use super::{RawValue, RowError, raw_row};
 use crate::domain::{
     AcceptProxy, AppName, ListenerError, ListenerId, ListenerSpec, Place, PortRange, ServerName, Spot, parse_prefix,
@@ -49,8 +49,13 @@ impl RawListener {
             server_names: self.server_names()?,
             accept_proxy,
             proxy_from,
-            max_connections: count("max_connections", &self.max_connections)?.unwrap_or(0),
+            max_connections: self.max_connections()?,
         })
+    }
+
+    fn max_connections(&self) -> Result<u32, RowError> {
+        let (value, range) = (&self.max_connections, 0..=10_000_000);
+        Ok(count_in("max_connections", value, range, "an integer from 0 to 10000000")?.unwrap_or(0))
     }
 
     fn spot(&self) -> Result<Spot, RowError> {
@@ -85,9 +90,6 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
 }
 
 fn port(column: &'static str, value: &RawValue) -> Result<Option<u16>, RowError> {
-    let wrong = || RowError::Type { column, found: value.to_string(), expected: "an integer from 1 to 65535" };
-    match count(column, value).map_err(|_| wrong())? {
-        None => Ok(None),
-        Some(port) => u16::try_from(port).ok().filter(|port| *port != 0).map(Some).ok_or_else(wrong),
-    }
+    let port = count_in(column, value, 1..=u32::from(u16::MAX), "an integer from 1 to 65535")?;
+    Ok(port.and_then(|port| u16::try_from(port).ok()))
 }

@@ -1,6 +1,6 @@
 //! The table `regions`.
 
-use super::value::{optional_text, text};
+use super::value::{flag, optional_text, text};
 use super::{RawValue, RowError, raw_row};
 use crate::domain::{CountryCode, Position, Region, RegionSpec};
 
@@ -21,6 +21,7 @@ impl RawRegion {
     }
 
     pub fn parse(&self) -> Result<RegionSpec, RowError> {
+        flag("deleted", &self.deleted)?;
         let countries = optional_text("countries", &self.countries)?.unwrap_or_default();
         let codes = countries.split([',', ' ']).filter(|code| !code.is_empty());
         Ok(RegionSpec {

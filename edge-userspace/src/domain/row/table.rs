@@ -17,9 +17,10 @@ pub trait RawRow: Default {
     fn column_mut(&mut self, name: &str) -> Option<&mut RawValue>;
     fn deleted(&self) -> &RawValue;
 
-    /// A tombstone: the row counts as absent, whatever else it holds. NULL means not deleted.
+    /// A tombstone: the row counts as absent, whatever else it holds. NULL means not deleted; a row that says anything
+    /// but 0 or 1 is refused when it is parsed.
     fn is_deleted(&self) -> bool {
-        matches!(self.deleted(), RawValue::Integer(n) if *n != 0)
+        *self.deleted() == RawValue::Integer(1)
     }
 }
 

@@ -90,6 +90,7 @@ fn regions_are_parsed() {
         RawRegion { latitude: 91.into(), ..raw.clone() },
         RawRegion { countries: "ZA,Namibia".into(), ..raw.clone() },
         RawRegion { name: RawValue::Null, ..raw.clone() },
+        RawRegion { deleted: "no".into(), ..raw.clone() },
     ] {
         assert!(bad.parse().is_err(), "{bad:?}");
     }
@@ -136,12 +137,14 @@ proptest! {
         region in any_row::<RawRegion>(),
         listener in any_row::<RawListener>(),
         place in any_row::<RawGeoOverride>(),
+        rule in any_row::<RawAcl>(),
     ) {
         let reasons = [
             app.parse().err().map(|why| why.to_string()),
             region.parse().err().map(|why| why.to_string()),
             listener.parse().err().map(|why| why.to_string()),
             place.parse().err().map(|why| why.to_string()),
+            rule.parse().err().map(|why| why.to_string()),
         ];
         prop_assert!(reasons.iter().flatten().all(|why| why.len() < 2000));
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::ops::RangeInclusive;
 
 use compact_str::CompactString;
 
@@ -76,6 +77,20 @@ pub(super) fn count(column: &'static str, value: &RawValue) -> Result<Option<u32
         RawValue::Null => Ok(None),
         RawValue::Integer(n) => u32::try_from(*n).map(Some).map_err(|_| wrong()),
         _ => Err(wrong()),
+    }
+}
+
+/// A count for which less is allowed than fits; `expected` says what.
+pub(super) fn count_in(
+    column: &'static str,
+    value: &RawValue,
+    range: RangeInclusive<u32>,
+    expected: &'static str,
+) -> Result<Option<u32>, RowError> {
+    let wrong = || RowError::Type { column, found: value.to_string(), expected };
+    match count(column, value).map_err(|_| wrong())? {
+        Some(n) if !range.contains(&n) => Err(wrong()),
+        counted => Ok(counted),
     }
 }
 

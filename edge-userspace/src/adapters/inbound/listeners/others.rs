@@ -6,6 +6,7 @@ mod proc;
 use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One listening socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -88,7 +89,26 @@ impl Default for HostSockets {
 
 /// All of them: from `sock_diag`, or from /proc on a kernel without it.
 pub fn listening() -> io::Result<Vec<ListeningSocket>> {
-    diag::listening().or_else(|_| proc::listening())
+    /// A kernel that can't be asked is not asked again: each time it would look for a module to load.
+    static WITHOUT_DIAG: AtomicBool = AtomicBool::new(false);
+
+    if !WITHOUT_DIAG.load(Ordering::Relaxed) {
+        match diag::listening() {
+            Err(why) if !passes(&why) => {
+                tracing::info!(%why, "the kernel can't be asked by sock_diag who listens on this host: /proc is read");
+                WITHOUT_DIAG.store(true, Ordering::Relaxed);
+            }
+            // With little left /proc may still be had.
+            Err(_) => {}
+            found => return found,
+        }
+    }
+    proc::listening()
+}
+
+/// Whether the same question may be answered the next time.
+fn passes(why: &io::Error) -> bool {
+    matches!(why.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS | libc::EINTR))
 }
 
 #[cfg(test)]

@@ -137,28 +137,32 @@ fn expect(from: &mut TcpStream, want: &Message, what: &'static str) -> Result<()
     }
 }
 
-/// Bytes that repeat, so that the start of a daemon does not have to fill megabytes.
+/// Bytes that repeat, so that the start of a daemon does not have to fill megabytes. Every shift and swap shows but that of
+/// whole periods.
 #[derive(Debug, Clone)]
 struct Message {
-    period: Arc<[u8]>,
+    /// One period, and the beginning of the next.
+    bytes: Arc<[u8]>,
     len: usize,
 }
 
 impl Message {
-    /// A prime number of bytes: no number of packets or pages is as long, so any shift or swap shows.
+    /// A prime number: no number of packets, pages or parts has as many bytes.
     const PERIOD: usize = 65_521;
+    const PART: usize = 64 * 1024;
 
     fn new(len: usize, seed: u64) -> Self {
-        let mut period = vec![0; Self::PERIOD];
-        fastrand::Rng::with_seed(seed).fill(&mut period);
-        Self { period: period.into(), len }
+        let mut bytes = vec![0; Self::PERIOD];
+        fastrand::Rng::with_seed(seed).fill(&mut bytes);
+        let all = bytes.iter().cycle().take(Self::PERIOD + Self::PART);
+        Self { bytes: all.copied().collect(), len }
     }
 
-    /// What begins at the start of `range`, up to its end or that of a period; nothing beyond the message.
+    /// What begins at the start of `range`, up to its end or as much as a part; nothing beyond the message.
     fn part(&self, range: Range<usize>) -> &[u8] {
         let (at, end) = (range.start % Self::PERIOD, range.end.min(self.len));
-        let len = end.saturating_sub(range.start).min(Self::PERIOD - at);
-        self.period.get(at..at + len).unwrap_or_default()
+        let len = end.saturating_sub(range.start).min(Self::PART);
+        self.bytes.get(at..at + len).unwrap_or_default()
     }
 
     /// All but what was queued.
@@ -182,13 +186,15 @@ mod tests {
     /// What `expect` says of so many bytes, of which `change` has made others.
     fn judged(len: usize, change: impl FnOnce(&mut Vec<u8>)) -> Result<(), SelfTestError> {
         let message = Message::new(len, 7);
-        let mut bytes: Vec<u8> = message.period.iter().copied().cycle().take(len).collect();
+        let mut bytes: Vec<u8> = message.bytes.iter().take(Message::PERIOD).copied().cycle().take(len).collect();
         change(&mut bytes);
         let (mut near, mut far) = connected().unwrap();
         thread::scope(|scope| {
-            // Who expects something else closes before all is sent.
             scope.spawn(move || drop(near.write_all(&bytes)));
-            expect(&mut far, &message, "it")
+            let said = expect(&mut far, &message, "it");
+            // Who has seen enough ends it for the sender, too.
+            drop(far);
+            said
         })
     }
 
@@ -196,11 +202,12 @@ mod tests {
     fn what_is_lost_swapped_or_too_much_shows() {
         let len = Message::PERIOD * 3 + 100;
         judged(len, |_| {}).unwrap();
-        for what in 0..4 {
+        for what in 0..5 {
             let change = |bytes: &mut Vec<u8>| match what {
                 0 => bytes.truncate(len - 1),
                 1 => bytes.push(0),
                 2 => drop(bytes.drain(70_000..70_000 + 16 * 4096)),
+                3 => bytes.rotate_left(Message::PART),
                 _ => bytes.swap(5, 100_000),
             };
             assert!(matches!(judged(len, change), Err(SelfTestError::Corrupt("it"))), "{what}");

@@ -13,15 +13,24 @@ use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 
 use super::ListeningSocket;
 
+/// The kernel puts no more into one datagram of a list (`netlink_recvmsg` in `net/netlink/af_netlink.c`).
+const LARGEST_DATAGRAM: usize = 32 * 1024;
+
 /// All of them. An error where the kernel can't be asked so (it lacks `inet_diag`).
 pub(super) fn listening() -> io::Result<Vec<ListeningSocket>> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&NetlinkAddr::new(0, 0))?;
-    let mut all = Vec::new();
+    let (mut all, mut datagram) = (Vec::new(), Vec::with_capacity(LARGEST_DATAGRAM));
     for (family, any) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
         ask(&socket, family, any)?;
-        while answer(&socket.recv_from_full()?.0, &mut all)? {}
+        loop {
+            datagram.clear();
+            socket.recv(&mut datagram, 0)?;
+            if !answer(&datagram, &mut all)? {
+                break;
+            }
+        }
     }
     Ok(all)
 }
@@ -48,7 +57,7 @@ fn answer(mut datagram: &[u8], all: &mut Vec<ListeningSocket>) -> io::Result<boo
     while !datagram.is_empty() {
         let message = NetlinkMessage::<SockDiagMessage>::deserialize(datagram).map_err(io::Error::other)?;
         // Messages begin at multiples of four bytes.
-        let len = usize::try_from(message.header.length).unwrap_or(usize::MAX).next_multiple_of(4);
+        let len = usize::try_from(message.header.length).map_or(datagram.len(), |len| len.next_multiple_of(4));
         datagram = datagram.get(len..).unwrap_or_default();
         match message.payload {
             NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => all.push(found(&response.header)),
