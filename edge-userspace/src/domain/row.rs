@@ -45,6 +45,8 @@ pub enum RowError {
     Missing { column: &'static str },
     #[error("{column} is {found}: it must be {expected}")]
     Type { column: &'static str, found: String, expected: &'static str },
+    #[error("{column} is {found}: it must be an integer from {least} to {most}")]
+    Range { column: &'static str, found: String, least: u32, most: u32 },
     #[error("wg_ip {0:?} is not an IPv4 or IPv6 address")]
     Address(String),
     #[error("latitude and longitude are not a position: use degrees within ±90 and ±180, or leave both out")]

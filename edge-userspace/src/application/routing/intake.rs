@@ -11,7 +11,7 @@ use super::ReloadReport;
 use crate::domain::{
     AccessList, AccessRule, AppName, AppSpec, Backend, BackendId, BackendLoad, BackendSpec, Endpoints, GeoOverride,
     ListenerId, ListenerSpec, Overrides, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion, RawRow,
-    RawValue, RegionSpec, Regions, RowError, RuleId, SlotPool,
+    RawValue, Region, RegionSpec, Regions, RowError, RuleId, SlotPool,
 };
 
 /// What was accepted last, and what it became.
@@ -23,7 +23,7 @@ pub(super) struct Memory {
     backends: HashMap<BackendId, Known, foldhash::fast::RandomState>,
     /// Counts the loads, so that each backend knows whether it was seen in the one under way.
     pass: u64,
-    region_specs: Vec<RegionSpec>,
+    region_specs: HashMap<Region, RegionSpec>,
     regions: Arc<Regions>,
     apps: HashMap<AppName, AppSpec>,
     listeners: HashMap<ListenerId, ListenerSpec>,
@@ -51,7 +51,7 @@ impl Memory {
             slots: SlotPool::new(capacity),
             backends: HashMap::default(),
             pass: 0,
-            region_specs: Vec::new(),
+            region_specs: HashMap::new(),
             regions: Arc::default(),
             apps: HashMap::new(),
             listeners: HashMap::new(),
@@ -158,25 +158,22 @@ impl<'a> Intake<'a> {
     }
 
     pub(super) fn regions(&mut self, rows: &[RawRegion]) -> Arc<Regions> {
-        let mut specs: Vec<RegionSpec> = Vec::new();
-        for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_deleted()) {
-            let name = row.name();
-            let known = |specs: &[RegionSpec]| specs.iter().position(|spec| Some(&spec.name) == name.as_ref());
-            match row.parse() {
-                Ok(_) if known(&specs).is_some() => {
-                    self.report.reject("region", name.as_ref().map(ToString::to_string), at, &RowError::DuplicateName);
-                }
-                Ok(spec) => specs.push(spec),
-                Err(error) => {
-                    self.report.reject("region", name.as_ref().map(ToString::to_string), at, &error);
-                    let last = known(&self.memory.region_specs).filter(|_| known(&specs).is_none());
-                    specs.extend(last.and_then(|at| self.memory.region_specs.get(at)).cloned());
-                }
-            }
-        }
-        if specs != self.memory.region_specs {
+        let table = Table {
+            kind: "region",
+            duplicate: RowError::DuplicateName,
+            key: RawRegion::name,
+            parse: RawRegion::parse,
+            last: &self.memory.region_specs,
+        };
+        // In the order of the rows.
+        let mut specs = Vec::new();
+        let accepted = table.take_in(rows, &mut self.report, |spec| {
+            specs.push(spec.clone());
+            Ok(())
+        });
+        if accepted != self.memory.region_specs {
             self.memory.regions = Arc::new(Regions::new(&specs));
-            self.memory.region_specs = specs;
+            self.memory.region_specs = accepted;
         }
         Arc::clone(&self.memory.regions)
     }
@@ -196,7 +193,7 @@ impl<'a> Intake<'a> {
     pub(super) fn apps(&mut self, rows: &[RawApp]) -> HashMap<AppName, AppSpec> {
         let table = Table {
             kind: "app",
-            duplicate: RowError::Duplicate,
+            duplicate: RowError::DuplicateName,
             key: |row: &RawApp| row.name().ok(),
             parse: RawApp::parse,
             last: &self.memory.apps,

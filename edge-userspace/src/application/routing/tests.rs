@@ -176,7 +176,13 @@ fn operator_regions_are_taken_over_and_bad_ones_keep_their_last_version() {
     let report = table.apply(&rows, false).unwrap();
     assert_eq!(report.rejected[0].0, "region af");
     assert_eq!(region(), "af");
-    rows.regions[0].deleted = 1.into();
+    // Of two rows of one name the first counts, and the second is told.
+    rows.regions = vec![af.clone(), RawRegion { countries: "BR".into(), ..af }];
+    let report = table.apply(&rows, false).unwrap();
+    assert_eq!(report.rejected.len(), 1);
+    assert!(report.rejected[0].1.contains("another row has the same name"), "{:?}", report.rejected);
+    assert_eq!(region(), "af");
+    rows.regions.iter_mut().for_each(|row| row.deleted = 1.into());
     table.apply(&rows, false).unwrap();
     assert_eq!(region(), "eu");
 }

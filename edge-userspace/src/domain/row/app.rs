@@ -37,9 +37,8 @@ impl RawApp {
     }
 
     fn queue(&self, default: QueueRules) -> Result<QueueRules, RowError> {
-        let length = count_in("queue_length", &self.queue_length, 0..=1_000_000, "an integer from 0 to 1000000")?;
-        let (ms, range) = (&self.queue_timeout_ms, 1..=600_000);
-        let timeout = count_in("queue_timeout_ms", ms, range, "an integer from 1 to 600000")?;
+        let length = count_in("queue_length", &self.queue_length, 0..=1_000_000)?;
+        let timeout = count_in("queue_timeout_ms", &self.queue_timeout_ms, 1..=600_000)?;
         Ok(QueueRules {
             length: length.unwrap_or(default.length),
             timeout: timeout.map_or(default.timeout, |ms| Duration::from_millis(ms.into())),

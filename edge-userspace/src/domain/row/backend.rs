@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use super::value::{count, flag, optional_text, text};
-use super::{RawValue, RowError, raw_row};
+use super::value::{count, flag, optional_text, port, text};
+use super::{RowError, raw_row};
 use crate::domain::{
     AppName, BackendAddr, BackendId, BackendSpec, BackendState, CountryCode, DEFAULT_SOFT_LIMIT, HealthCheck, Limits,
     ProxyVersion, Region, Weight,
@@ -40,7 +40,10 @@ impl RawBackend {
             id: self.id()?,
             app: AppName::parse(text("app", &self.app)?)?,
             region: Region::parse(text("region", &self.region)?)?,
-            addr: BackendAddr::new(address(text("wg_ip", &self.wg_ip)?)?, self.port()?)?,
+            addr: BackendAddr::new(
+                address(text("wg_ip", &self.wg_ip)?)?,
+                port("port", &self.port)?.ok_or(RowError::Missing { column: "port" })?,
+            )?,
             country: optional_text("country", &self.country)?.map(CountryCode::parse).transpose()?,
             healthy: flag("healthy", &self.healthy)?.unwrap_or(true),
             state: optional_text("state", &self.state)?.map_or(Ok(BackendState::Ready), BackendState::parse)?,
@@ -50,16 +53,6 @@ impl RawBackend {
             send_proxy,
             health_check: optional_text("health_check", &self.health_check)?.map(HealthCheck::parse).transpose()?,
         })
-    }
-
-    fn port(&self) -> Result<u16, RowError> {
-        let wrong =
-            || RowError::Type { column: "port", found: self.port.to_string(), expected: "an integer from 1 to 65535" };
-        match self.port {
-            RawValue::Null => Err(RowError::Missing { column: "port" }),
-            RawValue::Integer(port) => u16::try_from(port).ok().filter(|port| *port != 0).ok_or_else(wrong),
-            _ => Err(wrong()),
-        }
     }
 
     fn limits(&self) -> Result<Limits, RowError> {

@@ -2,8 +2,8 @@
 
 use ipnet::IpNet;
 
-use super::value::{count_in, flag, optional_text, text};
-use super::{RawValue, RowError, raw_row};
+use super::value::{count_in, flag, optional_text, port, text};
+use super::{RowError, raw_row};
 use crate::domain::{
     AcceptProxy, AppName, ListenerError, ListenerId, ListenerSpec, Place, PortRange, ServerName, Spot, parse_prefix,
 };
@@ -49,13 +49,8 @@ impl RawListener {
             server_names: self.server_names()?,
             accept_proxy,
             proxy_from,
-            max_connections: self.max_connections()?,
+            max_connections: count_in("max_connections", &self.max_connections, 0..=10_000_000)?.unwrap_or(0),
         })
-    }
-
-    fn max_connections(&self) -> Result<u32, RowError> {
-        let (value, range) = (&self.max_connections, 0..=10_000_000);
-        Ok(count_in("max_connections", value, range, "an integer from 0 to 10000000")?.unwrap_or(0))
     }
 
     fn spot(&self) -> Result<Spot, RowError> {
@@ -87,9 +82,4 @@ impl RawListener {
 
 fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split([',', ' ']).filter(|word| !word.is_empty())
-}
-
-fn port(column: &'static str, value: &RawValue) -> Result<Option<u16>, RowError> {
-    let port = count_in(column, value, 1..=u32::from(u16::MAX), "an integer from 1 to 65535")?;
-    Ok(port.and_then(|port| u16::try_from(port).ok()))
 }

@@ -72,26 +72,27 @@ pub(super) fn text<'a>(column: &'static str, value: &'a RawValue) -> Result<&'a 
 }
 
 pub(super) fn count(column: &'static str, value: &RawValue) -> Result<Option<u32>, RowError> {
-    let wrong = || RowError::Type { column, found: value.to_string(), expected: "an integer from 0 to 4294967295" };
-    match value {
-        RawValue::Null => Ok(None),
-        RawValue::Integer(n) => u32::try_from(*n).map(Some).map_err(|_| wrong()),
-        _ => Err(wrong()),
-    }
+    count_in(column, value, 0..=u32::MAX)
 }
 
-/// A count for which less is allowed than fits; `expected` says what.
+/// A count for which less is allowed than fits.
 pub(super) fn count_in(
     column: &'static str,
     value: &RawValue,
     range: RangeInclusive<u32>,
-    expected: &'static str,
 ) -> Result<Option<u32>, RowError> {
-    let wrong = || RowError::Type { column, found: value.to_string(), expected };
-    match count(column, value).map_err(|_| wrong())? {
-        Some(n) if !range.contains(&n) => Err(wrong()),
-        counted => Ok(counted),
-    }
+    let counted = match value {
+        RawValue::Null => return Ok(None),
+        RawValue::Integer(n) => u32::try_from(*n).ok().filter(|n| range.contains(n)),
+        _ => None,
+    };
+    let (least, most) = range.into_inner();
+    counted.map(Some).ok_or_else(|| RowError::Range { column, found: value.to_string(), least, most })
+}
+
+pub(super) fn port(column: &'static str, value: &RawValue) -> Result<Option<u16>, RowError> {
+    let port = count_in(column, value, 1..=u16::MAX.into())?;
+    Ok(port.and_then(|port| port.try_into().ok()))
 }
 
 pub(super) fn flag(column: &'static str, value: &RawValue) -> Result<Option<bool>, RowError> {

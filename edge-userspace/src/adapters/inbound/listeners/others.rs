@@ -19,7 +19,7 @@ pub struct ListeningSocket {
 /// The sockets that listen on this host, and which of them are ours.
 #[derive(Debug)]
 pub struct HostSockets {
-    read: fn() -> io::Result<Vec<ListeningSocket>>,
+    read: Read,
     /// As they were when they could be read last; `None` if they never could.
     known: Option<Vec<ListeningSocket>>,
     /// Inodes of our own, those included that are not listed yet.
@@ -34,7 +34,7 @@ impl HostSockets {
         Self::read_by(listening)
     }
 
-    fn read_by(read: fn() -> io::Result<Vec<ListeningSocket>>) -> Self {
+    fn read_by(read: Read) -> Self {
         Self { read, known: None, own: HashSet::new(), failure: None }
     }
 
@@ -89,21 +89,27 @@ impl Default for HostSockets {
 
 /// All of them: from `sock_diag`, or from /proc on a kernel without it.
 pub fn listening() -> io::Result<Vec<ListeningSocket>> {
-    /// A kernel that can't be asked is not asked again: each time it would look for a module to load.
     static WITHOUT_DIAG: AtomicBool = AtomicBool::new(false);
+    ask((diag::listening, proc::listening), &WITHOUT_DIAG)
+}
 
-    if !WITHOUT_DIAG.load(Ordering::Relaxed) {
-        match diag::listening() {
+type Read = fn() -> io::Result<Vec<ListeningSocket>>;
+
+/// What the first says, or else the second. Once the first `never` answers it is not asked again: each time the kernel
+/// would look for a module to load.
+fn ask((first, second): (Read, Read), never: &AtomicBool) -> io::Result<Vec<ListeningSocket>> {
+    if !never.load(Ordering::Relaxed) {
+        match first() {
             Err(why) if !passes(&why) => {
                 tracing::info!(%why, "the kernel can't be asked by sock_diag who listens on this host: /proc is read");
-                WITHOUT_DIAG.store(true, Ordering::Relaxed);
+                never.store(true, Ordering::Relaxed);
             }
             // With little left /proc may still be had.
             Err(_) => {}
             found => return found,
         }
     }
-    proc::listening()
+    second()
 }
 
 /// Whether the same question may be answered the next time.
@@ -151,6 +157,29 @@ mod tests {
         sockets.look();
         assert_eq!(sockets.foreign().unwrap(), [theirs.addr]);
         assert!(!sockets.is_own(&ours) && sockets.is_own(&socket(82, 3)), "ours was closed");
+    }
+
+    #[test]
+    fn a_kernel_that_can_not_be_asked_is_asked_once() {
+        use std::sync::atomic::{AtomicI32, AtomicUsize};
+
+        static ERROR: AtomicI32 = AtomicI32::new(libc::EMFILE);
+        static ASKED: AtomicUsize = AtomicUsize::new(0);
+        fn first() -> io::Result<Vec<ListeningSocket>> {
+            ASKED.fetch_add(1, Ordering::SeqCst);
+            Err(io::Error::from_raw_os_error(ERROR.load(Ordering::SeqCst)))
+        }
+        fn second() -> io::Result<Vec<ListeningSocket>> {
+            Ok(vec![ListeningSocket { addr: ([192, 0, 2, 1], 80).into(), inode: 1 }])
+        }
+        let never = AtomicBool::new(false);
+        let asked = || {
+            assert_eq!(ask((first, second), &never).unwrap(), second().unwrap());
+            ASKED.load(Ordering::SeqCst)
+        };
+        assert_eq!([asked(), asked()], [1, 2], "a lack passes");
+        ERROR.store(libc::ENOENT, Ordering::SeqCst);
+        assert_eq!([asked(), asked(), asked()], [3, 3, 3]);
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl Memory {
         let backends = self.backends.values().filter(|known| known.current.is_some()).count();
         let none_left = raw.backends.iter().all(RawBackend::is_deleted);
         let backends = (backends > 0 && none_left).then(|| LostTable::backends(backends));
-        let regions = self.region_specs.iter().map(|spec| &spec.name);
+        let regions = self.region_specs.keys();
         let lost = [
             backends,
             lost(raw, &raw.acl, self.rules.keys(), |row| row.id().ok(), RawAcl::parse),
