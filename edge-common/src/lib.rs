@@ -17,9 +17,6 @@ pub const MAX_FLOWS: u32 = 32_768;
 /// Backends whose connections the kernel counts at the same time (`BACKEND_CONNECTIONS`).
 pub const MAX_BACKENDS: u32 = 131_072;
 
-/// Backend connections that the kernel knows at the same time (`BACKEND_SOCKETS`).
-pub const MAX_BACKEND_SOCKETS: u32 = 262_144;
-
 /// Bytes of the ring buffer that carries slot numbers to userspace.
 pub const EVENTS_BYTES: u32 = 256 * 1024;
 

@@ -47,25 +47,27 @@ fn assert_stays(daemon: &Daemon, visit: &mut Visit, size: usize) {
     assert_eq!((&flow["forwarder"], &flow["why"]), (&"copy".into(), &"start".into()), "{flow}");
 }
 
-/// Small messages are for as many conversations as `auto_conversations` says, for each worker; larger ones for all.
+/// Conversations go to the kernel as far as `auto_conversations` allows, for each worker; those of larger messages all do
+/// where `auto_sizeable_message_kib` says so.
 #[test]
 fn conversations_beyond_the_limit_are_copied_until_there_is_room() {
     let test = "conversations_beyond_the_limit_are_copied_until_there_is_room";
     let Some(world) = World::new(KERNEL, test) else { return };
     let _backend = world.backend(1, Manner::Echo, |row| row);
     // Slow machines have lively conversations, too.
-    let daemon = world.daemon(&[
-        ("forwarder", "auto"),
-        ("workers", "1"),
-        ("auto_conversations", "1"),
-        ("auto_messages_per_sec", "20"),
-    ]);
+    let few = [("workers", "1"), ("auto_conversations", "1"), ("auto_messages_per_sec", "20")];
+    let daemon = world.daemon(&[&few[..], &[("forwarder", "auto"), ("auto_sizeable_message_kib", "8")]].concat());
     let [mut first, mut second, mut larger] = [0, 1, 2].map(|n| world.visit(n, daemon.addr()).unwrap());
     assert_lively(&talk_into_kernel(&daemon, &mut first, 600));
     assert_stays(&daemon, &mut second, 600);
     assert_lively(&talk_into_kernel(&daemon, &mut larger, 12_000));
     drop((first, larger));
     assert_lively(&talk_into_kernel(&daemon, &mut second, 600));
+    drop((second, daemon));
+    let strict = world.daemon(&[&few[..], &[("forwarder", "auto")]].concat());
+    let [mut first, mut larger] = [3, 4].map(|n| world.visit(n, strict.addr()).unwrap());
+    assert_lively(&talk_into_kernel(&strict, &mut first, 600));
+    assert_stays(&strict, &mut larger, 12_000);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 
 mod common;
 
-use std::io::Read as _;
-use std::net::{SocketAddr, TcpListener};
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -240,6 +240,35 @@ fn a_restart_behind_a_handed_socket_refuses_nobody() {
         let _second = Daemon::start(&world.lab, &config()).unwrap();
         assert_eq!(waiting.join().unwrap().as_deref(), Some("b1"));
     });
+}
+
+/// Their sockets were made before the listening one had its options: without those an urgent byte is cut out of the stream.
+#[test]
+fn who_waits_in_the_queue_of_a_handed_socket_loses_nothing() {
+    let Some(world) = World::new(NETWORK, "who_waits_in_the_queue_of_a_handed_socket_loses_nothing") else { return };
+    let _backend = app(&world, 1);
+    let kept = socket(&world, 443);
+    let mut early: Vec<_> = (0..3)
+        .map(|n| {
+            let from = world.lab.client(n);
+            let mut client = world.lab.run_in(Ns::Clients, || connect_from(from, at(&world, 443))).unwrap();
+            client.write_all(b"before").unwrap();
+            socket2::SockRef::from(&client).send_out_of_band(b"!").unwrap();
+            client.write_all(b"after").unwrap();
+            client
+        })
+        .collect();
+    let config = world.config().set("listen_addr", "fd:web").set("workers", 2).hand_over("web", kept);
+    let daemon = Daemon::start(&world.lab, &config).unwrap();
+    for client in &mut early {
+        client.set_read_timeout(Some(SOON)).unwrap();
+        let mut back = [0; "b1\nbefore!after".len()];
+        client.read_exact(&mut back).unwrap();
+        assert_eq!(&back, b"b1\nbefore!after");
+        client.shutdown(Shutdown::Write).unwrap();
+        let record = daemon.record_of(client.local_addr().unwrap(), SOON).unwrap();
+        assert_eq!((record.bytes_up, record.termination.as_str()), (12, "--"), "{record:?}");
+    }
 }
 
 /// Runs `edgeproxy explain` for a client; its output as JSON, or what it complained of.

@@ -131,9 +131,14 @@ impl Flow {
         Self { measured: Some(Arc::clone(load)), ..self }
     }
 
-    /// The way to the backend and back takes `round_trip`.
-    pub fn measured(&self, round_trip: Duration) {
-        self.measured.iter().for_each(|load| load.rtt().sample(round_trip, Instant::now()));
+    /// Asks for the way to the backend and back, where that is of use now.
+    pub fn measure(&self, round_trip: impl FnOnce() -> Option<Duration>) {
+        let (Some(load), now) = (&self.measured, Instant::now()) else { return };
+        if load.rtt().wants_sample(now)
+            && let Some(time) = round_trip()
+        {
+            load.rtt().sample(time, now);
+        }
     }
 
     /// A forwarder takes over.

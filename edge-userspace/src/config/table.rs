@@ -191,9 +191,9 @@ settings! {
     auto_turns: u32, "auto_turns" = "10", Rule::count(1, 1_000_000);
     /// With `auto`: the mean size up to which its messages are messages; beyond that they are transfers.
     auto_largest_message_kib: u32, "auto_largest_message_kib" = "64", Rule::kib(1, 65_536);
-    /// With `auto`: the mean size from which messages are not small, and `auto_conversations` sets no limit.
-    auto_sizeable_message_kib: u32, "auto_sizeable_message_kib" = "8", Rule::kib(0, 65_536);
-    /// With `auto`: lively conversations of small messages up to which a worker gives them to the kernel path; more are copied.
+    /// With `auto`: the mean size of messages from which `auto_conversations` sets no limit. 0 = it always does.
+    auto_sizeable_message_kib: u32, "auto_sizeable_message_kib" = "0", Rule::kib(0, 65_536);
+    /// With `auto`: lively conversations up to which a worker gives them to the kernel path; more are copied.
     auto_conversations: u32, "auto_conversations" = "8", Rule::count(0, 1_000_000);
     /// With `auto`: the shortest time over which these rates are taken.
     auto_window: Duration, "auto_window_ms" = "20", Rule::millis(1, 60_000);

@@ -11,6 +11,9 @@ pub const RTT_MEMORY: Duration = Duration::from_secs(10);
 /// What nobody has measured for so long is not known any more.
 pub const RTT_FORGOTTEN: Duration = Duration::from_secs(300);
 
+/// A sample sooner than this after the one before counts for less than a thousandth: it is not worth asking TCP for.
+const SAMPLES_APART: Duration = Duration::from_millis(10);
+
 /// An exponential average whose weights follow the time between samples, so that a crowd of connections within a
 /// moment does not outvote the time before it:
 ///
@@ -42,6 +45,11 @@ impl Rtt {
     /// own gets the same estimates if that clock begins here.
     pub fn epoch() -> Instant {
         *START
+    }
+
+    /// Whether a sample at `now` would count for anything.
+    pub fn wants_sample(&self, now: Instant) -> bool {
+        self.age(now).is_none_or(|age| age >= SAMPLES_APART)
     }
 
     /// A measurement that ended at `now`.

@@ -5,7 +5,6 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
@@ -35,22 +34,14 @@ impl Connector for TcpConnector {
         let socket = socket.map_err(|why| classify(&why))?;
         // Before connecting: TCP_USER_TIMEOUT and keepalive count from the first packet.
         self.options.apply(&socket);
-        // Dropped after the socket, in every way out.
-        let named = self.counts.as_ref().and_then(|counts| counts.name(socket.as_fd(), slot));
-        // Given up half-way it must be closed at once, or the kernel counts it out only after its name is gone.
-        if named.is_some() {
-            let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+        if let Some(counts) = &self.counts {
+            counts.tell(socket.as_fd(), slot);
         }
-        let stream = match timeout(limit, socket.connect(addr)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(classify(&error)),
-            Err(_) => return Err(ConnectFailure::TimedOut),
-        };
-        if let Some(named) = named {
-            let _ = SockRef::from(&stream).set_linger(None);
-            named.established();
+        match timeout(limit, socket.connect(addr)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(classify(&error)),
+            Err(_) => Err(ConnectFailure::TimedOut),
         }
-        Ok(stream)
     }
 
     fn round_trip(&self, stream: &TcpStream) -> Option<Duration> {

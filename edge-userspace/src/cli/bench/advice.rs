@@ -13,6 +13,8 @@ use crate::config::Key;
 const BETTER: f64 = 0.97;
 /// The least rate, in bytes a second, that is proposed for transfers: below it they cost next to nothing anyway.
 const TRANSFER: f64 = 1e6;
+/// Messages of so many bytes and more may go another way than smaller ones.
+const SIZEABLE: usize = 8 * 1024;
 /// `auto` with the settings that are proposed.
 pub(super) const TUNED: &str = "tuned";
 
@@ -66,8 +68,7 @@ fn proposal(rows: &[Row], workload: &Workload) -> Option<Setting> {
             let of_one = sockmap.per_second / f64::from(workload.connections);
             ("auto_bytes_per_sec", TRANSFER.min(of_one / 2.0).max(1.0) as u32)
         }
-        // A crowd is no reason against larger ones.
-        Shape::Calls(size) if size >= default_of("auto_sizeable_message_kib")? as usize * 1024 => return None,
+        Shape::Calls(size) if size >= SIZEABLE => ("auto_sizeable_message_kib", u32::try_from(size / 2 / 1024).ok()?),
         Shape::Calls(_) => {
             let workers = available_parallelism().map_or(1, NonZero::get);
             let each = workload.connections.div_ceil(u32::try_from(workers).unwrap_or(u32::MAX));
@@ -196,9 +197,10 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_on_the_kernel_path_is_proposed_for_small_messages_only() {
+    fn a_crowd_on_the_kernel_path_is_proposed_for_those_messages_that_gain() {
         let gains = |workload| [(workload, "sockmap", 60.0), (workload, "auto", 100.0)];
-        assert!(proposals(&rows(&gains("large"))).is_empty());
+        let large = proposals(&rows(&gains("large")));
+        assert_eq!(large.first().map(ToString::to_string).as_deref(), Some("auto_sizeable_message_kib = 8"));
         let workers = u32::try_from(available_parallelism().map_or(1, NonZero::get)).unwrap();
         let beyond_default = 32_u32.div_ceil(workers) > default_of("auto_conversations").unwrap();
         let expected: &[&str] = if beyond_default { &["auto_conversations"] } else { &[] };

@@ -20,6 +20,17 @@ fn the_first_sample_is_the_estimate_and_later_ones_count_by_the_time_between_the
 }
 
 #[test]
+fn what_would_count_for_nothing_is_not_wanted() {
+    let (rtt, start) = (Rtt::default(), Instant::now());
+    assert!(rtt.wants_sample(start));
+    rtt.sample(10 * MS, start);
+    assert!(!rtt.wants_sample(start + 8 * MS));
+    assert!(rtt.wants_sample(start + 11 * MS));
+    rtt.forget();
+    assert!(rtt.wants_sample(start));
+}
+
+#[test]
 fn many_small_steps_come_to_the_same_as_a_large_one() {
     let (often, once, start) = (Rtt::default(), Rtt::default(), Instant::now());
     [&often, &once].into_iter().for_each(|rtt| rtt.sample(100 * MS, start));

@@ -15,6 +15,7 @@ pub mod steering;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,8 +62,7 @@ where
         Err(why) => return tracing::error!(%why, "a listening socket can't be served"),
     };
     let Ok(own) = listener.local_addr() else { return };
-    // What it accepts has them, too.
-    options.apply(&listener);
+    let mut early = Early { left: options.apply_to_listener(&listener), options };
     let way = Way { door: &door, own, address };
     let mut stop = pin!(stop);
     let mut removed = pin!(async move { _ = closed.wait_for(|closed| *closed).await });
@@ -80,6 +80,7 @@ where
         match accepted {
             Ok((client, from)) => {
                 pause = FIRST_PAUSE;
+                early.greet(&client);
                 spawn(&proxy, &way, client, from);
                 let pause = proxy.admission.pause(Instant::now());
                 if !pause.is_zero() {
@@ -106,7 +107,7 @@ where
         }
     }
     match listener.into_std() {
-        Ok(listener) => empty(&listener, &proxy, &way).await,
+        Ok(listener) => empty(&listener, &proxy, &way, &mut early).await,
         Err(why) => tracing::error!(%why, "clients in the queue of a listening socket can't be served"),
     }
 }
@@ -116,7 +117,7 @@ where
 ///
 /// The kernel is asked itself, because what the runtime says may be "not yet" while many wait: after so much work of one
 /// task at a time, or where it has not heard of the socket yet.
-async fn empty<C, F>(listener: &std::net::TcpListener, proxy: &Arc<Proxy<C, F>>, way: &Way<'_>)
+async fn empty<C, F>(listener: &std::net::TcpListener, proxy: &Arc<Proxy<C, F>>, way: &Way<'_>, early: &mut Early)
 where
     C: Connector + 'static,
     F: Forwarder + 'static,
@@ -129,6 +130,7 @@ where
             Queued::Client(client, from) => {
                 left -= 1;
                 pause = FIRST_PAUSE;
+                early.greet(&client);
                 match client.set_nonblocking(true).and_then(|()| TcpStream::from_std(client)) {
                     Ok(client) => spawn(proxy, way, client, from),
                     Err(why) => tracing::error!(%why, %from, "a client that was accepted can't be served"),
@@ -169,6 +171,24 @@ fn queued(listener: &std::net::TcpListener) -> Queued {
             (None, Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK)) => Queued::Nobody,
             (None, _) => Queued::Gone,
         },
+    }
+}
+
+/// Clients that were there before the listening socket had its options: a socket that is handed over may have a long
+/// queue. It is first in, first out, also for workers who share it: of those who were early none comes to a worker
+/// after more than so many others.
+struct Early {
+    left: u32,
+    options: TcpOptions,
+}
+
+impl Early {
+    /// Gives the client the options that it may lack.
+    fn greet(&mut self, client: &impl AsFd) {
+        if let Some(left) = self.left.checked_sub(1) {
+            self.left = left;
+            self.options.apply(client);
+        }
     }
 }
 

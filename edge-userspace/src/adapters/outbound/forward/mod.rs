@@ -30,7 +30,9 @@ use self::lane::Both;
 use self::pump::{Pump, PumpEnd};
 use self::same_host::Instead;
 pub use self::same_host::{SameHost, SameHostLimits};
-pub(crate) use self::socket::set_low_water;
+#[cfg(test)]
+pub(crate) use self::socket::counts_what_is_left;
+pub(crate) use self::socket::{count_what_is_left, queue_len, set_low_water};
 use self::sockmap::Offload;
 pub use self::state::{Disagreement, KernelPath, Policy, PolicyError};
 use crate::application::drain::Cut;

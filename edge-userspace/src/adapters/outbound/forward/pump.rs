@@ -136,7 +136,6 @@ impl Lane {
 impl<'a, S: Stream> Pump<'a, S> {
     /// `before` was moved by other forwarders.
     pub(super) fn new(sockets: Both<S>, flow: &'a Flow, before: ByteCounts) -> Self {
-        sockets.iter().for_each(|socket| socket::count_what_is_left(socket.as_fd()));
         let moved = Both { client: before.up, backend: before.down };
         let spliced = Both { client: before.kernel_up, backend: before.kernel_down };
         Self { sockets, moved, spliced, lanes: Both::of(|_| Lane::new()), reset: None, splices: false, flow }
@@ -243,7 +242,7 @@ impl<'a, S: Stream> Pump<'a, S> {
 
     /// Tells how far the backend is.
     fn measure(&self) {
-        socket::round_trip(self.sockets.backend.as_fd()).into_iter().for_each(|time| self.flow.measured(time));
+        self.flow.measure(|| socket::round_trip(self.sockets.backend.as_fd()));
     }
 
     /// Moves both directions. Ready with `None` if there is more to do at once, but others should have their turn.

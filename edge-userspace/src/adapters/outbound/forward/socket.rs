@@ -60,9 +60,14 @@ unsafe fn left_in_queue(message: &libc::msghdr) -> Option<libc::c_int> {
 const TCP_INQ: libc::c_int = 36;
 
 /// Has reads tell how much is left in the queue.
-pub(super) fn count_what_is_left(socket: BorrowedFd<'_>) {
+pub(crate) fn count_what_is_left(socket: BorrowedFd<'_>) {
     // Without it, a read that fills its buffer counts as one behind which there is more.
     let _ = set_option(socket, libc::IPPROTO_TCP, TCP_INQ, 1);
+}
+
+#[cfg(test)]
+pub(crate) fn counts_what_is_left(socket: BorrowedFd<'_>) -> bool {
+    get_option::<libc::c_int>(socket, libc::IPPROTO_TCP, TCP_INQ).is_ok_and(|on| on == 1)
 }
 
 /// Queues as much as fits.
@@ -151,7 +156,9 @@ pub(super) struct TcpInfo {
 struct RawTcpInfo {
     state: u8,
     _bits: [u8; 7],
-    _to_last_data_recv: [u32; 11],
+    _to_unacked: [u32; 4],
+    unacked: u32,
+    _to_last_data_recv: [u32; 6],
     last_data_recv: u32,
     last_ack_recv: u32,
     _to_rtt: [u32; 2],
@@ -165,6 +172,7 @@ struct RawTcpInfo {
 }
 
 const _: () = {
+    assert!(std::mem::offset_of!(RawTcpInfo, unacked) == 24);
     assert!(std::mem::offset_of!(RawTcpInfo, rtt) == 68);
     assert!(std::mem::offset_of!(RawTcpInfo, min_rtt) == 148);
     assert!(std::mem::offset_of!(RawTcpInfo, bytes_acked) == 120);
@@ -202,6 +210,11 @@ pub(super) fn round_trip(socket: BorrowedFd<'_>) -> Option<Duration> {
     // `u32::MAX`, or 0 from a kernel that doesn't tell, is no bound.
     let bound = info.min_rtt.wrapping_sub(1).saturating_mul(2).saturating_add(JITTER_MICROS);
     (lately && info.rtt > 0 && info.rtt <= bound).then(|| Duration::from_micros(info.rtt.into()))
+}
+
+/// Connections in the queue of a listening socket (`sk_ack_backlog`).
+pub(crate) fn queue_len(listener: BorrowedFd<'_>) -> u32 {
+    raw_tcp_info(listener).map_or(0, |info| info.unacked)
 }
 
 fn raw_tcp_info(socket: BorrowedFd<'_>) -> io::Result<RawTcpInfo> {

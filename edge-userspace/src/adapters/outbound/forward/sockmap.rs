@@ -207,7 +207,7 @@ impl Offload {
         flow.count_in_kernel(Some(self.slot.counts()));
         let report = self.run_to_the_end(limits, cut, flow, demotes).await;
         flow.count_in_kernel(None);
-        report.round_trip.into_iter().for_each(|time| flow.measured(time));
+        flow.measure(|| report.round_trip);
         report
     }
 
@@ -274,7 +274,7 @@ impl Offload {
 
     /// Tells how far the backend is.
     fn measure(&self, flow: &Flow) {
-        socket::round_trip(self.sockets.backend.as_fd()).into_iter().for_each(|time| flow.measured(time));
+        flow.measure(|| socket::round_trip(self.sockets.backend.as_fd()));
     }
 
     fn look_for_spilling(&mut self, demotes: &(dyn Fn() -> Option<SpillLimits> + Sync)) {

@@ -25,7 +25,7 @@ use super::{KernelError, PROGRAMS, cgroup, map_array, take};
 use crate::application::flows::InKernel;
 
 /// Maps that only the ordinary kernel path uses: here they take the least room there is.
-const NOT_USED: [&str; 6] = ["SOCKETS", "SLOTS", "FLOWS", "CONTROL", "BACKEND_SOCKETS", "BACKEND_CONNECTIONS"];
+const NOT_USED: [&str; 5] = ["SOCKETS", "SLOTS", "FLOWS", "CONTROL", "BACKEND_CONNECTIONS"];
 /// Maps that only this path uses.
 pub(super) const ONLY_LOCAL: [&str; 9] = [
     "LOCAL_SOCKETS",

@@ -20,7 +20,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use edge_common::{Control, Flow, MAX_FLOWS};
 
 use self::btf::{Btf, BtfError};
-pub use self::counts::{BackendCounts, NamedSocket};
+pub use self::counts::BackendCounts;
 use self::events::Events;
 pub(super) use self::events::{Interest, Ready};
 pub(super) use self::local::{LocalPrograms, LocalSlot};
