@@ -30,7 +30,8 @@ static BACKEND_CONNECTIONS: Array<u64> = Array::with_max_entries(MAX_BACKENDS, B
 pub fn count(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(&ctx),
-        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => closed(&ctx),
+        // Told once more for a socket that is closed already, it would be counted out twice.
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE && ctx.arg(0) != BPF_TCP_CLOSE => closed(&ctx),
         _ => {}
     }
     1

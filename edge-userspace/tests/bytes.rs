@@ -68,7 +68,25 @@ fn every_byte(forwarder: &str, needs: &[Need], test: &str) {
 fn switching_the_forwarder_while_connections_run_carries_every_byte() {
     let test = "switching_the_forwarder_while_connections_run_carries_every_byte";
     let Some(bench) = Bench::new("auto", KERNEL, test, &[]) else { return };
-    let report = bench.run_while(&Load { at_once: 100, ..Load::mixed(600, 7) }, |turn| {
+    switching(&bench, &Load { at_once: 100, ..Load::mixed(600, 7) });
+}
+
+/// What was read before a connection comes to the kernel is acknowledged or not, and comes again, in part or out of order.
+#[test]
+fn switching_the_forwarder_under_loss_carries_every_byte() {
+    let test = "switching_the_forwarder_under_loss_carries_every_byte";
+    let Some(bench) = Bench::new("auto", KERNEL, test, &[]) else { return };
+    let _losses = lose(&bench, Where::OnTheWay);
+    switching(
+        &bench,
+        &Load { at_once: 100, max_bytes: 256 << 10, behaviours: without_resets(), ..Load::mixed(400, 9) },
+    );
+    let dropped = bench.daemon.status().unwrap().number("/forwarder/kernel_packets/dropped");
+    assert!(dropped > 0, "what comes twice is dropped, and counted");
+}
+
+fn switching(bench: &Bench, load: &Load) {
+    let report = bench.run_while(load, |turn| {
         let forwarder = ["sockmap", "off", "splice", "auto", "copy"][turn % 5];
         let answer = bench.daemon.post("/api/v1/forwarder", &format!("{{\"forwarder\": \"{forwarder}\"}}")).unwrap();
         assert_eq!(answer.code, 200, "{}", answer.body);
@@ -77,7 +95,7 @@ fn switching_the_forwarder_while_connections_run_carries_every_byte() {
     bench.assert_clean(&report);
     bench.assert_at_rest();
     bench.assert_log_agrees(&report);
-    let records = bench.daemon.access_log(SOON, |records| records.len() >= 600);
+    let records = bench.daemon.access_log(SOON, |records| records.len() as u64 >= load.connections);
     let switched = |forwarder: &str| {
         let to = |record: &&Record| record.forwarders.iter().any(|s| s.forwarder == forwarder && s.why == "switched");
         records.iter().filter(to).count()
@@ -117,6 +135,11 @@ fn sockmap_survives_loss() {
 }
 
 #[test]
+fn auto_survives_loss() {
+    loss("auto", Where::OnTheWay, "auto_survives_loss");
+}
+
+#[test]
 fn copy_survives_full_queues() {
     loss("copy", Where::AtTheSender, "copy_survives_full_queues");
 }
@@ -131,16 +154,28 @@ fn sockmap_survives_full_queues() {
     loss("sockmap", Where::AtTheSender, "sockmap_survives_full_queues");
 }
 
+#[test]
+fn auto_survives_full_queues() {
+    loss("auto", Where::AtTheSender, "auto_survives_full_queues");
+}
+
 /// One packet in a hundred is lost on every link, in both directions. Nobody sends a lost reset again, so that no
 /// connection here ends in one.
 fn loss(forwarder: &str, at: Where, test: &str) {
     let Some(bench) = Bench::new(forwarder, KERNEL, test, &[]) else { return };
-    let _losses = [Ns::Clients, Ns::Pop, Ns::Backends].map(|place| bench.world.lab.lose(place, at, 10).unwrap());
-    let behaviours: Vec<_> = Behaviour::ALL.into_iter().filter(|behaviour| !behaviour.ends_in_reset()).collect();
-    let report = bench.run(&Load { max_bytes: 256 << 10, behaviours, ..Load::mixed(220, 2) });
+    let _losses = lose(&bench, at);
+    let report = bench.run(&Load { max_bytes: 256 << 10, behaviours: without_resets(), ..Load::mixed(220, 2) });
     bench.assert_clean(&report);
     bench.assert_at_rest();
     bench.assert_log_agrees(&report);
+}
+
+fn lose(bench: &Bench, at: Where) -> [impl Drop + use<>; 3] {
+    [Ns::Clients, Ns::Pop, Ns::Backends].map(|place| bench.world.lab.lose(place, at, 10).unwrap())
+}
+
+fn without_resets() -> Vec<Behaviour> {
+    Behaviour::ALL.into_iter().filter(|behaviour| !behaviour.ends_in_reset()).collect()
 }
 
 #[test]
@@ -187,6 +222,11 @@ fn splice_bounds_the_memory_of_slow_readers() {
 #[test]
 fn sockmap_bounds_the_memory_of_slow_readers() {
     bounded_memory("sockmap", KERNEL, "sockmap_bounds_the_memory_of_slow_readers");
+}
+
+#[test]
+fn auto_bounds_the_memory_of_slow_readers() {
+    bounded_memory("auto", KERNEL, "auto_bounds_the_memory_of_slow_readers");
 }
 
 /// Sixteen connections on which one end pushes 64 MiB, 1 GiB in all, and the other reads nothing for two seconds.

@@ -7,9 +7,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 
+use common::stage::why_off;
 use common::{KERNEL, NETWORK, NOBODY, SOON, World, eventually};
 use rustix::thread::CapabilitySet;
-use xtask::lab::{Config, Daemon};
+use xtask::lab::{Cgroups, Config, Daemon};
 use xtask::load::Manner;
 
 /// What the kernel path needs, as documented.
@@ -34,8 +35,14 @@ fn three_capabilities_suffice_and_are_given_up() {
     assert_eq!(record.forwarder.as_deref(), Some("sockmap"), "{record:?}\n{}", daemon.messages());
     assert!(record.kernel_up > 0 && record.kernel_down > 0, "{record:?}");
     // The program that counts is attached to a cgroup, and its map is written for each connection.
-    let counted = daemon.wait_status(SOON, |status| status.backends()[0].2 == Some(0)).unwrap();
-    assert_eq!(counted.backends()[0].2, Some(0), "{:#}", counted.0);
+    let visit = world.visit(0, daemon.addr()).unwrap();
+    let counts = |count| {
+        let counted = daemon.wait_status(SOON, |status| status.backends()[0].2 == Some(count)).unwrap();
+        assert_eq!(counted.backends()[0].2, Some(count), "{:#}", counted.0);
+    };
+    counts(1);
+    visit.finish().unwrap();
+    counts(0);
 }
 
 #[test]
@@ -51,6 +58,26 @@ fn without_cap_net_admin_connections_stay_in_userspace() {
 #[test]
 fn without_cap_perfmon_connections_stay_in_userspace() {
     lacking("CAP_PERFMON", "without_cap_perfmon_connections_stay_in_userspace");
+}
+
+#[test]
+fn the_same_host_path_takes_the_same_three_capabilities() {
+    let Some(world) = World::new(KERNEL, "the_same_host_path_takes_the_same_three_capabilities") else { return };
+    let cgroups = Cgroups::create().unwrap();
+    let config = |without: Option<&str>| {
+        let there = LOADING.into_iter().filter(|(name, _)| Some(*name) != without).map(|(_, capability)| capability);
+        let config = world.config_for_others().privileged_user(NOBODY, there.collect()).cgroup(cgroups.daemon());
+        config.set("same_host_cgroup", cgroups.applications().display())
+    };
+    let with_all = Daemon::start(&world.lab, &config(None)).unwrap();
+    assert_eq!(why_off(&with_all), None);
+    assert_privileges(&with_all, CapabilitySet::empty());
+    drop(with_all);
+    for (name, _) in LOADING {
+        let daemon = Daemon::start(&world.lab, &config(Some(name))).unwrap();
+        let why = format!("{name} is missing: the same-host path needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON");
+        assert_eq!(why_off(&daemon), Some(why));
+    }
 }
 
 /// With the two others, which are given up all the same.

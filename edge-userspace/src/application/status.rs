@@ -167,7 +167,23 @@ pub struct ForwarderStatus {
     pub flows_in_kernel: u64,
     /// Bytes the kernel has forwarded, flows that still run included.
     pub kernel_bytes: u64,
+    pub kernel_packets: KernelPackets,
     pub same_host: SameHostStatus,
+}
+
+/// What became of packets on the kernel path, on flows that still run, too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelPackets {
+    /// Given to the other socket in the kernel.
+    pub redirected: u64,
+    /// Left to the daemon, because the other socket had no room.
+    pub spilled: u64,
+    /// Nothing but the end of a stream.
+    pub ends: u64,
+    /// Dropped by TCP on sockets of flows that have ended: old duplicates, and acknowledgements after an end.
+    pub dropped: u64,
+    /// Bytes cut off retransmissions that had been forwarded before.
+    pub trimmed_bytes: u64,
 }
 
 /// The path between applications of this host, for backends with the mark `same_host`.
@@ -483,6 +499,7 @@ pub(crate) mod sample {
                 self_test: None,
                 flows_in_kernel: 5,
                 kernel_bytes: 1_000_000,
+                kernel_packets: KernelPackets { redirected: 900, spilled: 7, ends: 2, dropped: 3, trimmed_bytes: 400 },
                 same_host: SameHostStatus {
                     why: Some("same_host_cgroup names no cgroup".to_owned()),
                     marked: 1,

@@ -19,8 +19,8 @@ use edgeproxy::application::flows::FlowStatus;
 use edgeproxy::application::ports::Bindings as _;
 use edgeproxy::application::reload::ReloadCommand;
 use edgeproxy::application::status::{
-    BackendStatus, ForwarderStatus, GeoStatus, KernelPathOff, LimitsStatus, ListenerLoad, ListenerStatus, PopState,
-    QueueStatus, ReloadAnswer, RoutingStatus, SameHostStatus, Status,
+    BackendStatus, ForwarderStatus, GeoStatus, KernelPackets, KernelPathOff, LimitsStatus, ListenerLoad,
+    ListenerStatus, PopState, QueueStatus, ReloadAnswer, RoutingStatus, SameHostStatus, Status,
 };
 use edgeproxy::config::ForwarderChoice;
 use edgeproxy::domain::{AppIndex, Backend, BackendId, ClientAddr, ListenerId};
@@ -129,6 +129,7 @@ impl DaemonControl {
     fn forwarder(&self) -> ForwarderStatus {
         let path = &self.shared.path;
         let programs = path.programs();
+        let tally = programs.map(|kernel| kernel.tally()).unwrap_or_default();
         ForwarderStatus {
             configured: path.policy().as_str().to_owned(),
             active: path.active().as_str().to_owned(),
@@ -138,7 +139,14 @@ impl DaemonControl {
             byte_mismatches: path.mismatches(),
             self_test: path.self_test().map(str::to_owned),
             flows_in_kernel: programs.map_or(0, |kernel| u64::from(kernel.pairs_in_use())),
-            kernel_bytes: programs.map_or(0, |kernel| kernel.forwarded()),
+            kernel_bytes: tally.bytes,
+            kernel_packets: KernelPackets {
+                redirected: tally.redirected,
+                spilled: tally.spilled,
+                ends: tally.ends,
+                dropped: tally.drops,
+                trimmed_bytes: tally.trimmed,
+            },
             same_host: self.same_host(),
         }
     }

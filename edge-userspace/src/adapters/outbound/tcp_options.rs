@@ -24,6 +24,10 @@ impl TcpOptions {
     /// Sets the options of a listening socket, which what comes from now on has, too: that spares eight system calls for
     /// each client. Who is in its queue already has them not; says how many these are.
     pub fn apply_to_listener(&self, listener: &impl AsFd) -> u32 {
+        // A socket that is handed over has what the daemon before set.
+        let socket = SockRef::from(listener);
+        let _ = socket.set_keepalive(false);
+        let _ = socket.set_tcp_user_timeout(None);
         self.apply(listener);
         queue_len(listener.as_fd())
     }
@@ -77,6 +81,19 @@ mod tests {
         let [first, second, third] = std::array::from_fn(|_| listener.accept().unwrap().0);
         assert!([first, second].iter().all(|early| !SockRef::from(early).out_of_band_inline().unwrap()));
         assert_set(&third);
+    }
+
+    #[test]
+    fn a_listener_loses_the_options_of_the_daemon_before() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        OPTIONS.apply_to_listener(&listener);
+        let none = TcpOptions { keepalive: Duration::ZERO, user_timeout: Duration::ZERO };
+        assert_eq!(none.apply_to_listener(&listener), 0);
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let accepted = listener.accept().unwrap().0;
+        let socket = SockRef::from(&accepted);
+        assert!(!socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
+        assert_eq!(socket.tcp_user_timeout().unwrap(), None);
     }
 
     fn assert_set(stream: &std::net::TcpStream) {

@@ -92,7 +92,7 @@ impl Forwarders {
             Policy::Sockmap => Box::pin(self.offload(sockets, fresh, Why::Configured, flow)).await,
             Policy::Chaos => {
                 flow.step(ForwarderKind::Chaos, Why::Configured);
-                Box::pin(self.chaos(sockets, flow)).await
+                Box::pin(self.chaos(sockets, header, flow)).await
             }
             Policy::Auto | Policy::Copy | Policy::Splice => {
                 let why = if policy == Policy::Auto { Why::Start } else { Why::Configured };
@@ -132,8 +132,7 @@ impl Forwarders {
             let report = Report { bytes: pump.bytes(), ..before };
             match end {
                 PumpEnd::Finished(termination) => {
-                    let ended = termination == Termination::Normal;
-                    if let Some(what) = ended.then(|| pump.audit(before.header)).flatten() {
+                    if let Some(what) = pump.audit(before.header, termination) {
                         self.path.distrust(&what, report.bytes.kernel_up + report.bytes.kernel_down > 0);
                     }
                     report.ended(termination)
@@ -181,14 +180,17 @@ impl Forwarders {
     }
 
     /// On sockets that fail and stall at random.
-    async fn chaos(&self, sockets: Both<TcpStream>, flow: &Flow) -> Report {
+    async fn chaos(&self, sockets: Both<TcpStream>, header: u64, flow: &Flow) -> Report {
         let Both { client, backend } = sockets;
         let sockets =
             Both { client: Chaos::new(client, self.rules.odds), backend: Chaos::new(backend, self.rules.odds) };
         let mut choice = Choice::new(&self.path, &self.rules.thresholds);
         let mut pump = Pump::new(sockets, flow, ByteCounts::default());
         match Box::pin(pump.run(&self.rules.limits, &self.cut, &mut choice)).await {
-            PumpEnd::Finished(termination) => Report { bytes: pump.bytes(), ..Report::default() }.ended(termination),
+            PumpEnd::Finished(termination) => {
+                pump.audit(header, termination).into_iter().for_each(|what| self.path.distrust(&what, false));
+                Report { bytes: pump.bytes(), ..Report::default() }.ended(termination)
+            }
             // No kernel path is loaded for chaos.
             PumpEnd::Promote(_) => Report::default().ended(Termination::InternalError),
         }

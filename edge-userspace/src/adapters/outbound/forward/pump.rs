@@ -82,6 +82,8 @@ struct Lane {
     empty: bool,
     ended: bool,
     shut: bool,
+    /// The target did not take what was read.
+    broken: bool,
 }
 
 impl Lane {
@@ -97,11 +99,18 @@ impl Lane {
             empty: false,
             ended: false,
             shut: false,
+            broken: false,
         }
     }
 
     fn in_pipe(&self) -> bool {
         self.pipe.as_ref().is_some_and(|pipe| pipe.held() > 0)
+    }
+
+    /// So many of them.
+    fn held(&self) -> u64 {
+        let in_pipe = self.pipe.as_ref().map_or(0, Pipe::held);
+        (self.pending.rest().len() + in_pipe) as u64
     }
 
     /// Bytes were read and not written yet.
@@ -146,15 +155,22 @@ impl<'a, S: Stream> Pump<'a, S> {
         ByteCounts { up, down, kernel_up: spliced.client, kernel_down: spliced.backend }
     }
 
-    /// After the end of both streams: what is wrong if TCP has received other amounts than were moved. `header` bytes of the
+    /// What is wrong if TCP has received other amounts than were moved, are held, or were not read. `header` bytes of the
     /// client's were read before, and went nowhere.
-    pub(super) fn audit(&self, header: u64) -> Option<String> {
+    pub(super) fn audit(&self, header: u64, termination: Termination) -> Option<String> {
         let from = Both { client: header, backend: 0 };
         Side::BOTH.into_iter().find_map(|side| {
-            let info = socket::tcp_info(self.sockets[side].as_fd()).ok()?;
-            let moved = self.moved[side] + from[side];
-            let agrees = info.received == moved || info.fin && info.received == moved + 1;
-            (!agrees).then(|| format!("{} bytes were received ({side:?}), {moved} were moved", info.received))
+            let (lane, fd) = (&self.lanes[side], self.sockets[side].as_fd());
+            let moved = self.moved[side] + from[side] + lane.held();
+            // After the end of both streams there is nothing that was not read.
+            let (info, unread) = match termination {
+                Termination::Normal => (socket::tcp_info(fd).ok()?, 0),
+                _ => socket::received_and_unread(fd)?,
+            };
+            let read = info.received.saturating_sub(unread);
+            // A FIN counts as one. What a target that is gone did not take is on nobody's account.
+            let agrees = read == moved || info.fin && read == moved + 1 || lane.broken && read > moved;
+            (!agrees).then(|| format!("{read} bytes were received ({side:?}), {moved} were moved"))
         })
     }
 
@@ -341,7 +357,10 @@ impl<'a, S: Stream> Pump<'a, S> {
             let written = match target.poll_send(cx, bytes) {
                 Poll::Ready(Ok(n)) => n,
                 Poll::Pending => 0,
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(side.other())),
+                Poll::Ready(Err(_)) => {
+                    lane.broken = true;
+                    return Poll::Ready(Err(side.other()));
+                }
             };
             self.moved[side] += written as u64;
             if let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
@@ -498,7 +517,7 @@ mod tests {
         };
         let (end, got) = tokio::join!(pump.run(&limits, &cut, &mut choice), talk);
         assert!(matches!(end, PumpEnd::Finished(Termination::Normal)) && got == b"payload!", "{end:?} {got:?}");
-        pump.audit(header)
+        pump.audit(header, Termination::Normal)
     }
 
     #[tokio::test]

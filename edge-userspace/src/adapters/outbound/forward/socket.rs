@@ -221,6 +221,27 @@ fn raw_tcp_info(socket: BorrowedFd<'_>) -> io::Result<RawTcpInfo> {
     get_option(socket, libc::IPPROTO_TCP, libc::TCP_INFO)
 }
 
+/// TCP's count of what came in order, and what of it was not read yet; `None` while more keeps coming.
+pub(super) fn received_and_unread(socket: BorrowedFd<'_>) -> Option<(TcpInfo, u64)> {
+    let mut before = tcp_info(socket).ok()?;
+    for _ in 0..LOOKS {
+        let unread = readable(socket);
+        let now = tcp_info(socket).ok()?;
+        if now.received == before.received {
+            return Some((now, unread));
+        }
+        before = now;
+    }
+    None
+}
+
+/// The count of packets that the socket dropped (`SK_MEMINFO_DROPS`), old duplicates and ends of streams among them.
+pub(super) fn drops(socket: BorrowedFd<'_>) -> u32 {
+    /// Of `linux/sock_diag.h`: the last of nine values of SO_MEMINFO.
+    const DROPS: usize = 8;
+    get_option::<[u32; DROPS + 1]>(socket, libc::SOL_SOCKET, libc::SO_MEMINFO).map_or(0, |values| values[DROPS])
+}
+
 /// How often [`taken_over`] looks before it gives up; acknowledgements come in between now and then.
 const LOOKS: usize = 16;
 

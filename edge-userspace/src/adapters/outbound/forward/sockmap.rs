@@ -62,6 +62,8 @@ pub(super) struct Offload {
     lanes: Both<Lane>,
     /// What was moved before the insertion.
     before: ByteCounts,
+    /// What each socket had dropped until then.
+    dropped_before: Both<u32>,
     /// The kernel path is off for everybody: everything is left to userspace meanwhile.
     off: bool,
     /// The fallback that is on record.
@@ -157,12 +159,14 @@ impl Offload {
             tracing::debug!(%why, "backend socket not inserted");
             return Err((Fallback::InsertRefused, sockets));
         }
+        let dropped_before = Both { client: socket::drops(client.as_fd()), backend: socket::drops(backend.as_fd()) };
         // On the heap: futures that it is moved through would each hold it.
         let mut offload = Box::new(Self {
             sockets,
             slot,
             lanes,
             before,
+            dropped_before,
             off: false,
             told: None,
             spilling: Spilling::new(Instant::now()),
@@ -570,6 +574,7 @@ impl Offload {
             self.sockets.iter().for_each(|socket| socket::reset_on_close(socket.as_fd()));
         }
         let (up, down) = self.slot.counts().bytes();
+        self.slot.note_drops(self.drops());
         Report {
             bytes: self.written() + ByteCounts { up, down, kernel_up: up, kernel_down: down },
             termination,
@@ -577,6 +582,15 @@ impl Offload {
             corrupt: self.corrupt,
             round_trip: socket::round_trip(self.sockets.backend.as_fd()),
         }
+    }
+
+    /// Packets that TCP dropped since the insertion. The program has it drop those that are nothing but an end.
+    fn drops(&self) -> u64 {
+        let of = |side: Side| {
+            let dropped = socket::drops(self.sockets[side].as_fd()).wrapping_sub(self.dropped_before[side]);
+            u64::from(dropped).saturating_sub(self.slot.flow(side).fins())
+        };
+        Side::BOTH.into_iter().map(of).sum()
     }
 }
 

@@ -230,7 +230,7 @@ impl KernelPath {
         );
     }
 
-    /// A connection that ended well in userspace did not move what it received. If a part of it was `spliced`, nothing is
+    /// A connection in userspace did not move what it received. If a part of it was `spliced`, nothing is
     /// any more until an operator allows it; to copy there is no alternative.
     pub fn distrust(&self, what: &str, spliced: bool) {
         self.distrusted.fetch_or(spliced, Ordering::AcqRel);

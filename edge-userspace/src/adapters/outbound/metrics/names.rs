@@ -62,6 +62,16 @@ pub(super) const BYTE_MISMATCHES: Name = (
 );
 pub(super) const KERNEL_BYTES: Name =
     ("kernel_forwarded_bytes", "Payload the kernel has forwarded, running flows included");
+pub(super) const KERNEL_VERDICTS: Name = (
+    "kernel_verdicts",
+    "Packets on the kernel path: redirected, spilled (left to the daemon for want of room), or nothing but an end",
+);
+pub(super) const KERNEL_TRIMMED: Name =
+    ("kernel_trimmed_bytes", "Bytes of retransmissions on the kernel path that had been forwarded before");
+pub(super) const KERNEL_DROPS: Name = (
+    "kernel_drops",
+    "Packets that TCP dropped on the kernel path, of connections that have ended: old duplicates, and acknowledgements after an end",
+);
 pub(super) const SAME_HOST: Name = ("same_host_path_active", "1 while the mark same_host of backends has an effect");
 pub(super) const SAME_HOST_MARKED: Name = ("same_host_marked", "Backends with the mark same_host");
 pub(super) const SAME_HOST_FLOWS: Name = ("same_host_flows", "Connections between applications of this host now");

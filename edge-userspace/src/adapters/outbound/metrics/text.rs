@@ -146,6 +146,12 @@ impl Scrape {
         out.counter(names::BYTE_MISMATCHES, forwarder.byte_mismatches)?;
         out.gauge(names::FLOWS_IN_KERNEL, forwarder.flows_in_kernel)?;
         out.counter(names::KERNEL_BYTES, forwarder.kernel_bytes)?;
+        let packets = forwarder.kernel_packets;
+        let verdicts = [("redirected", packets.redirected), ("spilled", packets.spilled), ("end", packets.ends)];
+        let verdicts = verdicts.into_iter().map(|(verdict, count)| ([("verdict", verdict)], count));
+        out.family(names::KERNEL_VERDICTS, MetricType::Counter, verdicts)?;
+        out.counter(names::KERNEL_TRIMMED, packets.trimmed_bytes)?;
+        out.counter(names::KERNEL_DROPS, packets.dropped)?;
         let same_host = &forwarder.same_host;
         out.gauge(names::SAME_HOST, u64::from(same_host.why.is_none()))?;
         out.gauge(names::SAME_HOST_MARKED, same_host.marked)?;

@@ -149,7 +149,7 @@ macro_rules! counters {
 }
 
 impl FlowView<'_> {
-    counters!(redirected, passed, consumed);
+    counters!(redirected, passed, consumed, fins, spills, skbs, trimmed);
 
     /// Makes the record that of a new flow. No socket may lead to it yet.
     pub(in super::super) fn begin(self, peer: u64) {

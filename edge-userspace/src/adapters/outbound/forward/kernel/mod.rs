@@ -8,11 +8,11 @@ mod local;
 mod mapped;
 mod pairs;
 pub mod releases;
+mod tally;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{HashMap, Map, MapData, MapError, RingBuf, SockHash};
 use aya::programs::{ProgramError, SkSkb};
@@ -28,6 +28,7 @@ pub use self::local::{SameHostError, check_cgroups};
 use self::mapped::{FlowView, MappedArray};
 use self::pairs::PairPool;
 pub(super) use self::pairs::PairSlot;
+pub use self::tally::Tally;
 use crate::adapters::outbound::privileges;
 
 /// The programs, compiled by `cargo xtask build-ebpf` (or a fresh build of them, see build.rs).
@@ -92,10 +93,8 @@ pub struct Kernel {
     pairs: PairPool,
     events: Events,
     counts: Option<Arc<BackendCounts>>,
-    /// Bytes of flows that have ended.
-    forwarded: AtomicU64,
-    /// The highest sum that was told.
-    shown: AtomicU64,
+    /// Of pairs that have ended.
+    ended: Mutex<Tally>,
     limits: KernelLimits,
     /// Keeps the programs attached.
     _programs: Mutex<Ebpf>,
@@ -148,8 +147,7 @@ impl Kernel {
                     None
                 }
             },
-            forwarded: AtomicU64::new(0),
-            shown: AtomicU64::new(0),
+            ended: Mutex::default(),
             limits,
             _programs: Mutex::new(programs),
         });
@@ -168,21 +166,24 @@ impl Kernel {
         self.pairs.in_use()
     }
 
-    /// Bytes redirected since the start, flows that still run included.
-    pub fn forwarded(&self) -> u64 {
-        // In this order a pair that ends meanwhile is missing for a moment, which the highest value so far hides.
-        let ended = self.forwarded.load(Ordering::Relaxed);
-        let live = self.events.live_pairs();
-        let running: u64 =
-            live.map(|pair| self.flow(pair * 2).redirected() + self.flow(pair * 2 + 1).redirected()).sum();
-        let now = ended + running;
-        self.shown.fetch_max(now, Ordering::Relaxed).max(now)
+    /// What was done since the start, by pairs that still run, too.
+    pub fn tally(&self) -> Tally {
+        // Held meanwhile, so that a pair that ends is not counted twice, nor missing for a moment.
+        let ended = self.ended();
+        let mut tally = *ended;
+        for slot in self.events.live_pairs().flat_map(|pair| [pair * 2, pair * 2 + 1]) {
+            tally += Tally::of(self.flow(slot));
+        }
+        tally
+    }
+
+    fn ended(&self) -> MutexGuard<'_, Tally> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts from here on: what the self-test sent is nobody's traffic.
     pub(super) fn restart_count(&self) {
-        self.forwarded.store(0, Ordering::Relaxed);
-        self.shown.store(0, Ordering::Relaxed);
+        *self.ended() = Tally::default();
     }
 
     /// The kill switch: with `gate`, running and new flows are left to userspace, without losing a byte.

@@ -12,6 +12,7 @@ use super::super::lane::{Both, Side};
 use super::super::socket;
 use super::events::{Interest, Ready};
 use super::mapped::FlowView;
+use super::tally::Tally;
 use super::{Kernel, KernelError};
 use crate::application::flows::InKernel;
 
@@ -89,6 +90,11 @@ impl PairSlot {
         self.kernel.flow(self.index * 2 + side.index())
     }
 
+    /// Packets that TCP dropped on the pair's sockets.
+    pub(in super::super) fn note_drops(&self, drops: u64) {
+        self.kernel.ended().drops += drops;
+    }
+
     /// Whether the switch that leaves everything to userspace is on.
     pub(in super::super) fn kernel_is_off(&self) -> bool {
         self.kernel.control.gate_all()
@@ -132,9 +138,10 @@ impl Drop for PairSlot {
         for cookie in self.cookies.iter().filter(|c| **c != 0) {
             self.kernel.remove_slot(*cookie);
         }
-        let moved = self.flow(Side::Client).redirected() + self.flow(Side::Backend).redirected();
+        let mut ended = self.kernel.ended();
+        Side::BOTH.into_iter().for_each(|side| *ended += Tally::of(self.flow(side)));
         self.kernel.events.end(self.index);
-        self.kernel.forwarded.fetch_add(moved, Ordering::Relaxed);
+        drop(ended);
         self.kernel.pairs.give_back(self.index);
         self.kernel.set_share();
     }

@@ -19,6 +19,7 @@ use self::pair::{LocalPair, find_backend};
 use super::TimeLimits;
 use super::kernel::{LocalPrograms, SameHostError};
 use super::lane::Both;
+use crate::adapters::outbound::privileges;
 use crate::application::drain::Cut;
 use crate::application::flows::Flow;
 use crate::domain::{BackendId, Fallback, ForwarderKind, Snapshot, Why};
@@ -72,7 +73,7 @@ impl SameHost {
 
     async fn load(limits: &SameHostLimits) -> Result<Arc<LocalPrograms>, String> {
         let loaded = LocalPrograms::load(&limits.cgroups, limits.pairs, limits.budget);
-        let programs = loaded.map_err(|why: SameHostError| why.to_string())?;
+        let programs = loaded.map_err(explained)?;
         self_test::run(&programs, limits.budget).await.map_err(|why| format!("the self-test failed: {why}"))?;
         programs.restart_count();
         Ok(programs)
@@ -250,6 +251,14 @@ impl SameHost {
 pub(super) struct Instead {
     pub(super) sockets: Both<TcpStream>,
     pub(super) why: Option<Fallback>,
+}
+
+/// What the kernel says where a capability is missing is "operation not permitted", or a page of the verifier's.
+fn explained(why: SameHostError) -> String {
+    let refused = matches!(why, SameHostError::Kernel(_) | SameHostError::Attach(..));
+    let Some(lacking) = privileges::lacking().filter(|_| refused) else { return why.to_string() };
+    tracing::debug!(%why, "loading the BPF programs of the same-host path failed");
+    format!("{lacking}: the same-host path needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")
 }
 
 fn sockets_of<E>(relays: &(Result<LocalSocket, E>, Result<LocalSocket, E>)) -> impl Iterator<Item = &LocalSocket> {
