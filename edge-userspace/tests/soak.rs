@@ -12,7 +12,7 @@ use common::stage::{self, Clients, Kind, Stage, WITH_NGINX, withdrawn};
 use xtask::lab::requirements::require;
 
 /// How long it goes on. `EDGEPROXY_SOAK_SECS` sets another time.
-const SOAK: Duration = Duration::from_secs(100);
+const SOAK: Duration = Duration::from_secs(120);
 /// What a client is like. The quick one pauses between requests, or it would take the processor from the others.
 const PACES: [Pace; 5] = [
     Pace::Fast,

@@ -56,6 +56,22 @@ fn a_tiny_benchmark_has_sane_figures() {
     assert!(page.contains("| tokio-copy |") && page.contains("cpu-dark.svg"));
 }
 
+/// Each proxy that is compared with, and each of our forwarders over a network, does its work.
+#[test]
+fn all_candidates_are_there() {
+    let needs = [Need::Root, Need::Namespaces, Need::Bpf, Need::Nginx, Need::OtherProxies];
+    if require(&needs, "all_candidates_are_there").is_none() {
+        return;
+    }
+    let (results, _) = bench(&["--only", "rr64-8"]);
+    assert_eq!(results["absent"], serde_json::json!({}));
+    let peers = ["direct", "haproxy", "haproxy-splice", "nginx", "tokio-copy"];
+    for candidate in peers.into_iter().chain(["copy", "splice", "sockmap", "auto"]) {
+        let line = line(&results, "rr64-8", candidate);
+        assert!(line["faults"] == 0 && median(line, "rate") > 1.0, "{line}");
+    }
+}
+
 #[test]
 fn memory_and_fixed_rates_are_measured() {
     if require(&[Need::Root, Need::Namespaces], "memory_and_fixed_rates_are_measured").is_none() {
