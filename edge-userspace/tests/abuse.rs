@@ -8,7 +8,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{KERNEL, NETWORK, SOON, World, eventually};
+use common::{KERNEL, NETWORK, SOON, World, eventually, urgent};
 use socket2::SockRef;
 use xtask::lab::requirements::Need;
 use xtask::lab::{Daemon, Ns, Record};
@@ -97,18 +97,10 @@ fn burst(forwarder: &str, needs: &[Need], test: &str) {
     // The first SYN to the backend is lost, so that everything waits in the client's socket when forwarding begins.
     world.lab.mute(world.lab.backend(1)).unwrap();
     let mut client = client(&world, &daemon);
-    client.write_all(b"before").unwrap();
-    SockRef::from(&client).send_out_of_band(b"!").unwrap();
-    client.write_all(b"after").unwrap();
+    urgent::send(&mut client);
     thread::sleep(Duration::from_millis(300));
     world.lab.unmute(world.lab.backend(1)).unwrap();
-    client.set_read_timeout(Some(SOON)).unwrap();
-    let mut back = [0; "b1\nbefore!after".len()];
-    client.read_exact(&mut back).unwrap();
-    assert_eq!(&back, b"b1\nbefore!after");
-    client.shutdown(Shutdown::Write).unwrap();
-    let record = daemon.record_of(client.local_addr().unwrap(), SOON).unwrap();
-    assert_eq!((record.bytes_up, record.termination.as_str()), (12, "--"), "{record:?}");
+    urgent::assert_came_back(client, &daemon);
 }
 
 /// Behind an urgent byte splice(2) moves nothing, and once the end has come it says so by a 0 like that of the end.

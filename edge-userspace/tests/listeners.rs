@@ -3,15 +3,15 @@
 
 mod common;
 
-use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use common::listening::{app, connected, listen, listener, served, unlisten};
-use common::{NETWORK, NOBODY, Row, SOON, World, assert_said, eventually};
+use common::{NETWORK, NOBODY, Row, SOON, World, assert_said, eventually, urgent};
 use serde_json::Value;
 use xtask::lab::{Config, Daemon, Ns};
 use xtask::load::{Manner, Visit, connect_from};
@@ -248,27 +248,17 @@ fn who_waits_in_the_queue_of_a_handed_socket_loses_nothing() {
     let Some(world) = World::new(NETWORK, "who_waits_in_the_queue_of_a_handed_socket_loses_nothing") else { return };
     let _backend = app(&world, 1);
     let kept = socket(&world, 443);
-    let mut early: Vec<_> = (0..3)
+    let early: Vec<_> = (0..3)
         .map(|n| {
             let from = world.lab.client(n);
             let mut client = world.lab.run_in(Ns::Clients, || connect_from(from, at(&world, 443))).unwrap();
-            client.write_all(b"before").unwrap();
-            socket2::SockRef::from(&client).send_out_of_band(b"!").unwrap();
-            client.write_all(b"after").unwrap();
+            urgent::send(&mut client);
             client
         })
         .collect();
     let config = world.config().set("listen_addr", "fd:web").set("workers", 2).hand_over("web", kept);
     let daemon = Daemon::start(&world.lab, &config).unwrap();
-    for client in &mut early {
-        client.set_read_timeout(Some(SOON)).unwrap();
-        let mut back = [0; "b1\nbefore!after".len()];
-        client.read_exact(&mut back).unwrap();
-        assert_eq!(&back, b"b1\nbefore!after");
-        client.shutdown(Shutdown::Write).unwrap();
-        let record = daemon.record_of(client.local_addr().unwrap(), SOON).unwrap();
-        assert_eq!((record.bytes_up, record.termination.as_str()), (12, "--"), "{record:?}");
-    }
+    early.into_iter().for_each(|client| urgent::assert_came_back(client, &daemon));
 }
 
 /// Runs `edgeproxy explain` for a client; its output as JSON, or what it complained of.

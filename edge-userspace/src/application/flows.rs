@@ -133,11 +133,8 @@ impl Flow {
 
     /// Asks for the way to the backend and back, where that is of use now.
     pub fn measure(&self, round_trip: impl FnOnce() -> Option<Duration>) {
-        let (Some(load), now) = (&self.measured, Instant::now()) else { return };
-        if load.rtt().wants_sample(now)
-            && let Some(time) = round_trip()
-        {
-            load.rtt().sample(time, now);
+        if let Some(load) = &self.measured {
+            load.rtt().measure(Instant::now(), round_trip);
         }
     }
 

@@ -260,11 +260,9 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         let started = Instant::now();
         let mut stream = self.connector.connect(backend.addr, backend.load.slot(), limit).await?;
         let now = Instant::now();
-        if backend.load.rtt().wants_sample(now) {
-            // By our own clock it takes the time, too, until this task has its turn again.
-            let took = self.connector.round_trip(&stream).unwrap_or_else(|| now.duration_since(started));
-            backend.load.rtt().sample(took, now);
-        }
+        // By our own clock it takes the time, too, until this task has its turn again.
+        let took = || self.connector.round_trip(&stream).or_else(|| Some(now.duration_since(started)));
+        backend.load.rtt().measure(now, took);
         announce(&mut stream, backend.send_proxy, limit, record).await?;
         Ok(stream)
     }

@@ -19,8 +19,8 @@ use edgeproxy::application::flows::FlowStatus;
 use edgeproxy::application::ports::Bindings as _;
 use edgeproxy::application::reload::ReloadCommand;
 use edgeproxy::application::status::{
-    BackendStatus, ForwarderStatus, GeoStatus, KernelPackets, KernelPathOff, LimitsStatus, ListenerLoad,
-    ListenerStatus, PopState, QueueStatus, ReloadAnswer, RoutingStatus, SameHostStatus, Status,
+    BackendStatus, ForwarderStatus, GeoStatus, KernelPathOff, LimitsStatus, ListenerLoad, ListenerStatus, PopState,
+    QueueStatus, ReloadAnswer, RoutingStatus, SameHostStatus, Status,
 };
 use edgeproxy::config::ForwarderChoice;
 use edgeproxy::domain::{AppIndex, Backend, BackendId, ClientAddr, ListenerId};
@@ -140,13 +140,7 @@ impl DaemonControl {
             self_test: path.self_test().map(str::to_owned),
             flows_in_kernel: programs.map_or(0, |kernel| u64::from(kernel.pairs_in_use())),
             kernel_bytes: tally.bytes,
-            kernel_packets: KernelPackets {
-                redirected: tally.redirected,
-                spilled: tally.spilled,
-                ends: tally.ends,
-                dropped: tally.drops,
-                trimmed_bytes: tally.trimmed,
-            },
+            kernel_packets: tally.packets,
             same_host: self.same_host(),
         }
     }

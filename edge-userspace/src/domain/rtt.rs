@@ -47,9 +47,13 @@ impl Rtt {
         *START
     }
 
-    /// Whether a sample at `now` would count for anything.
-    pub fn wants_sample(&self, now: Instant) -> bool {
-        self.age(now).is_none_or(|age| age >= SAMPLES_APART)
+    /// Measures, if a sample at `now` would count for anything.
+    pub fn measure(&self, now: Instant, round_trip: impl FnOnce() -> Option<Duration>) {
+        if self.age(now).is_none_or(|age| age >= SAMPLES_APART)
+            && let Some(time) = round_trip()
+        {
+            self.sample(time, now);
+        }
     }
 
     /// A measurement that ended at `now`.

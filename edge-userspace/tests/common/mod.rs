@@ -7,6 +7,7 @@ pub mod http;
 pub mod listening;
 pub mod maps;
 pub mod stage;
+pub mod urgent;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -22,12 +22,21 @@ fn the_first_sample_is_the_estimate_and_later_ones_count_by_the_time_between_the
 #[test]
 fn what_would_count_for_nothing_is_not_wanted() {
     let (rtt, start) = (Rtt::default(), Instant::now());
-    assert!(rtt.wants_sample(start));
-    rtt.sample(10 * MS, start);
-    assert!(!rtt.wants_sample(start + 8 * MS));
-    assert!(rtt.wants_sample(start + 11 * MS));
+    let asks_at = |after: Duration| {
+        let mut asked = false;
+        rtt.measure(start + after, || {
+            asked = true;
+            None
+        });
+        asked
+    };
+    assert!(asks_at(Duration::ZERO));
+    rtt.measure(start, || Some(10 * MS));
+    assert_eq!(rtt.last(), Some(10 * MS));
+    assert!(!asks_at(8 * MS));
+    assert!(asks_at(11 * MS));
     rtt.forget();
-    assert!(rtt.wants_sample(start));
+    assert!(asks_at(Duration::ZERO));
 }
 
 #[test]

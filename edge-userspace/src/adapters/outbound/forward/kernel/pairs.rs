@@ -92,7 +92,7 @@ impl PairSlot {
 
     /// Packets that TCP dropped on the pair's sockets.
     pub(in super::super) fn note_drops(&self, drops: u64) {
-        self.kernel.ended().drops += drops;
+        self.kernel.ended().packets.dropped += drops;
     }
 
     /// Whether the switch that leaves everything to userspace is on.

@@ -3,45 +3,38 @@
 use std::ops::AddAssign;
 
 use super::mapped::FlowView;
+use crate::application::status::KernelPackets;
 
 /// Counts since the self-test.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Payload given to peers' sockets, bytes.
     pub bytes: u64,
-    /// Packets given to peers' sockets.
-    pub redirected: u64,
-    /// Packets left to the daemon because the peer's socket had no room.
-    pub spilled: u64,
-    /// Packets that were nothing but the end of a stream.
-    pub ends: u64,
-    /// Of retransmissions, bytes cut off that had been forwarded before.
-    pub trimmed: u64,
-    /// Packets that TCP dropped on the sockets of pairs that have ended, without those ends: old duplicates,
-    /// acknowledgements after an end, or a loss.
-    pub drops: u64,
+    pub packets: KernelPackets,
 }
 
 impl Tally {
     pub(super) fn of(flow: FlowView<'_>) -> Self {
-        Self {
-            bytes: flow.redirected(),
+        let packets = KernelPackets {
             redirected: flow.skbs(),
             spilled: flow.spills(),
             ends: flow.fins(),
-            trimmed: flow.trimmed(),
-            drops: 0,
-        }
+            trimmed_bytes: flow.trimmed(),
+            // Known at the end of a pair only.
+            dropped: 0,
+        };
+        Self { bytes: flow.redirected(), packets }
     }
 }
 
 impl AddAssign for Tally {
     fn add_assign(&mut self, other: Self) {
         self.bytes += other.bytes;
-        self.redirected += other.redirected;
-        self.spilled += other.spilled;
-        self.ends += other.ends;
-        self.trimmed += other.trimmed;
-        self.drops += other.drops;
+        let (sum, more) = (&mut self.packets, other.packets);
+        sum.redirected += more.redirected;
+        sum.spilled += more.spilled;
+        sum.ends += more.ends;
+        sum.dropped += more.dropped;
+        sum.trimmed_bytes += more.trimmed_bytes;
     }
 }
