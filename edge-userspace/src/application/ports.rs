@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 use super::flows::Flow;
-use crate::domain::row::RawRouting;
+use crate::domain::row::{RawBackend, RawRouting};
 use crate::domain::{
     AppName, Backend, BackendAddr, BackendId, BindingKey, ByteCounts, CheckReport, CheckSpec, ConnectFailure,
     CountryCode, Fallback, Greeting, Outcome, Position, Termination, Transition,
@@ -143,8 +143,16 @@ pub trait Observer: Send + Sync {
 pub trait RoutingSource: Send {
     /// Whether the rows may differ from those that were read last. Cheap.
     fn changed(&mut self) -> Result<bool, SourceError>;
-    /// All rows, of one moment.
-    fn read(&mut self) -> Result<RawRouting, SourceError>;
+    /// All rows, of one moment. The backends, which may be many, go to `backends` in batches as they are read; when that
+    /// ends in an error, what it was given is void.
+    fn read(&mut self, backends: &mut dyn FnMut(Vec<RawBackend>)) -> Result<RawRouting, SourceError>;
+
+    /// All rows at once.
+    fn read_whole(&mut self) -> Result<RawRouting, SourceError> {
+        let mut backends = Vec::new();
+        let others = self.read(&mut |batch| backends.extend(batch))?;
+        Ok(RawRouting { backends, ..others })
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -157,4 +165,6 @@ pub enum SourceError {
     Locked { path: String },
     #[error("routing database {path} could not be read: {why}")]
     Unreadable { path: String, why: String },
+    #[error("the thread that reads the routing database could not do its work: {why}")]
+    Thread { why: String },
 }

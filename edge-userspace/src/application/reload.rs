@@ -3,12 +3,13 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, SystemTime};
 
 use super::events::{EventKind, Events, Subject};
 use super::ports::{RoutingSource, SourceError};
 use super::routing::{Emptied, ReloadReport, RoutingTable};
+use crate::domain::RawBackend;
 
 /// At most this many refused rows are told one by one.
 const TOLD_ROWS: usize = 20;
@@ -47,6 +48,31 @@ impl std::fmt::Debug for ReloadCommand {
             Self::Stop => f.write_str("Stop"),
         }
     }
+}
+
+/// Batches of rows that may wait until they are taken in.
+const WAITING: usize = 2;
+
+/// Reads all rows and applies them, on two threads: what one reads the other takes in.
+pub fn load<S: RoutingSource>(
+    table: &RoutingTable,
+    source: &mut S,
+    allow_empty: bool,
+) -> Result<ReloadReport, ReloadError> {
+    std::thread::scope(|scope| {
+        let (full, batches) = mpsc::sync_channel(WAITING);
+        let read = move || {
+            // Nobody takes it any more only where that thread dies.
+            source.read(&mut |batch| _ = full.send(batch))
+        };
+        let reader = std::thread::Builder::new().name("edge-rows".into()).spawn_scoped(scope, read);
+        let reader = reader.map_err(|why| SourceError::Thread { why: why.to_string() })?;
+        table.apply_read(allow_empty, |take| {
+            batches.iter().for_each(|batch: Vec<RawBackend>| take(&batch));
+            let read = reader.join().map_err(|_| SourceError::Thread { why: "it died".into() })?;
+            read.map_err(ReloadError::from)
+        })
+    })
 }
 
 /// Polls a source and applies what changed.
@@ -105,12 +131,9 @@ impl<S: RoutingSource> ReloadLoop<S> {
 
     /// Reloads now. `allow_empty` confirms that an empty table may replace a full one.
     pub fn reload(&mut self, allow_empty: bool, now: SystemTime) -> Result<ReloadReport, ReloadError> {
-        let raw = self.source.read();
+        let result = load(&self.table, &mut self.source, allow_empty);
         // Rows that were read and refused stay refused until they change or the operator insists.
-        self.retry = raw.is_err();
-        let result = raw
-            .map_err(ReloadError::from)
-            .and_then(|raw| self.table.apply(&raw, allow_empty).map_err(ReloadError::from));
+        self.retry = matches!(result, Err(ReloadError::Source(_)));
         match &result {
             Ok(report) => self.accepted(report, now),
             Err(error) => self.refused(error, now),

@@ -3,6 +3,7 @@
 mod intake;
 mod word;
 
+use std::borrow::Borrow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -12,7 +13,7 @@ use edge_common::MAX_BACKENDS;
 pub use self::intake::LostTable;
 use self::intake::{Intake, Memory};
 pub use self::word::Words;
-use crate::domain::{BackendId, Lobby, RawRouting, Snapshot, World};
+use crate::domain::{BackendId, Lobby, RawBackend, RawRouting, Snapshot, World};
 
 /// Holds the snapshot that routes. Readers never wait; a new snapshot takes the place of the old one at once.
 #[derive(Debug)]
@@ -125,18 +126,40 @@ impl RoutingTable {
     ///
     /// Loads are kept by backend id, so counts are right across reloads; what hasn't changed is taken over as it is.
     pub fn apply(&self, raw: &RawRouting, allow_empty: bool) -> Result<ReloadReport, Emptied> {
+        self.apply_read(allow_empty, |take| {
+            take(&raw.backends);
+            Ok(raw)
+        })
+    }
+
+    /// Likewise, while the rows are being read: `read` hands over the backends as they come, and returns all others. If
+    /// it fails, nothing has changed.
+    pub fn apply_read<R: Borrow<RawRouting>, E: From<Emptied>>(
+        &self,
+        allow_empty: bool,
+        read: impl FnOnce(&mut dyn FnMut(&[RawBackend])) -> Result<R, E>,
+    ) -> Result<ReloadReport, E> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let last = self.snapshot();
-        // Before anything is taken in.
-        let lost = writer.memory.lost(raw);
-        if !lost.is_empty() && !allow_empty {
-            return Err(Emptied { lost });
-        }
         let mut intake = Intake::new(&mut writer.memory);
-        let backends = intake.backends(&raw.backends);
+        let raw = match read(&mut |rows| intake.backends(rows)) {
+            Ok(raw) => raw,
+            Err(why) => {
+                intake.abandon();
+                return Err(why);
+            }
+        };
+        let raw = raw.borrow();
+        let mut lost = intake.lost(raw);
+        let backends = intake.take_backends();
         // None that is good, and none that was known.
-        if backends.is_empty() && !last.is_empty() && !allow_empty {
-            return Err(Emptied { lost: vec![LostTable::backends(last.len())] });
+        if lost.is_empty() && backends.is_empty() && !last.is_empty() {
+            lost.push(LostTable::backends(last.len()));
+        }
+        if !lost.is_empty() && !allow_empty {
+            drop(backends);
+            intake.abandon();
+            return Err(Emptied { lost }.into());
         }
         let world = World {
             regions: intake.regions(&raw.regions),

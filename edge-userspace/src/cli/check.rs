@@ -44,7 +44,7 @@ struct Findings {
 
 impl Findings {
     fn database(&mut self, settings: &Settings) {
-        let raw = match SqliteSource::new(&settings.db_path).read() {
+        let raw = match SqliteSource::new(&settings.db_path).read_whole() {
             Ok(raw) => raw,
             Err(error) => return self.bad.push(error.to_string()),
         };

@@ -11,6 +11,8 @@ use crate::domain::testing::row;
 #[derive(Default)]
 struct Script {
     reads: VecDeque<Result<RawRouting, &'static str>>,
+    /// The next answer breaks off behind its backends.
+    torn: bool,
 }
 
 impl RoutingSource for Script {
@@ -18,9 +20,15 @@ impl RoutingSource for Script {
         Ok(matches!(self.reads.front(), Some(Ok(_))))
     }
 
-    fn read(&mut self) -> Result<RawRouting, SourceError> {
+    fn read(&mut self, backends: &mut dyn FnMut(Vec<RawBackend>)) -> Result<RawRouting, SourceError> {
         let next = self.reads.pop_front().unwrap_or(Err("the script is over"));
-        next.map_err(|why| SourceError::Unreadable { path: "routing.db".into(), why: why.into() })
+        let mut raw = next.map_err(|why| SourceError::Unreadable { path: "routing.db".into(), why: why.into() })?;
+        // One by one: more batches than may wait.
+        raw.backends.drain(..).for_each(|row| backends(vec![row]));
+        match std::mem::take(&mut self.torn) {
+            true => Err(SourceError::Unreadable { path: "routing.db".into(), why: "it is torn".into() }),
+            false => Ok(raw),
+        }
     }
 }
 
@@ -30,7 +38,7 @@ fn rows(ids: &[&str]) -> Result<RawRouting, &'static str> {
 
 fn script(reads: Vec<Result<RawRouting, &'static str>>) -> (ReloadLoop<Script>, Arc<RoutingTable>) {
     let table = Arc::new(RoutingTable::new());
-    (ReloadLoop::new(Script { reads: reads.into() }, Arc::clone(&table), Arc::default()), table)
+    (ReloadLoop::new(Script { reads: reads.into(), torn: false }, Arc::clone(&table), Arc::default()), table)
 }
 
 fn at(seconds: u64) -> SystemTime {
@@ -50,6 +58,30 @@ fn a_failed_read_keeps_the_last_good_table_and_is_tried_again() {
     assert_eq!(table.load().backends().count(), 1);
     assert!(matches!(reload.tick(at(4)), Tick::Reloaded(report) if report.accepted == 2));
     assert_eq!(table.status().error, None);
+}
+
+/// Rows are taken in while others are read.
+#[test]
+fn a_read_that_breaks_off_changes_nothing() {
+    let moved = |weight: i64| {
+        let rows = ["a", "b", "c", "d", "e"].map(|id| RawBackend { weight: weight.into(), ..row(id, "sa") });
+        Ok(RawRouting { backends: rows.to_vec(), ..RawRouting::default() })
+    };
+    let weights = |table: &RoutingTable| table.load().backends().map(|backend| backend.weight.0).collect::<Vec<_>>();
+    let (mut reload, table) = script(vec![moved(1), moved(2), moved(2), rows(&["f"]), moved(2)]);
+    reload.tick(at(1));
+    let before: Vec<_> = table.load().backends().cloned().collect();
+    reload.source.torn = true;
+    assert!(matches!(reload.tick(at(2)), Tick::Refused(ReloadError::Source(_))));
+    assert!(table.load().backends().zip(&before).all(|(now, before)| Arc::ptr_eq(now, before)));
+    assert_eq!(table.load().generation(), 1);
+    // The same rows again: those of the torn read are not taken for what is in force.
+    assert!(matches!(reload.tick(at(3)), Tick::Reloaded(report) if report.accepted == 5));
+    assert_eq!(weights(&table), [2; 5]);
+    // A backend that was only in a torn read leaves nothing behind.
+    reload.source.torn = true;
+    assert!(matches!(reload.tick(at(4)), Tick::Refused(ReloadError::Source(_))));
+    assert!(matches!(reload.tick(at(5)), Tick::Reloaded(report) if report.accepted == 5));
 }
 
 #[test]

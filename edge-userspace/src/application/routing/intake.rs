@@ -10,8 +10,8 @@ pub use self::lost::LostTable;
 use super::ReloadReport;
 use crate::domain::{
     AccessList, AccessRule, AppName, AppSpec, Backend, BackendId, BackendLoad, BackendSpec, Endpoints, GeoOverride,
-    ListenerId, ListenerSpec, Overrides, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion, RawRow,
-    RawValue, Region, RegionSpec, Regions, RowError, RuleId, SlotPool,
+    ListenerId, ListenerSpec, Overrides, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion,
+    RawRouting, RawRow, RawValue, Region, RegionSpec, Regions, RowError, RuleId, SlotPool,
 };
 
 /// What was accepted last, and what it became.
@@ -39,8 +39,8 @@ struct Known {
     current: Option<Arc<Backend>>,
     /// As the load under way has it.
     next: Option<Arc<Backend>>,
-    /// Of the row that `next` or else `current` was made of.
-    fingerprint: u64,
+    /// Of the row that `next` or else `current` was made of; `None`: not known.
+    fingerprint: Option<u64>,
     /// The last load in which a row had this id.
     pass: u64,
 }
@@ -64,12 +64,16 @@ impl Memory {
 pub(super) struct Intake<'a> {
     memory: &'a mut Memory,
     report: ReloadReport,
+    backends: Vec<Arc<Backend>>,
+    /// Rows of backends so far, and how many of them are not marked as deleted.
+    rows: usize,
+    alive: usize,
 }
 
 impl<'a> Intake<'a> {
     pub(super) fn new(memory: &'a mut Memory) -> Self {
         memory.pass += 1;
-        Self { memory, report: ReloadReport::default() }
+        Self { memory, report: ReloadReport::default(), backends: Vec::new(), rows: 0, alive: 0 }
     }
 
     /// What was made becomes what was accepted last.
@@ -81,27 +85,52 @@ impl<'a> Intake<'a> {
         self.report
     }
 
-    pub(super) fn backends(&mut self, rows: &[RawBackend]) -> Vec<Arc<Backend>> {
-        let mut backends = Vec::with_capacity(rows.len());
+    /// What was made is forgotten; what was accepted last stays.
+    pub(super) fn abandon(self) {
+        let pass = self.memory.pass;
+        drop(self.backends);
+        self.memory.backends.retain(|_, known| {
+            known.next = None;
+            if known.pass == pass {
+                // It may be that of a row that was just forgotten.
+                known.fingerprint = None;
+            }
+            known.current.is_some() || known.load.strong_count() > 0
+        });
+    }
+
+    /// Where rows are missing that were accepted last; `others` are all but the backends.
+    pub(super) fn lost(&self, others: &RawRouting) -> Vec<LostTable> {
+        self.memory.lost(self.alive == 0, others)
+    }
+
+    /// Takes in some rows more.
+    pub(super) fn backends(&mut self, rows: &[RawBackend]) {
         for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_deleted()) {
+            self.alive += 1;
             let fingerprint = self.memory.backends.hasher().hash_one(row);
-            if let Some(backend) = self.unchanged(row, fingerprint) {
-                backends.push(backend);
-                continue;
-            }
-            match row.parse().and_then(|spec| self.admit(spec, fingerprint)) {
-                Ok(backend) => backends.push(backend),
-                Err(error) => backends.extend(self.refuse(at, row, &error)),
-            }
+            let backend = match self.unchanged(row, fingerprint) {
+                Some(backend) => Some(backend),
+                None => match row.parse().and_then(|spec| self.admit(spec, fingerprint)) {
+                    Ok(backend) => Some(backend),
+                    Err(error) => self.refuse(self.rows + at, row, &error),
+                },
+            };
+            self.backends.extend(backend);
         }
-        backends
+        self.rows += rows.len();
+    }
+
+    /// All backends that came of the rows.
+    pub(super) fn take_backends(&mut self) -> Vec<Arc<Backend>> {
+        std::mem::take(&mut self.backends)
     }
 
     /// The backend of a row that was accepted before, if it is as it was then: most rows are. Two rows of the same id
     /// have the same fingerprint by chance once in 2⁶⁴ changes, and nobody can aim for it, for it is seeded.
     fn unchanged(&mut self, row: &RawBackend, fingerprint: u64) -> Option<Arc<Backend>> {
         let RawValue::Text(id) = &row.id else { return None };
-        let known = self.memory.backends.get_mut(id.as_str()).filter(|known| known.fingerprint == fingerprint)?;
+        let known = self.memory.backends.get_mut(id.as_str()).filter(|known| known.fingerprint == Some(fingerprint))?;
         let current = known.current.as_ref().filter(|_| known.pass != self.memory.pass)?;
         known.pass = self.memory.pass;
         Some(Arc::clone(known.next.insert(Arc::clone(current))))
@@ -114,7 +143,7 @@ impl<'a> Intake<'a> {
                 return Err(RowError::Duplicate);
             }
             known.pass = *pass;
-            known.fingerprint = fingerprint;
+            known.fingerprint = Some(fingerprint);
             let unchanged = known.current.as_ref().filter(|current| current.spec == spec);
             let next = match (unchanged, known.load.upgrade()) {
                 (Some(current), _) => Arc::clone(current),
@@ -136,8 +165,8 @@ impl<'a> Intake<'a> {
         let load = new_load(slots)?;
         let id = spec.id.clone();
         let (weak, next) = (Arc::downgrade(&load), Arc::new(spec.with_load(load)));
-        backends
-            .insert(id, Known { load: weak, current: None, next: Some(Arc::clone(&next)), fingerprint, pass: *pass });
+        let (fingerprint, pass) = (Some(fingerprint), *pass);
+        backends.insert(id, Known { load: weak, current: None, next: Some(Arc::clone(&next)), fingerprint, pass });
         Ok(next)
     }
 

@@ -30,11 +30,19 @@ const ADDED_COLUMNS: [(&str, &str); 6] = [
     ("send_proxy", "TEXT DEFAULT 'off' CHECK (send_proxy IN ('off', 'v1', 'v2'))"),
 ];
 
+/// So many rows of backends are handed on at once: few enough to be in the processor's cache when they are looked at.
+const BATCH: usize = 256;
+
 /// All routing rows. The caller opens the transaction.
 pub fn read_routing(connection: &Connection) -> Result<RawRouting, DatabaseError> {
+    Ok(RawRouting { backends: backend_rows(connection)?, ..read_others(connection)? })
+}
+
+/// All routing rows but the backends.
+pub(super) fn read_others(connection: &Connection) -> Result<RawRouting, DatabaseError> {
     let mut missing = Vec::new();
     Ok(RawRouting {
-        backends: backend_rows(connection)?,
+        backends: Vec::new(),
         regions: rows_or_note(connection, &mut missing)?,
         apps: rows_or_note(connection, &mut missing)?,
         listeners: rows_or_note(connection, &mut missing)?,
@@ -46,12 +54,30 @@ pub fn read_routing(connection: &Connection) -> Result<RawRouting, DatabaseError
 
 /// All rows of `backends`, deleted ones included, by id.
 pub fn backend_rows(connection: &Connection) -> Result<Vec<RawBackend>, DatabaseError> {
+    let mut backends = Vec::new();
+    backend_batches(connection, &mut |batch| backends.extend(batch))?;
+    Ok(backends)
+}
+
+/// Likewise, a batch at a time.
+pub(super) fn backend_batches(
+    connection: &Connection,
+    take: &mut dyn FnMut(Vec<RawBackend>),
+) -> Result<(), DatabaseError> {
     let present = columns(connection, RawBackend::TABLE)?.ok_or(DatabaseError::NoTable)?;
     let required = RawBackend::COLUMNS.iter().take(REQUIRED);
     if let Some(missing) = required.into_iter().find(|name| !present.iter().any(|have| have == *name)) {
         return Err(DatabaseError::NoColumn(missing));
     }
-    select(connection, &present)
+    let mut batch = Vec::with_capacity(BATCH);
+    select(connection, &present, |row| {
+        batch.push(row);
+        if batch.len() == BATCH {
+            take(std::mem::replace(&mut batch, Vec::with_capacity(BATCH)));
+        }
+    })?;
+    take(batch);
+    Ok(())
 }
 
 /// All rows of a table that a database need not have.
@@ -62,7 +88,11 @@ pub fn optional_rows<R: RawRow>(connection: &Connection) -> Result<Vec<R>, Datab
 /// Likewise; notes that it is missing.
 fn rows_or_note<R: RawRow>(connection: &Connection, missing: &mut Vec<&'static str>) -> Result<Vec<R>, DatabaseError> {
     match columns(connection, R::TABLE)? {
-        Some(present) => select(connection, &present),
+        Some(present) => {
+            let mut rows = Vec::new();
+            select(connection, &present, |row| rows.push(row))?;
+            Ok(rows)
+        }
         None => {
             missing.push(R::TABLE);
             Ok(Vec::new())
@@ -90,16 +120,21 @@ pub fn columns(connection: &Connection, table: &str) -> Result<Option<Vec<String
     Ok(Some(names.collect::<Result<_, _>>()?))
 }
 
-fn select<R: RawRow>(connection: &Connection, present: &[String]) -> Result<Vec<R>, DatabaseError> {
+fn select<R: RawRow>(
+    connection: &Connection,
+    present: &[String],
+    mut take: impl FnMut(R),
+) -> Result<(), DatabaseError> {
     let has = |name: &str| present.iter().any(|have| have == name);
     let list: Vec<&str> = R::COLUMNS.iter().map(|name| if has(name) { name } else { "NULL" }).collect();
     // The first column is the table's key.
     let mut statement = connection.prepare(&format!("SELECT {} FROM {} ORDER BY 1", list.join(", "), R::TABLE))?;
-    let rows = statement.query_map([], |row| {
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
         let mut at = 0..;
-        R::from_values(|| value(row, at.next().unwrap_or_default()))
-    })?;
-    Ok(rows.collect::<Result<_, _>>()?)
+        take(R::from_values(|| value(row, at.next().unwrap_or_default()))?);
+    }
+    Ok(())
 }
 
 fn value(row: &Row<'_>, at: usize) -> rusqlite::Result<RawValue> {

@@ -13,13 +13,16 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
-use super::rows::{DatabaseError, read_routing};
+use super::rows::{DatabaseError, backend_batches, read_others};
 use crate::adapters::outbound::file_identity::FileIdentity;
 use crate::application::ports::{RoutingSource, SourceError};
-use crate::domain::RawRouting;
+use crate::domain::{RawBackend, RawRouting};
 
 /// A writer that holds the file longer is waited for at the next look instead.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// Takes the backends, batch by batch.
+type Sink<'a> = &'a mut dyn FnMut(Vec<RawBackend>);
 
 /// The routing database as a source of rows.
 #[derive(Debug)]
@@ -66,21 +69,21 @@ impl SqliteSource {
         std::fs::metadata(log).is_ok_and(|metadata| metadata.len() > 0)
     }
 
-    fn read_ordinary(&mut self, identity: FileIdentity) -> Result<RawRouting, DatabaseError> {
+    fn read_ordinary(&mut self, identity: FileIdentity, backends: Sink<'_>) -> Result<RawRouting, DatabaseError> {
         let mut connection = match self.open.take() {
             Some(open) if !open.immutable && open.identity == identity => open.connection,
             _ => connect(&self.path, "")?,
         };
-        let (version, raw) = read_rows(&mut connection)?;
+        let (version, raw) = read_rows(&mut connection, backends)?;
         self.open = Some(Open { connection, identity, version, immutable: false });
         Ok(raw)
     }
 
     /// Reads a file whose write-ahead log is gone, without needing to write beside it.
-    pub(super) fn read_without_log(&mut self) -> Result<RawRouting, SourceError> {
+    pub(super) fn read_without_log(&mut self, backends: Sink<'_>) -> Result<RawRouting, SourceError> {
         let identity = self.identity()?;
         let mut connection = connect(&self.path, "?immutable=1").map_err(|why| self.unreadable(&why))?;
-        let (version, raw) = read_rows(&mut connection).map_err(|why| self.unreadable(&why))?;
+        let (version, raw) = read_rows(&mut connection, backends).map_err(|why| self.unreadable(&why))?;
         if self.identity()? != identity || self.has_log() {
             return Err(self.unreadable(&"it changed while it was read; it is tried again"));
         }
@@ -105,11 +108,17 @@ impl RoutingSource for SqliteSource {
         Ok(version != open.version)
     }
 
-    fn read(&mut self) -> Result<RawRouting, SourceError> {
+    fn read(&mut self, backends: Sink<'_>) -> Result<RawRouting, SourceError> {
         let identity = self.identity()?;
-        match self.read_ordinary(identity) {
+        let mut begun = false;
+        let noting = &mut |batch| {
+            begun = true;
+            backends(batch);
+        };
+        match self.read_ordinary(identity, noting) {
             Ok(raw) => Ok(raw),
-            Err(why) if needs_write_access(&why) && !self.has_log() => self.read_without_log(),
+            // That shows before the first row.
+            Err(why) if needs_write_access(&why) && !begun && !self.has_log() => self.read_without_log(backends),
             Err(why) if is_locked(&why) => Err(SourceError::Locked { path: self.shown() }),
             Err(why) => Err(self.unreadable(&why)),
         }
@@ -135,10 +144,11 @@ fn escaped(path: &Path) -> String {
 }
 
 /// The version is read first: a commit between the two is seen by the next look.
-fn read_rows(connection: &mut Connection) -> Result<(i64, RawRouting), DatabaseError> {
+fn read_rows(connection: &mut Connection, backends: Sink<'_>) -> Result<(i64, RawRouting), DatabaseError> {
     let version = data_version(connection)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
-    let raw = read_routing(&transaction)?;
+    backend_batches(&transaction, backends)?;
+    let raw = read_others(&transaction)?;
     transaction.finish()?;
     Ok((version, raw))
 }

@@ -50,12 +50,12 @@ fn a_missing_file_names_the_command_that_makes_it() {
     let files = Files::new();
     let mut source = files.source();
     assert!(matches!(source.changed(), Err(SourceError::Missing { .. })));
-    let why = source.read().unwrap_err().to_string();
+    let why = source.read_whole().unwrap_err().to_string();
     assert!(why.contains("edgeproxy db init"), "{why}");
     assert!(!files.path().exists(), "looking makes no file");
     files.run(SCHEMA);
     assert!(source.changed().unwrap());
-    source.read().unwrap();
+    source.read_whole().unwrap();
     assert!(!source.changed().unwrap());
 }
 
@@ -64,7 +64,7 @@ fn the_seed_s_script_loads_unmodified() {
     let files = Files::new();
     files.run(SEED);
     let table = RoutingTable::new();
-    let report = table.apply(&files.source().read().unwrap(), false).unwrap();
+    let report = table.apply(&files.source().read_whole().unwrap(), false).unwrap();
     assert_eq!((report.accepted, report.apps, report.rejected.len()), (5, 1, 0));
     let snapshot = table.snapshot();
     let backend = |id: &str| snapshot.backends().find(|backend| backend.id.as_str() == id).unwrap();
@@ -79,7 +79,7 @@ fn the_seed_s_rows_load_into_our_schema() {
     let files = Files::new();
     files.run(SCHEMA);
     files.run(SEED.get(SEED.find("INSERT INTO").unwrap()..).unwrap());
-    let report = RoutingTable::new().apply(&files.source().read().unwrap(), false).unwrap();
+    let report = RoutingTable::new().apply(&files.source().read_whole().unwrap(), false).unwrap();
     assert_eq!((report.accepted, report.rejected.len()), (5, 0));
 }
 
@@ -88,7 +88,7 @@ fn the_example_is_sound() {
     let files = Files::new();
     files.run(&format!("{SCHEMA} {EXAMPLE}"));
     let table = RoutingTable::new();
-    let report = table.apply(&files.source().read().unwrap(), false).unwrap();
+    let report = table.apply(&files.source().read_whole().unwrap(), false).unwrap();
     assert_eq!((report.accepted, report.apps, report.rejected.len()), (4, 1, 0));
     assert!(table.load().sole_app().is_some());
 }
@@ -99,14 +99,14 @@ fn commits_replacement_and_overwriting_are_noticed() {
         let files = Files::new();
         files.run(&format!("PRAGMA journal_mode = {mode}; {SCHEMA}"));
         let mut source = files.source();
-        source.read().unwrap();
+        source.read_whole().unwrap();
         assert!(!source.changed().unwrap());
 
         // Stays open, so that in WAL mode the log stays.
         let writer = Connection::open(files.path()).unwrap();
         writer.execute_batch(ROW).unwrap();
         assert!(source.changed().unwrap(), "{mode}: a commit");
-        assert_eq!(ids(&source.read().unwrap()), ["a"]);
+        assert_eq!(ids(&source.read_whole().unwrap()), ["a"]);
         assert!(!source.changed().unwrap(), "{mode}: quiet again");
         writer.execute_batch("BEGIN; DELETE FROM backends;").unwrap();
         assert!(!source.changed().unwrap(), "{mode}: not yet committed");
@@ -121,14 +121,14 @@ fn commits_replacement_and_overwriting_are_noticed() {
         }
         std::fs::rename(&other, files.path()).unwrap();
         assert!(source.changed().unwrap(), "{mode}: replacement");
-        assert_eq!(ids(&source.read().unwrap()), ["b"]);
+        assert_eq!(ids(&source.read_whole().unwrap()), ["b"]);
         assert!(!source.changed().unwrap());
 
         run(&other, &format!("{SCHEMA} {ROW} UPDATE backends SET id = 'c';"));
         std::thread::sleep(std::time::Duration::from_millis(20));
         std::fs::copy(&other, files.path()).unwrap();
         assert!(source.changed().unwrap(), "{mode}: overwritten in place");
-        assert_eq!(ids(&source.read().unwrap()), ["c"]);
+        assert_eq!(ids(&source.read_whole().unwrap()), ["c"]);
 
         std::fs::remove_file(files.path()).unwrap();
         assert!(matches!(source.changed(), Err(SourceError::Missing { .. })));
@@ -144,7 +144,7 @@ fn missing_and_unknown_columns_and_tables_are_tolerated() {
          CREATE TABLE regions (name TEXT, colour TEXT);
          INSERT INTO regions VALUES ('af', 'blue');",
     );
-    let raw = files.source().read().unwrap();
+    let raw = files.source().read_whole().unwrap();
     assert_eq!((ids(&raw), raw.regions.len()), (vec!["a".to_owned()], 1));
     assert_eq!(raw.backends[0].weight, RawValue::Null);
     assert!(raw.backends[0].parse().is_ok());
@@ -160,7 +160,7 @@ fn rows_of_wrong_types_are_refused_alone_by_id() {
          UPDATE backends SET region = CAST(x'ff' AS TEXT) WHERE id = 'us-node-1';
          INSERT INTO backends (app) VALUES ('nameless');",
     );
-    let report = RoutingTable::new().apply(&files.source().read().unwrap(), false).unwrap();
+    let report = RoutingTable::new().apply(&files.source().read_whole().unwrap(), false).unwrap();
     let mut names: Vec<&str> = report.rejected.iter().map(|(name, _)| name.as_str()).collect();
     names.sort_unstable();
     assert_eq!(names, ["row 1", "sa-node-1", "sa-node-2", "us-node-1"]);
@@ -170,7 +170,7 @@ fn rows_of_wrong_types_are_refused_alone_by_id() {
 #[test]
 fn unusable_files_are_errors_that_say_so() {
     let files = Files::new();
-    let said = |source: &mut SqliteSource| source.read().unwrap_err().to_string();
+    let said = |source: &mut SqliteSource| source.read_whole().unwrap_err().to_string();
     std::fs::write(files.path(), "this is no database, but it is longer than a header of one hundred bytes".repeat(3))
         .unwrap();
     assert!(said(&mut files.source()).contains("not a database"));
@@ -181,7 +181,7 @@ fn unusable_files_are_errors_that_say_so() {
     assert!(said(&mut files.source()).contains("no column `wg_ip`"));
     std::fs::remove_file(files.path()).unwrap();
     std::fs::create_dir(files.path()).unwrap();
-    assert!(files.source().read().is_err());
+    assert!(files.source().read_whole().is_err());
 }
 
 #[test]
@@ -191,10 +191,10 @@ fn a_locked_file_is_an_error_now_and_read_later() {
     let mut source = files.source();
     let writer = Connection::open(files.path()).unwrap();
     writer.execute_batch("BEGIN EXCLUSIVE").unwrap();
-    let why = source.read().unwrap_err().to_string();
+    let why = source.read_whole().unwrap_err().to_string();
     assert!(why.contains("locked"), "{why}");
     writer.execute_batch("COMMIT").unwrap();
-    assert_eq!(ids(&source.read().unwrap()), ["a"]);
+    assert_eq!(ids(&source.read_whole().unwrap()), ["a"]);
 }
 
 /// The schema keeps to what Corrosion accepts.
@@ -262,11 +262,13 @@ fn immutable_reading_gives_the_same_rows() {
     let files = Files::new();
     files.run(&format!("PRAGMA journal_mode = wal; {SCHEMA} {ROW}"));
     let mut source = files.source();
-    assert_eq!(ids(&source.read_without_log().unwrap()), ["a"]);
+    let mut backends = Vec::new();
+    let others = source.read_without_log(&mut |batch| backends.extend(batch)).unwrap();
+    assert_eq!(ids(&RawRouting { backends, ..others }), ["a"]);
     assert!(!source.changed().unwrap());
     let writer = Connection::open(files.path()).unwrap();
     writer.execute_batch("UPDATE backends SET id = 'b'").unwrap();
     assert!(source.changed().unwrap());
-    assert!(source.read_without_log().is_err(), "the log holds what the file lacks");
-    assert_eq!(ids(&source.read().unwrap()), ["b"]);
+    assert!(source.read_without_log(&mut |_| {}).is_err(), "the log holds what the file lacks");
+    assert_eq!(ids(&source.read_whole().unwrap()), ["b"]);
 }

@@ -38,12 +38,12 @@ impl std::fmt::Display for LostTable {
 }
 
 impl Memory {
-    /// Tables whose rows are lost in `raw`. Of `backends` every row counts that is no longer there, be it marked or
-    /// not: without any the POP serves nobody.
-    pub(in super::super) fn lost(&self, raw: &RawRouting) -> Vec<LostTable> {
+    /// Tables whose rows are lost in `others`, or those of the backends if there are `none_left`. Of these every row
+    /// counts that is no longer there, be it marked or not: without any the POP serves nobody.
+    pub(super) fn lost(&self, none_left: bool, others: &RawRouting) -> Vec<LostTable> {
         let backends = self.backends.values().filter(|known| known.current.is_some()).count();
-        let none_left = raw.backends.iter().all(RawBackend::is_deleted);
         let backends = (backends > 0 && none_left).then(|| LostTable::backends(backends));
+        let raw = others;
         let regions = self.region_specs.keys();
         let lost = [
             backends,
