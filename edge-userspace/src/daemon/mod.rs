@@ -275,6 +275,7 @@ type Routing = (Arc<RoutingTable>, ReloadLoop<SqliteSource>);
 fn load(settings: &Settings, events: &Arc<Events>) -> Result<(Routing, (kernel_path::Loaded, Steer)), CliError> {
     std::thread::scope(|scope| {
         let programs = spawn_scoped(scope, "edge-programs", || load_programs(settings))?;
+        let _pages = memory::LargePages::begin();
         let routing = load_routing(&settings.db_path, Arc::clone(events));
         let programs = programs.join().map_err(|_| failed("the thread that loads the BPF programs died"))?;
         Ok((routing?, programs?))

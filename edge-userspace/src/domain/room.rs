@@ -36,6 +36,8 @@ pub(super) enum Standing {
 }
 
 impl Standing {
+    const ALL: [Self; 4] = [Self::BelowSoft, Self::OverSoft, Self::Ejected, Self::Down];
+
     /// `None` at the hard limit.
     pub(super) fn of(limits: Limits, active: u32, distrust: Option<Distrust>) -> Option<Self> {
         if limits.is_full(active) {
@@ -57,28 +59,33 @@ impl Standing {
 #[derive(Debug)]
 pub(super) struct Room {
     weights: Box<[u32]>,
-    below_soft: WeightedSet,
-    over_soft: WeightedSet,
-    ejected: WeightedSet,
-    down: WeightedSet,
-    /// Members that are to be trusted, full or not.
-    trusted: WeightedSet,
+    /// All sets, side by side in one piece of memory: there may be thousands of groups of a few members each.
+    cells: Box<[AtomicU64]>,
 }
+
+/// The sets: one for each [`Standing`], and the members that are to be trusted, full or not.
+const SETS: usize = 5;
+const TRUSTED: usize = SETS - 1;
 
 impl Room {
     /// For members of these weights; all count as full until they are refreshed.
     pub(super) fn new(weights: Box<[u32]>) -> Self {
-        let set = || WeightedSet::new(weights.len());
-        Self { below_soft: set(), over_soft: set(), ejected: set(), down: set(), trusted: set(), weights }
+        let cells = SETS * Shape::of(&weights).cells();
+        Self { cells: (0..cells).map(|_| AtomicU64::new(0)).collect(), weights }
     }
 
-    fn set(&self, standing: Standing) -> &WeightedSet {
-        match standing {
-            Standing::BelowSoft => &self.below_soft,
-            Standing::OverSoft => &self.over_soft,
-            Standing::Ejected => &self.ejected,
-            Standing::Down => &self.down,
-        }
+    fn set(&self, standing: Standing) -> WeightedSet<'_> {
+        self.set_at(standing as usize)
+    }
+
+    fn trusted(&self) -> WeightedSet<'_> {
+        self.set_at(TRUSTED)
+    }
+
+    fn set_at(&self, at: usize) -> WeightedSet<'_> {
+        let shape = Shape::of(&self.weights);
+        let (from, to) = (at * shape.cells(), (at + 1) * shape.cells());
+        WeightedSet::new(self.cells.get(from..to).unwrap_or_default(), shape)
     }
 
     /// Draws one of the members that stand so, by weight: `number` is uniform over all numbers. `admit` takes 64 bits
@@ -89,17 +96,18 @@ impl Room {
 
     /// Whether there is nobody to be trusted: all have failed their clients or their checks.
     pub(super) fn trusts_nobody(&self) -> bool {
-        self.trusted.blocks.iter().all(|sum| sum_of(sum) == 0)
+        self.trusted().blocks.iter().all(|sum| sum_of(sum) == 0)
     }
 
     /// Whether any member can be drawn; where nobody is trusted, one whose checks fail. Those who can wait (`patient`) do
     /// not ask one that was ejected while another is trusted.
     pub(super) fn has_any(&self, patient: bool) -> bool {
-        if self.below_soft.has_any() || self.over_soft.has_any() {
+        if self.set(Standing::BelowSoft).has_any() || self.set(Standing::OverSoft).has_any() {
             return true;
         }
         let nobody = self.trusts_nobody();
-        (self.ejected.has_any() && (!patient || nobody)) || (self.down.has_any() && nobody)
+        (self.set(Standing::Ejected).has_any() && (!patient || nobody))
+            || (self.set(Standing::Down).has_any() && nobody)
     }
 
     /// Writes where a member stands, until that is where it stands.
@@ -108,11 +116,10 @@ impl Room {
         loop {
             let now = standing();
             let (stands, trusted) = now;
-            self.trusted.put(at, trusted, &self.weights);
-            self.below_soft.put(at, stands == Some(Standing::BelowSoft), &self.weights);
-            self.over_soft.put(at, stands == Some(Standing::OverSoft), &self.weights);
-            self.ejected.put(at, stands == Some(Standing::Ejected), &self.weights);
-            self.down.put(at, stands == Some(Standing::Down), &self.weights);
+            self.trusted().put(at, trusted, &self.weights);
+            for standing in Standing::ALL {
+                self.set(standing).put(at, stands == Some(standing), &self.weights);
+            }
             if standing() == now {
                 return;
             }
@@ -137,19 +144,37 @@ impl Seat {
 /// Members in one word of bits, and words in one block.
 const FAN: usize = 64;
 
-#[derive(Debug)]
-struct WeightedSet {
-    bits: Box<[AtomicU64]>,
-    /// Sum of the weights in each word, and in each 64 words. Wraps below 0 for moments.
-    words: Box<[AtomicU64]>,
-    blocks: Box<[AtomicU64]>,
+/// How many cells the parts of a set have.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    words: usize,
+    blocks: usize,
 }
 
-impl WeightedSet {
-    fn new(members: usize) -> Self {
-        let zeros = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect();
-        let words = members.div_ceil(FAN);
-        Self { bits: zeros(words), words: zeros(words), blocks: zeros(words.div_ceil(FAN)) }
+impl Shape {
+    fn of(members: &[u32]) -> Self {
+        let words = members.len().div_ceil(FAN);
+        Self { words, blocks: words.div_ceil(FAN) }
+    }
+
+    fn cells(self) -> usize {
+        2 * self.words + self.blocks
+    }
+}
+
+#[derive(Debug)]
+struct WeightedSet<'a> {
+    bits: &'a [AtomicU64],
+    /// Sum of the weights in each word, and in each 64 words. Wraps below 0 for moments.
+    words: &'a [AtomicU64],
+    blocks: &'a [AtomicU64],
+}
+
+impl<'a> WeightedSet<'a> {
+    fn new(cells: &'a [AtomicU64], shape: Shape) -> Self {
+        let (bits, sums) = cells.split_at_checked(shape.words).unwrap_or_default();
+        let (words, blocks) = sums.split_at_checked(shape.words).unwrap_or_default();
+        Self { bits, words, blocks }
     }
 
     fn put(&self, at: usize, member: bool, weights: &[u32]) {

@@ -68,7 +68,8 @@ fn those_that_are_not_admitted_leave_their_shares_to_the_others() {
 #[test]
 fn sums_that_are_behind_the_bits_hide_nobody() {
     let room = room(&[1; 70]);
-    for sum in room.below_soft.blocks.iter().chain(&room.below_soft.words) {
+    let set = room.set(Standing::BelowSoft);
+    for sum in set.blocks.iter().chain(set.words) {
         sum.store(u64::MAX, Ordering::Relaxed);
     }
     assert!(room.draw(Standing::BelowSoft, u64::MAX, &all).is_some());
@@ -110,7 +111,7 @@ fn threads_that_change_counts_leave_exact_bits_and_sums() {
         [Some(Standing::BelowSoft), Some(Standing::OverSoft), Some(Standing::Ejected), Some(Standing::Down), None]
     {
         // `None` stands for "trusted".
-        let set = standing.map_or(&group.room.trusted, |standing| group.room.set(standing));
+        let set = standing.map_or(group.room.trusted(), |standing| group.room.set(standing));
         let mut sums = [0u64; 2];
         for (at, member) in group.members.iter().enumerate() {
             let is = match standing {
