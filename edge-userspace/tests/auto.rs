@@ -84,6 +84,48 @@ fn nothing_is_given_to_the_kernel_before_the_window_is_over() {
     assert_lively(&talk_into_kernel(&hasty, &mut visit, 600));
 }
 
+/// Loading the programs takes longer than all else at a start. Clients wait for it only where they must.
+#[test]
+fn clients_of_the_first_moment_are_copied_and_taken_into_the_kernel_later() {
+    let test = "clients_of_the_first_moment_are_copied_and_taken_into_the_kernel_later";
+    let Some(world) = World::new(KERNEL, test) else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let config = world.config().set("forwarder", "auto").set("auto_messages_per_sec", "20");
+    let mut daemon = Daemon::spawn(&world.lab, &config).unwrap();
+    let deadline = Instant::now() + SOON;
+    let mut visit = loop {
+        match world.visit(0, daemon.addr()) {
+            Ok(visit) => break visit,
+            Err(why) => assert!(Instant::now() < deadline, "{why}: {}", daemon.messages()),
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    visit.echo(b"the first one").unwrap();
+    daemon.wait_ready().unwrap();
+    assert_lively(&talk_into_kernel(&daemon, &mut visit, 600));
+    let local = visit.local;
+    visit.finish().unwrap();
+    let record = daemon.record_of(local, SOON).unwrap();
+    assert_eq!((record.forwarder.as_deref(), record.fallback.as_deref()), (Some("sockmap"), None), "{record:?}");
+    assert_eq!(order(&daemon), ["ready", "self-test"]);
+    drop(daemon);
+    let range = format!("{}:20000-20099", world.lab.pop());
+    let first = [config.clone().set("forwarder", "sockmap"), config.set("listen_addr", range)];
+    for config in first {
+        assert_eq!(order(&Daemon::start(&world.lab, &config).unwrap()), ["self-test", "ready"]);
+    }
+}
+
+/// What came first.
+fn order(daemon: &Daemon) -> [&'static str; 2] {
+    common::assert_said(daemon, "edgeproxy is ready");
+    common::assert_said(daemon, "passed its self-test");
+    let messages = daemon.messages();
+    let mut said = [("edgeproxy is ready", "ready"), ("passed its self-test", "self-test")];
+    said.sort_by_key(|(words, _)| messages.find(words));
+    said.map(|(_, name)| name)
+}
+
 /// A steady stream one way, with pauses in which nothing is pending.
 #[test]
 fn a_transfer_takes_the_kernel_path_from_the_rate_that_is_set() {

@@ -160,6 +160,8 @@ pub struct ForwarderStatus {
     pub why: Option<String>,
     /// The same in a word.
     pub off: Option<KernelPathOff>,
+    /// The BPF programs are being loaded, as in the first moments of a daemon: connections go without.
+    pub loading: bool,
     /// Connections whose byte counts disagreed: each switched the kernel path off.
     pub byte_mismatches: u64,
     /// How the self-test of the kernel path ended; `None` when it was not run.
@@ -495,6 +497,7 @@ pub(crate) mod sample {
                 kernel_path: false,
                 why: Some("needs CAP_BPF".to_owned()),
                 off: Some(KernelPathOff::Capability),
+                loading: false,
                 byte_mismatches: 2,
                 self_test: None,
                 flows_in_kernel: 5,

@@ -19,8 +19,8 @@ use edgeproxy::application::flows::FlowStatus;
 use edgeproxy::application::ports::Bindings as _;
 use edgeproxy::application::reload::ReloadCommand;
 use edgeproxy::application::status::{
-    BackendStatus, ForwarderStatus, GeoStatus, KernelPathOff, LimitsStatus, ListenerLoad, ListenerStatus, PopState,
-    QueueStatus, ReloadAnswer, RoutingStatus, SameHostStatus, Status,
+    BackendStatus, ForwarderStatus, GeoStatus, LimitsStatus, ListenerLoad, ListenerStatus, PopState, QueueStatus,
+    ReloadAnswer, RoutingStatus, SameHostStatus, Status,
 };
 use edgeproxy::config::ForwarderChoice;
 use edgeproxy::domain::{AppIndex, Backend, BackendId, ClientAddr, ListenerId};
@@ -105,13 +105,6 @@ impl DaemonControl {
         snapshot.apps().flat_map(of_app).collect()
     }
 
-    /// Why there is no kernel path, where there should be one.
-    fn kernel_path_off(&self) -> Option<KernelPathOff> {
-        let path = &self.shared.path;
-        let condemned = path.is_condemned().then_some(KernelPathOff::ByteMismatch);
-        condemned.or(self.shared.kernel_path_off).filter(|_| path.policy().wants_kernel())
-    }
-
     fn same_host(&self) -> SameHostStatus {
         let path = &self.shared.same_host;
         let withdrawn = path.withdrawn().into_iter();
@@ -135,7 +128,8 @@ impl DaemonControl {
             active: path.active().as_str().to_owned(),
             kernel_path: path.is_open(),
             why: path.why_not().map(|why| why.to_string()),
-            off: self.kernel_path_off(),
+            off: path.off(),
+            loading: path.is_loading(),
             byte_mismatches: path.mismatches(),
             self_test: path.self_test().map(str::to_owned),
             flows_in_kernel: programs.map_or(0, |kernel| u64::from(kernel.pairs_in_use())),

@@ -4,23 +4,94 @@ use std::sync::Arc;
 
 use aya::EbpfLoader;
 
+use edgeproxy::adapters::inbound::listeners::manager::Steer;
 use edgeproxy::adapters::outbound::forward::kernel::releases::{self, Judgement};
 use edgeproxy::adapters::outbound::forward::kernel::{Kernel, KernelError, KernelLimits, Offsets};
-use edgeproxy::adapters::outbound::forward::{KernelPath, Policy, SameHost, SameHostLimits, self_test};
+use edgeproxy::adapters::outbound::forward::{Found, Policy, SameHost, SameHostLimits, self_test};
 use edgeproxy::adapters::outbound::privileges;
 use edgeproxy::application::status::KernelPathOff;
+use edgeproxy::cli::CliError;
 use edgeproxy::config::{ForwarderChoice, Settings};
+use tokio::sync::oneshot;
 
-/// What came of loading the programs. To be opened once privileges are given up.
+use super::{failed, in_background, listening};
+
+/// The thread that loads the BPF programs, those that forward and the one that steers. Loading them takes longer than all
+/// else at a start, so clients are served meanwhile, where they can be. This thread keeps the privileges that it began
+/// with until it is done; no other has them by then.
 #[derive(Debug)]
-pub(crate) enum Loaded {
+pub(crate) struct Programs(oneshot::Receiver<(Loaded, Steer)>);
+
+/// What came of it.
+#[derive(Debug)]
+enum Loaded {
     NotWanted,
     Not(KernelPathOff, String),
     Programs(Arc<Kernel>),
 }
 
+impl Programs {
+    /// Starts it, with the privileges of the caller.
+    pub(crate) fn start(settings: &Settings) -> Result<Self, CliError> {
+        let (done, outcome) = oneshot::channel();
+        let settings = settings.clone();
+        let work = move || {
+            let loaded = load_all(&settings);
+            privileges::forgo();
+            // Nobody waits for it any more where the daemon ends.
+            let _ = done.send(loaded);
+        };
+        in_background("edge-programs", work).map_err(failed)?;
+        Ok(Self(outcome))
+    }
+
+    /// Tests what was loaded, with the privileges of everything that comes later, so that it proves that they suffice.
+    pub(crate) async fn tested(self) -> (Found, Steer) {
+        let (loaded, steer) = self.0.await.unwrap_or_else(|_| {
+            let why = "the thread that loads the BPF programs died";
+            (Loaded::Not(KernelPathOff::Load, why.to_owned()), Steer::Off(why.to_owned()))
+        });
+        let found = match loaded {
+            Loaded::NotWanted => return (Found::NotWanted, steer),
+            Loaded::Not(off, why) => Found::Nothing(off, why),
+            Loaded::Programs(kernel) => match self_test::run(&kernel).await {
+                Ok(()) => Found::Sound(kernel),
+                Err(why) => Found::Unsound(kernel, format!("the self-test failed: {why}")),
+            },
+        };
+        match &found {
+            Found::Unsound(_, why) | Found::Nothing(_, why) => {
+                tracing::warn!(why, "connections are forwarded in userspace");
+            }
+            _ => tracing::info!("the kernel path passed its self-test"),
+        }
+        (found, steer)
+    }
+}
+
+/// Whether nobody can be served before the programs are loaded, whatever the listeners: the operator wants the kernel path
+/// from the first byte, or the same-host path, which must see the first one.
+pub(crate) fn comes_first(settings: &Settings) -> bool {
+    policy(settings.forwarder) == Policy::Sockmap || !settings.same_host_cgroup.is_empty()
+}
+
+fn load_all(settings: &Settings) -> (Loaded, Steer) {
+    std::thread::scope(|scope| {
+        let prepared =
+            std::thread::Builder::new().name("edge-offsets".into()).spawn_scoped(scope, || prepare(settings));
+        // Reads all types of the kernel, which takes as long as everything else about the programs.
+        let mut loader = EbpfLoader::new();
+        let steer = listening::load_steering(&mut loader);
+        let prepared = prepared.map_err(|why| Loaded::Not(KernelPathOff::Load, why.to_string()));
+        let died =
+            |_| Err(Loaded::Not(KernelPathOff::Load, "the thread that reads the kernel's offsets died".to_owned()));
+        let offsets = prepared.and_then(|thread| thread.join().unwrap_or_else(died));
+        (offsets.map_or_else(|not| not, |offsets| load(settings, &offsets, loader)), steer)
+    })
+}
+
 /// What loading the programs takes, or why they are not loaded. Can be had while the loader is made.
-pub(crate) fn prepare(settings: &Settings) -> Result<Offsets, Loaded> {
+fn prepare(settings: &Settings) -> Result<Offsets, Loaded> {
     let policy = policy(settings.forwarder);
     if policy == Policy::Chaos {
         tracing::warn!("forwarder chaos makes connections fail and stall: it is for tests");
@@ -35,7 +106,7 @@ pub(crate) fn prepare(settings: &Settings) -> Result<Offsets, Loaded> {
 }
 
 /// Loads the programs.
-pub(crate) fn load(settings: &Settings, offsets: &Offsets, loader: EbpfLoader<'_>) -> Loaded {
+fn load(settings: &Settings, offsets: &Offsets, loader: EbpfLoader<'_>) -> Loaded {
     let limits = KernelLimits {
         pairs: settings.max_flows,
         backlog: settings.sockmap_backlog_kib.saturating_mul(1024),
@@ -44,36 +115,6 @@ pub(crate) fn load(settings: &Settings, offsets: &Offsets, loader: EbpfLoader<'_
     match Kernel::load(limits, offsets, loader) {
         Ok(kernel) => Loaded::Programs(kernel),
         Err(why) => explained(&why),
-    }
-}
-
-impl Loaded {
-    /// Whether the daemon can go on with them when its capabilities are gone.
-    pub(crate) fn usable_without_capabilities(&self) -> bool {
-        match self {
-            Self::Programs(kernel) => kernel.usable_without_capabilities(),
-            Self::NotWanted | Self::Not(..) => true,
-        }
-    }
-}
-
-/// Tests what was loaded, with the privileges of everything that comes later, so that it proves that they suffice.
-pub(crate) async fn open(settings: &Settings, loaded: Loaded) -> (KernelPath, Option<KernelPathOff>) {
-    let policy = policy(settings.forwarder);
-    let kernel = match loaded {
-        Loaded::NotWanted => return (KernelPath::not_wanted(policy), None),
-        Loaded::Not(off, why) => return (closed(policy, None, why), Some(off)),
-        Loaded::Programs(kernel) => kernel,
-    };
-    match self_test::run(&kernel).await {
-        Ok(()) => {
-            tracing::info!("the kernel path passed its self-test");
-            (KernelPath::open(policy, kernel), None)
-        }
-        Err(why) => {
-            let why = format!("the self-test failed: {why}");
-            (closed(policy, Some(kernel), why), Some(KernelPathOff::SelfTest))
-        }
     }
 }
 
@@ -126,9 +167,4 @@ pub(crate) async fn open_same_host(settings: &Settings) -> SameHost {
         budget: settings.same_host_budget_kib.saturating_mul(1024),
     };
     SameHost::open(&limits).await
-}
-
-fn closed(policy: Policy, kernel: Option<Arc<Kernel>>, why: String) -> KernelPath {
-    tracing::warn!(why, "connections are forwarded in userspace");
-    KernelPath::closed(policy, kernel, why)
 }

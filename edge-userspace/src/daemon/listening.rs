@@ -11,7 +11,7 @@ use edgeproxy::adapters::inbound::listeners::manager::{Command, Manager, Parts, 
 use edgeproxy::adapters::inbound::listeners::steering::Steering;
 use edgeproxy::cli::CliError;
 use edgeproxy::config::Settings;
-use edgeproxy::domain::{Endpoints, ListenerId, ListenerSpec, Place, Spot};
+use edgeproxy::domain::{Endpoint, Endpoints, ListenerId, ListenerSpec, Place, Spot};
 use tokio::sync::mpsc::Sender;
 
 use super::{Shared, failed, limits};
@@ -44,6 +44,12 @@ impl Listeners {
         thread.spawn(move || manage(manager, &started, &inbox)).map_err(failed)?;
         outcome.recv().map_err(failed)?.map_err(failed)?;
         Ok(Self(commands))
+    }
+
+    /// Whether connections can be steered is known now.
+    pub(crate) fn steer(&self, steer: Steer) {
+        // It is at work, which never takes long; it is gone only once the daemon drains.
+        let _ = self.0.send(Command::Steer(Box::new(steer)));
     }
 
     /// The routing table may have changed.
@@ -84,12 +90,9 @@ pub(crate) fn load_steering(loader: &mut EbpfLoader<'_>) -> Steer {
     }
 }
 
-/// Whether the daemon can go on with it when its capabilities are gone.
-pub(crate) fn usable_without_capabilities(steer: &mut Steer) -> bool {
-    match steer {
-        Steer::On(steering) => steering.usable_without_capabilities(),
-        Steer::Off(_) => true,
-    }
+/// Whether any of the listeners is for a prefix or a range of ports.
+pub(crate) fn any_to_steer<'a>(mut endpoints: impl Iterator<Item = &'a Arc<Endpoint>>) -> bool {
+    endpoints.any(|endpoint| endpoint.spot.place().is_some_and(|place| place.socket_addr().is_none()))
 }
 
 /// What the service manager hands over.

@@ -12,10 +12,9 @@ mod workers;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
-use std::thread::{JoinHandle, Scope, ScopedJoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
 
-use aya::EbpfLoader;
 use edgeproxy::adapters::inbound::admin::AdminServer;
 use edgeproxy::adapters::inbound::listeners::handed::Handed;
 use edgeproxy::adapters::inbound::listeners::manager::Steer;
@@ -41,7 +40,6 @@ use edgeproxy::application::ports::SourceError;
 use edgeproxy::application::reload::{ReloadCommand, ReloadError, ReloadLoop, Tick};
 use edgeproxy::application::routing::RoutingTable;
 use edgeproxy::application::rtt::RttRanking;
-use edgeproxy::application::status::KernelPathOff;
 use edgeproxy::application::unknown_regions::{RegionWatch, UnknownRegions};
 use edgeproxy::cli::{CliError, Exit, SettingArgs};
 use edgeproxy::config::Settings;
@@ -49,6 +47,7 @@ use edgeproxy::domain::{Endpoints, HealthRules, Instance, Overrides};
 
 use self::control::DaemonControl;
 use self::keep::{Keeper, Keeping};
+use self::kernel_path::Programs;
 use self::listening::Listeners;
 use self::workers::Workers;
 
@@ -84,8 +83,6 @@ pub(crate) struct Shared {
     health: Arc<Watch>,
     events: Arc<Events>,
     path: Arc<KernelPath>,
-    /// Why there was no kernel path at the start.
-    kernel_path_off: Option<KernelPathOff>,
     same_host: Arc<SameHost>,
     /// The listeners of the settings.
     endpoints: Arc<Endpoints>,
@@ -116,17 +113,22 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     // From here on a signal means an end in good order.
     let signals = Signals::install().map_err(failed)?;
     let events = Arc::new(Events::default());
-    let ((routing, reload), (loaded, mut steer)) = load(&settings, &events)?;
+    let early = kernel_path::comes_first(&settings).then(|| Programs::start(&settings)).transpose()?;
+    let (routing, reload) = load_routing(&settings.db_path, Arc::clone(&events))?;
     let same_host = Arc::new(kernel_path::open_same_host(&settings).await);
     let geo = open_geo(&settings)?;
     let admin_tcp = settings.admin_listen.map(edgeproxy::config::LoopbackAddr::socket_addr);
     let admin = AdminServer::bind(&settings.admin_socket, admin_tcp).await.map_err(failed)?;
     let max_connections = limits::connections(&settings);
-    let privileges = give_up_privileges(&settings, &loaded, &mut steer)?;
-    // Before anything listens: a listener for a range of ports would get the connections of the self-test, too.
-    let (path, kernel_path_off) = kernel_path::open(&settings, loaded).await;
+    let endpoints = listening::endpoints(&settings)?;
+    // A listener for a range of ports takes the program that steers, and would get the connections of the self-test, too.
+    let waits = early.is_some() || listening::any_to_steer(endpoints.iter().chain(routing.load().endpoints().iter()));
+    let programs = early.map_or_else(|| Programs::start(&settings), Ok)?;
+    let privileges = give_up_privileges(&settings)?;
+    let path = Arc::new(KernelPath::new(kernel_path::policy(settings.forwarder)));
+    let (steer, programs) =
+        if waits { (settle(&path, programs).await, None) } else { (Steer::Loading, Some(programs)) };
     same_host.look_at(&routing.load());
-    let path = Arc::new(path);
     let bindings = Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity));
     let keeper = Keeper::open(&settings, &bindings).map_err(failed)?;
     let worker_count = limits::workers(&settings);
@@ -158,9 +160,8 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
         health: Arc::new(health),
         events,
         path,
-        kernel_path_off,
         same_host,
-        endpoints: Arc::new(listening::endpoints(&settings)?),
+        endpoints: Arc::new(endpoints),
         listening: Arc::default(),
         overrides: Arc::new(Overrides::new(settings.geo_override.iter().cloned())),
         worker_count,
@@ -168,13 +169,21 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
         privileges,
         settings,
     });
-    serve(shared, (steer, handed), admin, signals, reload).await
+    serve(shared, (steer, handed), programs, admin, signals, reload).await
+}
+
+/// Takes the programs into use, or says why there are none.
+async fn settle(path: &KernelPath, programs: Programs) -> Steer {
+    let (found, steer) = programs.tested().await;
+    path.settle(found);
+    steer
 }
 
 /// Everything is there: serve until told to stop, then drain.
 async fn serve(
     shared: Arc<Shared>,
     (steer, handed): (Steer, Handed),
+    programs: Option<Programs>,
     admin: AdminServer,
     mut signals: Signals,
     reload: ReloadLoop<SqliteSource>,
@@ -196,7 +205,6 @@ async fn serve(
     let control = Arc::new(DaemonControl::new(Arc::clone(&shared), commands.clone()));
     let admin_addr = admin.tcp_addr();
     let admin = tokio::spawn(admin.run(Arc::clone(&control) as _));
-    verify_privileges(shared.privileges);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         instance = %shared.instance,
@@ -208,6 +216,7 @@ async fn serve(
         "edgeproxy is ready"
     );
     shared.events.emit(EventKind::Ready, Subject::pop(), "takes connections");
+    finish_start(&shared, programs, listeners.clone());
     let code = loop {
         tokio::select! {
             signal = signals.next() => match signal {
@@ -228,6 +237,17 @@ async fn serve(
     keeping.into_iter().for_each(Keeping::finish);
     tracing::info!(code, "edgeproxy ends");
     Ok(code)
+}
+
+/// What clients need not wait for.
+fn finish_start(shared: &Arc<Shared>, programs: Option<Programs>, listeners: Listeners) {
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        if let Some(programs) = programs {
+            listeners.steer(settle(&shared.path, programs).await);
+        }
+        verify_privileges(shared.privileges);
+    });
 }
 
 /// No new connections; existing ones live until they end, the deadline passes, or a second signal comes.
@@ -270,39 +290,12 @@ async fn drain(
 /// The routing table, and what keeps it up to date.
 type Routing = (Arc<RoutingTable>, ReloadLoop<SqliteSource>);
 
-/// What takes long, side by side: the routing database, and the BPF programs. It is the database that this thread reads,
-/// because that takes many small pieces of memory: for any thread but the first glibc asks the kernel for each page.
-fn load(settings: &Settings, events: &Arc<Events>) -> Result<(Routing, (kernel_path::Loaded, Steer)), CliError> {
-    std::thread::scope(|scope| {
-        let programs = spawn_scoped(scope, "edge-programs", || load_programs(settings))?;
-        let _pages = memory::LargePages::begin();
-        let routing = load_routing(&settings.db_path, Arc::clone(events));
-        let programs = programs.join().map_err(|_| failed("the thread that loads the BPF programs died"))?;
-        Ok((routing?, programs?))
-    })
-}
-
-fn load_programs(settings: &Settings) -> Result<(kernel_path::Loaded, Steer), CliError> {
-    std::thread::scope(|scope| {
-        let prepared = spawn_scoped(scope, "edge-offsets", || kernel_path::prepare(settings))?;
-        // Reads all types of the kernel, which takes as long as everything else about the programs.
-        let mut loader = EbpfLoader::new();
-        let steer = listening::load_steering(&mut loader);
-        let prepared = prepared.join().map_err(|_| failed("the thread that reads the kernel's offsets died"))?;
-        Ok((prepared.map_or_else(|not| not, |offsets| kernel_path::load(settings, &offsets, loader)), steer))
-    })
-}
-
-fn spawn_scoped<'scope, T: Send + 'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    name: &str,
-    work: impl FnOnce() -> T + Send + 'scope,
-) -> Result<ScopedJoinHandle<'scope, T>, CliError> {
-    std::thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, work).map_err(failed)
-}
-
 /// The first load must succeed: a POP that routes nowhere is of no use, and the reason is known now.
+///
+/// It is the first thread that takes in the rows: that takes many small pieces of memory, and for any other thread glibc
+/// asks the kernel for each page.
 fn load_routing(path: &Path, events: Arc<Events>) -> Result<Routing, CliError> {
+    let _pages = memory::LargePages::begin();
     let table = Arc::new(RoutingTable::new());
     let mut reload = ReloadLoop::new(SqliteSource::new(path), Arc::clone(&table), events);
     let deadline = Instant::now() + FIRST_LOAD;
@@ -316,15 +309,10 @@ fn load_routing(path: &Path, events: Arc<Events>) -> Result<Routing, CliError> {
     }
 }
 
-/// The programs are loaded: from here on this thread, and all that it starts, have what they keep for good.
-fn give_up_privileges(
-    settings: &Settings,
-    loaded: &kernel_path::Loaded,
-    steer: &mut Steer,
-) -> Result<CapabilitySet, CliError> {
-    let mut usable = || loaded.usable_without_capabilities() && listening::usable_without_capabilities(steer);
+/// From here on this thread, and all that it starts, have what they keep for good. What loads the programs has started.
+fn give_up_privileges(settings: &Settings) -> Result<CapabilitySet, CliError> {
     let files = [Some(settings.db_path.as_path()), settings.geoip_path.as_deref()];
-    privileges::settle(files.into_iter().flatten(), &mut usable).map_err(failed)
+    privileges::settle(files.into_iter().flatten()).map_err(failed)
 }
 
 /// Takes nobody's word for it: the kernel says what each thread has.

@@ -160,7 +160,6 @@ async fn reached(mut phase: watch::Receiver<Phase>, at_least: Phase) {
 
 fn proxy(shared: &Shared, cut: &Arc<Cut>, ids: &Arc<AtomicU64>) -> Proxy<TcpConnector, Forwarders> {
     let settings = &shared.settings;
-    let counts = shared.path.programs().and_then(|kernel| kernel.counts().cloned());
     Proxy {
         routing: Arc::clone(&shared.routing),
         geo: Arc::clone(&shared.geo) as _,
@@ -174,7 +173,7 @@ fn proxy(shared: &Shared, cut: &Arc<Cut>, ids: &Arc<AtomicU64>) -> Proxy<TcpConn
         instance: shared.instance,
         ids: Arc::clone(ids),
         random: || fastrand::u64(..),
-        connector: TcpConnector::new(tcp_options(shared), counts),
+        connector: TcpConnector::new(tcp_options(shared), Arc::clone(&shared.path)),
         forwarder: Forwarders::new(
             Arc::clone(&shared.path),
             Arc::clone(&shared.same_host),

@@ -183,7 +183,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a daemon in the POP and waits until it is ready.
+    /// Starts a daemon in the POP and waits until it is ready, and has loaded its programs.
     ///
     /// # Errors
     /// Where it ends or is not ready in time; the message holds what it said.
@@ -193,7 +193,11 @@ impl Daemon {
         Ok(daemon)
     }
 
-    fn spawn(lab: &Lab, config: &Config) -> Result<Self> {
+    /// Starts a daemon in the POP and waits for nothing.
+    ///
+    /// # Errors
+    /// Where it can't be started.
+    pub fn spawn(lab: &Lab, config: &Config) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("edgeproxy-").tempdir()?;
         std::fs::set_permissions(directory.path(), Permissions::from_mode(0o777))?;
         let own_socket = || directory.path().join("admin.sock");
@@ -223,9 +227,13 @@ impl Daemon {
         Ok(Self { child, logs, readers, socket, directory, listeners })
     }
 
-    fn wait_ready(&mut self) -> Result<()> {
+    /// Waits until it is ready, and has loaded its programs.
+    ///
+    /// # Errors
+    /// Where it ends or is not ready in time; the message holds what it said.
+    pub fn wait_ready(&mut self) -> Result<()> {
         let deadline = Instant::now() + LIMIT;
-        while !matches!(self.get("/readyz"), Ok(Answer { code: 200, .. })) {
+        while !self.is_complete() {
             if let Some(status) = self.child.try_wait()? {
                 self.finish_reading();
                 bail!("the daemon ended at its start ({status}):\n{}", self.messages());
@@ -236,6 +244,12 @@ impl Daemon {
             thread::sleep(STEP);
         }
         Ok(())
+    }
+
+    /// It takes connections from the first on, a moment before the kernel path is there.
+    fn is_complete(&self) -> bool {
+        matches!(self.get("/readyz"), Ok(Answer { code: 200, .. }))
+            && self.status().is_ok_and(|status| status.0.pointer("/forwarder/loading") == Some(&false.into()))
     }
 
     /// Where clients connect.

@@ -9,7 +9,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use super::forward;
-use super::forward::kernel::BackendCounts;
+use super::forward::KernelPath;
 use super::tcp_options::TcpOptions;
 use crate::application::ports::Connector;
 use crate::domain::{BackendAddr, ConnectFailure};
@@ -18,12 +18,13 @@ use crate::domain::{BackendAddr, ConnectFailure};
 #[derive(Debug, Clone)]
 pub struct TcpConnector {
     options: TcpOptions,
-    counts: Option<Arc<BackendCounts>>,
+    path: Arc<KernelPath>,
 }
 
 impl TcpConnector {
-    pub fn new(options: TcpOptions, counts: Option<Arc<BackendCounts>>) -> Self {
-        Self { options, counts }
+    /// `path` may get the program that counts later.
+    pub fn new(options: TcpOptions, path: Arc<KernelPath>) -> Self {
+        Self { options, path }
     }
 }
 
@@ -34,7 +35,7 @@ impl Connector for TcpConnector {
         let socket = socket.map_err(|why| classify(&why))?;
         // Before connecting: TCP_USER_TIMEOUT and keepalive count from the first packet.
         self.options.apply(&socket);
-        if let Some(counts) = &self.counts {
+        if let Some(counts) = self.path.programs().and_then(|kernel| kernel.counts()) {
             counts.tell(socket.as_fd(), slot);
         }
         match timeout(limit, socket.connect(addr)).await {

@@ -1,11 +1,12 @@
 //! Capabilities: what the daemon may do beyond an ordinary process, and how it gives that up.
 //!
 //! Linux keeps capabilities for each thread, and a new thread gets those of the one that starts it. So they go in two
-//! steps. [`begin`], before the first thread: everything that will never be needed goes. [`settle`], once the BPF
-//! programs are loaded: what loading took goes. Threads that exist by then have given up all of theirs by [`forgo`].
-//! [`verify`] then reads back what the kernel says of every thread. Which capabilities stay, and why:
+//! steps. [`begin`], before the first thread: everything that will never be needed goes. [`settle`], once the thread that
+//! loads the BPF programs is there, and before the first client is: what loading takes goes. Threads that exist by then
+//! give up all of theirs by [`forgo`], that one when it is done. [`verify`] then reads back what the kernel says of every thread. Which capabilities stay, and why:
 //! `docs/privileges.md`.
 
+mod bpf;
 mod threads;
 
 use std::io;
@@ -49,12 +50,8 @@ pub fn begin() -> Result<(), PrivilegeError> {
 
 /// Gives up what loading took; returns what is left.
 ///
-/// `files` are those that the daemon reads again while it runs. `probe` finds out, in a thread that has called
-/// [`forgo`], whether BPF maps can be used without capabilities.
-pub fn settle<'a>(
-    files: impl IntoIterator<Item = &'a Path>,
-    probe: impl FnOnce() -> bool,
-) -> Result<CapabilitySet, PrivilegeError> {
+/// `files` are those that the daemon reads again while it runs.
+pub fn settle<'a>(files: impl IntoIterator<Item = &'a Path>) -> Result<CapabilitySet, PrivilegeError> {
     let held = thread::capabilities(None).map_err(at("reading the capabilities"))?.permitted;
     let mut left = held & LISTENING;
     // Tried as it is going to be; what turns out to be needed is still permitted.
@@ -65,7 +62,7 @@ pub fn settle<'a>(
         tracing::warn!(file = %file.display(), "CAP_DAC_READ_SEARCH stays: a file can't be read without it");
         left |= READING;
     }
-    if held.contains(CapabilitySet::BPF) && !probe() {
+    if held.contains(CapabilitySet::BPF) && bpf::is_refused_without() {
         tracing::warn!("CAP_BPF stays: this kernel lets nobody without it use BPF maps");
         left |= CapabilitySet::BPF;
     }

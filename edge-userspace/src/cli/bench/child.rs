@@ -81,11 +81,12 @@ impl Child {
     }
 }
 
-/// `None` until the daemon is ready.
+/// `None` until the daemon is ready and has loaded its programs.
 async fn status(socket: &Path) -> Option<ForwarderStatus> {
     let answer = ask(socket, Method::GET, "/api/v1/status", String::new()).await.ok()?;
     let status = serde_json::from_str::<Status>(&answer.body).ok()?;
-    (answer.code == StatusCode::OK && status.state == PopState::Ready).then_some(status.forwarder)
+    let complete = status.state == PopState::Ready && !status.forwarder.loading;
+    (answer.code == StatusCode::OK && complete).then_some(status.forwarder)
 }
 
 /// A daemon that can't do what it was asked goes on with something else, and says why.

@@ -34,10 +34,12 @@ use crate::domain::{Endpoints, SocketName, Spot};
 const RETRY: Duration = Duration::from_secs(1);
 
 /// What is asked of the manager's thread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Command {
     /// The routing table may have changed.
     Look,
+    /// Whether connections can be steered, once that is known.
+    Steer(Box<Steer>),
     /// The daemon drains: nothing is opened any more.
     Stop,
 }
@@ -116,6 +118,10 @@ impl Manager {
         loop {
             match commands.recv_timeout(RETRY) {
                 Ok(Command::Look) => self.reconcile(),
+                Ok(Command::Steer(steer)) => {
+                    self.parts.steer = *steer;
+                    self.reconcile();
+                }
                 Err(RecvTimeoutError::Timeout) if self.is_settled() => {}
                 Err(RecvTimeoutError::Timeout) => self.reconcile(),
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
@@ -244,7 +250,11 @@ impl Manager {
     fn steer(&mut self, wanted: &BTreeMap<Spot, Endpoints>, plan: &HashMap<Spot, Plan>) {
         let is = |spot: &Spot| matches!(plan.get(spot), Some(Plan::Steer));
         let (steered, bound): (Vec<_>, Vec<_>) = wanted.iter().partition(|(spot, _)| is(spot));
-        let foreign = match self.sockets.foreign() {
+        let foreign = match (&self.parts.steer, self.sockets.foreign()) {
+            (Steer::Loading, _) => Err("the BPF programs are being loaded"),
+            (_, foreign) => foreign,
+        };
+        let foreign = match foreign {
             Ok(foreign) => foreign,
             // Their clients would be taken from other programs.
             Err(why) => {

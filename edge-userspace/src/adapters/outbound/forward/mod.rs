@@ -34,7 +34,7 @@ pub use self::same_host::{SameHost, SameHostLimits};
 pub(crate) use self::socket::counts_what_is_left;
 pub(crate) use self::socket::{count_what_is_left, queue_len, set_low_water};
 use self::sockmap::Offload;
-pub use self::state::{Disagreement, KernelPath, Policy, PolicyError};
+pub use self::state::{Disagreement, Found, KernelPath, Policy, PolicyError};
 use crate::application::drain::Cut;
 use crate::application::flows::Flow;
 use crate::application::ports::{ForwardReport, Forwarder, Pair};
@@ -85,8 +85,8 @@ impl Forwarders {
     /// By the policy of this moment.
     async fn ordinary(&self, sockets: Both<TcpStream>, header: u64, flow: &Flow) -> Report {
         let policy = self.path.policy();
-        // Wanted, and not to be had for anybody.
-        let unavailable = policy.wants_kernel() && !self.path.is_open();
+        // Wanted, and not to be had for anybody. While the programs are being loaded nothing is known yet.
+        let unavailable = policy.wants_kernel() && !self.path.is_open() && !self.path.is_loading();
         let fresh = Report { header, fallback: unavailable.then_some(Fallback::Unavailable), ..Report::default() };
         match policy {
             Policy::Sockmap => Box::pin(self.offload(sockets, fresh, Why::Configured, flow)).await,

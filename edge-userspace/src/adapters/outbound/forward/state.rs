@@ -1,11 +1,12 @@
 //! Which forwarder connections get, whether the kernel path is there, and why not where it isn't.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::ArcSwapOption;
 
 use super::kernel::Kernel;
+use crate::application::status::KernelPathOff;
 
 /// Which forwarder connections get (`forwarder`, `edgeproxy forwarder set`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,9 +73,8 @@ pub struct KernelPath {
     policy: AtomicU8,
     changes: Mutex<()>,
     workers: AtomicU32,
-    kernel: Option<Arc<Kernel>>,
-    /// It passed the self-test.
-    sound: bool,
+    /// Not there while the programs are being loaded.
+    found: OnceLock<Found>,
     /// Byte counts disagreed since the operator last allowed it.
     condemned: AtomicBool,
     /// Likewise of a connection that was spliced.
@@ -83,42 +83,80 @@ pub struct KernelPath {
     news: Mutex<Vec<Disagreement>>,
     /// Connections whose byte counts disagreed, in all.
     mismatches: AtomicU64,
-    self_test: Option<&'static str>,
     why_not: ArcSwapOption<String>,
 }
 
-impl KernelPath {
-    /// The programs are loaded and passed their self-test.
-    pub fn open(policy: Policy, kernel: Arc<Kernel>) -> Self {
-        kernel.restart_count();
-        Self::new(policy, Some(kernel), Some("passed"), None)
-    }
-
-    /// There is none, for the reason given. A `kernel` that failed its self-test still counts connections.
-    pub fn closed(policy: Policy, kernel: Option<Arc<Kernel>>, why: String) -> Self {
-        let self_test = kernel.is_some().then_some("failed");
-        Self::new(policy, kernel, self_test, Some(why))
-    }
-
+/// What came of loading the programs.
+#[derive(Debug)]
+pub enum Found {
     /// The operator asked for userspace only: no program is loaded.
-    pub fn not_wanted(policy: Policy) -> Self {
-        Self::new(policy, None, None, None)
-    }
+    NotWanted,
+    /// They passed their self-test.
+    Sound(Arc<Kernel>),
+    /// They failed it, for the reason given; they still count connections.
+    Unsound(Arc<Kernel>, String),
+    /// They could not be loaded.
+    Nothing(KernelPathOff, String),
+}
 
-    fn new(policy: Policy, kernel: Option<Arc<Kernel>>, self_test: Option<&'static str>, why: Option<String>) -> Self {
+impl Found {
+    fn kernel(&self) -> Option<&Arc<Kernel>> {
+        match self {
+            Self::Sound(kernel) | Self::Unsound(kernel, _) => Some(kernel),
+            Self::NotWanted | Self::Nothing(..) => None,
+        }
+    }
+}
+
+impl KernelPath {
+    /// Nothing is known yet of the programs: until [`KernelPath::settle`] connections go without.
+    pub fn new(policy: Policy) -> Self {
         Self {
             policy: AtomicU8::new(policy as u8),
             changes: Mutex::new(()),
             workers: AtomicU32::new(1),
-            sound: kernel.is_some() && why.is_none(),
-            kernel,
+            found: OnceLock::new(),
             condemned: AtomicBool::new(false),
             distrusted: AtomicBool::new(false),
             news: Mutex::default(),
             mismatches: AtomicU64::new(0),
-            self_test,
-            why_not: ArcSwapOption::from(why.map(Arc::new)),
+            why_not: ArcSwapOption::from(policy.wants_kernel().then(|| Arc::new(LOADING.to_owned()))),
         }
+    }
+
+    /// There is no kernel path, because the operator wants none.
+    pub fn not_wanted(policy: Policy) -> Self {
+        let path = Self::new(policy);
+        path.settle(Found::NotWanted);
+        path
+    }
+
+    /// Says what came of the programs. Counts only once.
+    pub fn settle(&self, found: Found) {
+        let _one_at_a_time = self.change();
+        let why = match &found {
+            Found::NotWanted => None,
+            Found::Sound(kernel) => {
+                // What the self-test sent is nobody's traffic.
+                kernel.restart_count();
+                None
+            }
+            Found::Unsound(_, why) | Found::Nothing(_, why) => Some(Arc::new(why.clone())),
+        };
+        if self.found.set(found).is_ok() {
+            self.why_not.store(why);
+            self.gate();
+        }
+    }
+
+    /// Whether the programs are still being loaded.
+    pub fn is_loading(&self) -> bool {
+        self.found.get().is_none()
+    }
+
+    /// They are loaded and passed their self-test.
+    fn is_sound(&self) -> bool {
+        matches!(self.found.get(), Some(Found::Sound(_)))
     }
 
     /// What new connections get.
@@ -134,7 +172,22 @@ impl KernelPath {
 
     /// How the self-test ended; `None` if it was not run.
     pub fn self_test(&self) -> Option<&'static str> {
-        self.self_test
+        match self.found.get()? {
+            Found::Sound(_) => Some("passed"),
+            Found::Unsound(..) => Some("failed"),
+            Found::NotWanted | Found::Nothing(..) => None,
+        }
+    }
+
+    /// Why there is no kernel path where it is wanted, in a word.
+    pub fn off(&self) -> Option<KernelPathOff> {
+        let off = match self.found.get()? {
+            Found::NotWanted => None,
+            Found::Sound(_) => self.is_condemned().then_some(KernelPathOff::ByteMismatch),
+            Found::Unsound(..) => Some(KernelPathOff::SelfTest),
+            Found::Nothing(off, _) => Some(*off),
+        };
+        off.filter(|_| self.policy().wants_kernel())
     }
 
     /// What the operator wants, for new connections and for those that run.
@@ -148,14 +201,14 @@ impl KernelPath {
         match policy {
             Policy::Chaos => return Err(PolicyError::Chaos),
             _ if self.policy() == Policy::Chaos => return Err(PolicyError::InChaos),
-            Policy::Sockmap if !self.sound => {
+            Policy::Sockmap if !self.is_sound() => {
                 let why = self.why_not().map_or_else(|| NOT_LOADED.to_owned(), |why| why.to_string());
                 return Err(PolicyError::NoKernelPath(why));
             }
             _ => {}
         }
         let _one_at_a_time = self.change();
-        if policy.wants_kernel() && self.sound && self.condemned.swap(false, Ordering::AcqRel) {
+        if policy.wants_kernel() && self.is_sound() && self.condemned.swap(false, Ordering::AcqRel) {
             self.why_not.store(None);
             tracing::warn!("an operator allows the kernel path again");
         }
@@ -170,7 +223,7 @@ impl KernelPath {
 
     /// Whether connections may use it, by the policy of now.
     pub fn is_open(&self) -> bool {
-        self.sound && self.policy().wants_kernel() && !self.is_condemned()
+        self.is_sound() && self.policy().wants_kernel() && !self.is_condemned()
     }
 
     /// Whether byte counts disagreed.
@@ -185,7 +238,7 @@ impl KernelPath {
 
     /// Pairs that the kernel path has, for each worker.
     pub(super) fn pairs_per_worker(&self) -> u32 {
-        let pairs = self.kernel.as_ref().map_or(0, |kernel| kernel.pairs_in_use());
+        let pairs = self.programs().map_or(0, |kernel| kernel.pairs_in_use());
         pairs / self.workers.load(Ordering::Relaxed).max(1)
     }
 
@@ -196,12 +249,12 @@ impl KernelPath {
 
     /// The programs, for new connections.
     pub(super) fn kernel(&self) -> Option<&Arc<Kernel>> {
-        self.kernel.as_ref().filter(|_| self.is_open())
+        self.programs().filter(|_| self.is_open())
     }
 
     /// The programs, for reading back what they count.
     pub fn programs(&self) -> Option<&Arc<Kernel>> {
-        self.kernel.as_ref()
+        self.found.get()?.kernel()
     }
 
     /// Why new connections can't use it.
@@ -259,7 +312,7 @@ impl KernelPath {
 
     /// Tells the programs: with the gate closed everything is left to userspace, running flows included.
     fn gate(&self) {
-        if let Some(kernel) = &self.kernel {
+        if let Some(kernel) = self.programs() {
             kernel.gate_all(!self.is_open());
         }
     }
@@ -267,6 +320,9 @@ impl KernelPath {
 
 /// Disagreements that are kept until they are told; all are counted.
 const MAX_NEWS: usize = 10;
+
+/// Why there is no kernel path in the first moments of a daemon.
+const LOADING: &str = "the BPF programs are being loaded";
 
 /// Why a daemon that was started without it has no kernel path.
 const NOT_LOADED: &str = "no program was loaded at the start: start with EDGEPROXY_FORWARDER=auto or sockmap";
@@ -277,12 +333,16 @@ mod tests {
 
     #[test]
     fn without_a_kernel_path_the_policy_falls_back_and_sockmap_can_not_be_set() {
-        let path = KernelPath::closed(Policy::Auto, None, "no BTF".to_owned());
-        assert_eq!(path.active(), Policy::Splice);
+        let path = KernelPath::new(Policy::Auto);
+        assert!(path.is_loading() && path.off().is_none() && path.active() == Policy::Splice);
+        let refused = path.set_policy(Policy::Sockmap).unwrap_err();
+        assert!(refused.to_string().contains("being loaded"), "{refused}");
+        path.settle(Found::Nothing(KernelPathOff::Load, "no BTF".to_owned()));
+        assert_eq!((path.is_loading(), path.off(), path.active()), (false, Some(KernelPathOff::Load), Policy::Splice));
         let refused = path.set_policy(Policy::Sockmap).unwrap_err();
         assert!(refused.to_string().contains("no BTF"), "{refused}");
         path.set_policy(Policy::Copy).unwrap();
-        assert_eq!((path.policy(), path.active()), (Policy::Copy, Policy::Copy));
+        assert_eq!((path.policy(), path.active(), path.off()), (Policy::Copy, Policy::Copy, None));
         path.set_policy(Policy::Auto).unwrap();
         assert_eq!(path.active(), Policy::Splice);
     }

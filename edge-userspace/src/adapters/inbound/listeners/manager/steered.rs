@@ -19,6 +19,8 @@ const DEPARTURE: Duration = Duration::from_secs(10);
 /// Whether connections can be steered.
 #[derive(Debug)]
 pub enum Steer {
+    /// That is not known yet.
+    Loading,
     On(Box<Steering>),
     /// And why not.
     Off(String),
@@ -47,7 +49,7 @@ impl Steered {
     /// Why prefixes and ranges of ports can't be steered; `None` where they can.
     pub(super) fn why_not<'a>(&self, steer: &'a Steer) -> Option<&'a str> {
         match steer {
-            Steer::On(_) => None,
+            Steer::Loading | Steer::On(_) => None,
             Steer::Off(why) => Some(why),
         }
     }
@@ -186,6 +188,7 @@ impl Steered {
 
     pub(super) fn status(&self, steer: &Steer) -> SteeringStatus {
         match steer {
+            Steer::Loading => SteeringStatus::default(),
             Steer::Off(why) => SteeringStatus { why: Some(why.clone()), ..SteeringStatus::default() },
             Steer::On(steering) => SteeringStatus {
                 available: true,

@@ -153,15 +153,6 @@ impl Steering {
         VERDICTS.map(|(name, index)| (name, sum(index))).into()
     }
 
-    /// Whether threads without capabilities can use the maps, see `privileges.rs`.
-    pub fn usable_without_capabilities(&mut self) -> bool {
-        let attempt = || {
-            privileges::forgo();
-            self.control.set(0, SteeringControl { active: 0 }, 0).is_ok()
-        };
-        std::thread::scope(|scope| scope.spawn(attempt).join().unwrap_or(false))
-    }
-
     /// The program's descriptor, for tests that run it on questions of their own.
     pub fn program(&self) -> Option<BorrowedFd<'_>> {
         let program: &SkLookup = self.program.program("steer")?.try_into().ok()?;

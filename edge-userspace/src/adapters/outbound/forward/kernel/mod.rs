@@ -29,7 +29,6 @@ use self::mapped::{FlowView, MappedArray};
 use self::pairs::PairPool;
 pub(super) use self::pairs::PairSlot;
 pub use self::tally::Tally;
-use crate::adapters::outbound::privileges;
 
 /// The programs, compiled by `cargo xtask build-ebpf` (or a fresh build of them, see build.rs).
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/edge.bpf.o"));
@@ -216,19 +215,6 @@ impl Kernel {
 
     fn insert_slot(&self, cookie: u64, slot: u32) -> Result<(), MapError> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).insert(cookie, slot, 0)
-    }
-
-    /// Whether threads without capabilities can use the maps. Not so on kernels before 5.19 where
-    /// `kernel.unprivileged_bpf_disabled` is set: they refuse every bpf(2) call.
-    pub fn usable_without_capabilities(&self) -> bool {
-        const NO_SOCKET: u64 = 0;
-        let attempt = || {
-            privileges::forgo();
-            let usable = self.insert_slot(NO_SOCKET, 0).is_ok();
-            self.remove_slot(NO_SOCKET);
-            usable
-        };
-        std::thread::scope(|scope| scope.spawn(attempt).join().unwrap_or(false))
     }
 
     fn remove_slot(&self, cookie: u64) {
