@@ -85,6 +85,35 @@ fn a_silent_backend_costs_the_connect_limit_once() {
     assert!(text.contains("out: ejected"), "{text}");
 }
 
+/// Each time an ejection is over the POP tries for itself. Then a client would wait again for who is still silent.
+#[test]
+fn no_client_waits_again_for_a_backend_that_stays_silent() {
+    let Some(world) = World::new(NETWORK, "no_client_waits_again_for_a_backend_that_stays_silent") else { return };
+    let _live = world.backend(1, Manner::Close, |row| row);
+    let _silent = start(&world, 2);
+    world.database.add(&Row::new("b2", world.backend_addr(2)));
+    world.lab.mute(world.lab.backend(2)).unwrap();
+    let times = [("ejection_secs", "0.2"), ("ejection_longest_secs", "0.4"), ("slow_start_secs", "0.2")];
+    let daemon = world.daemon(&[&times[..], &[("connect_timeout_ms", "300")]].concat());
+    let mut clients = 0;
+    let mut next = || {
+        clients += 1;
+        visit(&world, &daemon, clients).unwrap()
+    };
+    let ejections = || daemon.messages().matches("ejected for 0.4 s").count();
+    let deadline = Instant::now() + SOON;
+    while ejections() < 5 {
+        assert_eq!(next(), "b1");
+        assert!(Instant::now() < deadline, "{}", daemon.messages());
+    }
+    world.lab.unmute(world.lab.backend(2)).unwrap();
+    while next() != "b2" {
+        assert!(Instant::now() < deadline + SOON, "{}", daemon.messages());
+    }
+    let records = daemon.access_log(SOON, |records| records.len() >= usize::from(clients));
+    assert_eq!(records.iter().filter(|record| record.attempts > 1).count(), 1, "the first one only");
+}
+
 #[test]
 fn a_backend_that_fails_again_is_ejected_for_longer_and_comes_back_when_it_is_well() {
     let test = "a_backend_that_fails_again_is_ejected_for_longer_and_comes_back_when_it_is_well";

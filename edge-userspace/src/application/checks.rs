@@ -1,6 +1,7 @@
 //! The use case that asks backends whether they are well: each backend that is to be checked has a task of its own,
 //! which lives as long as its address and its check stay what they are. Reloads start and end the tasks of those that
-//! have changed and leave the others alone.
+//! have changed and leave the others alone. And it tries backends that were ejected because they accepted no connections,
+//! before clients come back to them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,6 +38,8 @@ struct Kit<P> {
     defaults: CheckDefaults,
     /// Bounds the sockets that checks have open.
     places: Semaphore,
+    /// How a backend is tried that accepted no connections, and how long that may take.
+    trial: (CheckSpec, Duration),
     random: fn() -> u64,
 }
 
@@ -60,16 +63,19 @@ impl<P> std::fmt::Debug for Checker<P> {
 }
 
 impl<P: Prober> Checker<P> {
-    /// `at_once` checks run at the same time, others wait for them. `random` is uniform.
+    /// `at_once` checks run at the same time, others wait for them. A backend that was ejected is tried within
+    /// `connect_limit`. `random` is uniform.
     pub fn new(
         prober: P,
         routing: Arc<RoutingTable>,
         watch: Arc<Watch>,
         defaults: CheckDefaults,
         at_once: usize,
+        connect_limit: Duration,
         random: fn() -> u64,
     ) -> Self {
-        let kit = Kit { prober, watch, defaults, places: Semaphore::new(at_once.max(1)), random };
+        let (places, trial) = (Semaphore::new(at_once.max(1)), (CheckSpec::connect(), connect_limit));
+        let kit = Kit { prober, watch, defaults, places, trial, random };
         Self { kit: Arc::new(kit), routing, generation: 0, running: HashMap::new() }
     }
 
@@ -82,6 +88,9 @@ impl<P: Prober> Checker<P> {
                 self.follow(&snapshot);
             }
             drop(snapshot);
+            for backend in self.kit.watch.to_try(std::time::Instant::now()) {
+                tokio::spawn(try_once(Arc::clone(&self.kit), backend));
+            }
             sleep(LOOK).await;
         }
     }
@@ -127,6 +136,15 @@ async fn keep_checking<P: Prober>(kit: Arc<Kit<P>>, backend: Arc<Backend>, spec:
         kit.watch.checked(&backend, &spec, report, std::time::Instant::now(), &pace);
         due = (started + jittered(pace.interval, kit.random)).max(Instant::now() + LEAST_PAUSE);
     }
+}
+
+/// Connects as a client would, in the place of one.
+async fn try_once<P: Prober>(kit: Arc<Kit<P>>, backend: Arc<Backend>) {
+    let Ok(place) = kit.places.acquire().await else { return };
+    let (spec, limit) = &kit.trial;
+    let report = Box::pin(kit.prober.probe(&backend, spec, *limit)).await;
+    drop(place);
+    kit.watch.tried(&backend, report.result, std::time::Instant::now());
 }
 
 /// A tenth more or less, so that checks that began together, here or in other POPs, don't stay together.

@@ -1,15 +1,15 @@
 //! The use case that keeps clients away from backends that fail them: listens to what connections and checks tell,
 //! ejects, lets back, and notices where an app has lost all its backends.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::ports::Observer;
 use super::routing::RoutingTable;
 use crate::domain::{
-    AppIndex, AppName, Backend, BackendId, CheckPace, CheckReport, CheckSpec, Complaint, ConnectFailure, HealthRules,
-    Snapshot, Termination, Transition,
+    AppIndex, AppName, Backend, BackendId, CheckPace, CheckReport, CheckResult, CheckSpec, Complaint, ConnectFailure,
+    HealthRules, Snapshot, Termination, Transition,
 };
 
 /// Listens to connections and acts on what they tell.
@@ -19,6 +19,8 @@ pub struct Watch {
     observer: Arc<dyn Observer>,
     /// Backends for which time has work to do: ejected ones, and those on their way back.
     troubled: Mutex<HashMap<BackendId, Arc<Backend>>>,
+    /// Those that are being tried.
+    trying: Mutex<HashSet<BackendId>>,
     /// Apps that fail open.
     failing: Mutex<BTreeSet<AppName>>,
 }
@@ -48,7 +50,14 @@ impl std::fmt::Debug for Watch {
 
 impl Watch {
     pub fn new(rules: HealthRules, routing: Arc<RoutingTable>, observer: Arc<dyn Observer>) -> Self {
-        Self { rules, routing, observer, troubled: Mutex::default(), failing: Mutex::default() }
+        Self {
+            rules,
+            routing,
+            observer,
+            troubled: Mutex::default(),
+            trying: Mutex::default(),
+            failing: Mutex::default(),
+        }
     }
 
     /// The backend has accepted a connection.
@@ -132,6 +141,28 @@ impl Watch {
             let mut troubled = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
             troubled.insert(backend.id.clone(), Arc::clone(backend));
         }
+        self.tell(backend, transition);
+    }
+
+    /// Backends whose ejection is over but for that somebody tries whether they accept connections. Each is named once,
+    /// until it was [tried](Self::tried).
+    pub fn to_try(&self, now: Instant) -> Vec<Arc<Backend>> {
+        let troubled = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
+        let due =
+            |backend: &&Arc<Backend>| backend.load.with_health(now, &self.rules, |health| health.is_to_be_tried(now)).0;
+        let due: Vec<_> = troubled.values().filter(due).cloned().collect();
+        drop(troubled);
+        let mut trying = self.trying.lock().unwrap_or_else(PoisonError::into_inner);
+        due.into_iter().filter(|backend| trying.insert(backend.id.clone())).collect()
+    }
+
+    /// The POP itself has tried to connect to the backend, with this result.
+    pub fn tried(&self, backend: &Backend, result: CheckResult, now: Instant) {
+        self.trying.lock().unwrap_or_else(PoisonError::into_inner).remove(&backend.id);
+        let (transition, _) = backend.load.with_health(now, &self.rules, |health| {
+            let complaint = Complaint::of_check(result);
+            self.is_current(backend).then(|| health.tried(complaint, now, &self.rules)).flatten()
+        });
         self.tell(backend, transition);
     }
 

@@ -19,6 +19,7 @@ pub(crate) fn spawn(shared: &Shared) -> io::Result<()> {
         Arc::clone(&shared.health),
         defaults(&shared.settings),
         limits::checks(&shared.settings),
+        shared.settings.connect_timeout,
         || fastrand::u64(..),
     );
     let thread = std::thread::Builder::new().name("edge-checks".to_owned());

@@ -392,6 +392,7 @@ fn health_rules(settings: &Settings) -> HealthRules {
         longest: settings.ejection_longest,
         max_percent: settings.ejection_max_percent,
         slow_start: settings.slow_start,
+        trial: true,
     }
 }
 

@@ -23,7 +23,12 @@ pub struct HealthRules {
     pub max_percent: u32,
     /// How long a backend that came back gets less than its share.
     pub slow_start: Duration,
+    /// Whether the POP itself first tries a backend that accepted no connections, so that no client has to.
+    pub trial: bool,
 }
+
+/// An ejection that is over lasts this much longer where nobody has the time to try.
+const UNTRIED: Duration = Duration::from_secs(30);
 
 impl HealthRules {
     /// How many of an app's `backends` may be ejected at once: never all of them.
@@ -60,6 +65,21 @@ impl Complaint {
             Self::TimedOut => "timed_out",
             Self::Unreachable => "unreachable",
             Self::EarlyReset => "early_reset",
+        }
+    }
+
+    /// That it did not even accept the connection.
+    pub const fn is_of_connect(self) -> bool {
+        !matches!(self, Self::EarlyReset)
+    }
+
+    /// Of a check that only connects; `None` where it did, or where this host is to blame.
+    pub const fn of_check(result: CheckResult) -> Option<Self> {
+        match result {
+            CheckResult::Refused => Some(Self::Refused),
+            CheckResult::TimedOut => Some(Self::TimedOut),
+            CheckResult::Unreachable => Some(Self::Unreachable),
+            _ => None,
         }
     }
 
@@ -166,7 +186,7 @@ impl Health {
     pub fn connected(&mut self, now: Instant) -> Option<Transition> {
         self.failed_connects = 0;
         match self.state {
-            State::Ejected { why, .. } if why != Complaint::EarlyReset => Some(self.back(now)),
+            State::Ejected { why, .. } if why.is_of_connect() => Some(self.back(now)),
             _ => None,
         }
     }
@@ -186,7 +206,10 @@ impl Health {
     pub fn tick(&mut self, now: Instant, rules: &HealthRules) -> Option<Transition> {
         match self.state {
             State::Up => None,
-            State::Ejected { until, .. } => (now >= until).then(|| self.back(now)),
+            State::Ejected { why, until } => {
+                let patience = if rules.trial && why.is_of_connect() { UNTRIED } else { Duration::ZERO };
+                (now >= until + patience).then(|| self.back(now))
+            }
             State::SlowStart { since } if now.saturating_duration_since(since) >= rules.slow_start => {
                 self.state = State::Remembered { since: now };
                 Some(Transition::Recovered)
@@ -201,6 +224,20 @@ impl Health {
                 None
             }
         }
+    }
+
+    /// Whether it is only out because nobody has tried yet whether it accepts connections again.
+    pub fn is_to_be_tried(&self, now: Instant) -> bool {
+        matches!(self.state, State::Ejected { why, until } if why.is_of_connect() && now >= until)
+    }
+
+    /// It was tried, and this is what there was to complain of.
+    pub fn tried(&mut self, complaint: Option<Complaint>, now: Instant, rules: &HealthRules) -> Option<Transition> {
+        // Clients may have been quicker, where no other backend was left.
+        self.is_to_be_tried(now).then(|| match complaint {
+            Some(why) => self.eject(why, now, rules),
+            None => self.back(now),
+        })
     }
 
     /// Takes the report of a check.

@@ -5,10 +5,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
+use crate::application::health::FailedConnect;
 use crate::application::ports::Observer;
 use crate::domain::testing::row;
 use crate::domain::{
-    AppName, CheckReport, CheckResult, HealthRules, Outcome, RawApp, RawBackend, RawRouting, Transition,
+    AppName, CheckReport, CheckResult, ConnectFailure, HealthRules, Outcome, RawApp, RawBackend, RawRouting, Transition,
 };
 
 const RULES: HealthRules = HealthRules {
@@ -17,6 +18,7 @@ const RULES: HealthRules = HealthRules {
     longest: Duration::from_secs(60),
     max_percent: 50,
     slow_start: Duration::ZERO,
+    trial: false,
 };
 const DEFAULTS: CheckDefaults =
     CheckDefaults { interval: Duration::from_millis(20), timeout: Duration::from_secs(1), rise: 1, fall: 1 };
@@ -65,7 +67,9 @@ impl Clinic {
         let (scribe, routing) = (Arc::new(Scribe::default()), Arc::new(RoutingTable::new()));
         let watch = Arc::new(Watch::new(RULES, Arc::clone(&routing), Arc::new(Deaf)));
         let checker =
-            Checker::new(Arc::clone(&scribe), Arc::clone(&routing), watch, DEFAULTS, at_once, || fastrand::u64(..));
+            Checker::new(Arc::clone(&scribe), Arc::clone(&routing), watch, DEFAULTS, at_once, DEFAULTS.timeout, || {
+                fastrand::u64(..)
+            });
         Self { scribe, routing, checker }
     }
 
@@ -128,6 +132,40 @@ async fn a_reload_changes_the_checks_of_those_that_changed_and_no_others() {
     clinic.load("", &[("a", 80, "tcp fall=2"), ("b", 90, "none")]);
     assert_eq!(clinic.asked(1).await, said(&[(80, "tcp fall=2")]));
     assert_eq!(clinic.checker.running.len(), 1);
+}
+
+#[tokio::test]
+async fn who_was_ejected_is_tried_once_and_returns_if_it_accepts() {
+    let rules = HealthRules { trial: true, ejection: Duration::ZERO, longest: Duration::ZERO, ..RULES };
+    let mut clinic = Clinic::new(10);
+    clinic.load("", &[("a", 80, ""), ("b", 1, ""), ("c", 82, ""), ("d", 83, "")]);
+    let watch = Arc::new(Watch::new(rules, Arc::clone(&clinic.routing), Arc::new(Deaf)));
+    let backend = |id: &str| Arc::clone(clinic.routing.snapshot().backend(&crate::domain::testing::id(id)).unwrap());
+    let now = std::time::Instant::now();
+    let silent = FailedConnect { failure: ConnectFailure::TimedOut, began: now, shortened: false };
+    ["a", "b"].into_iter().for_each(|id| watch.connect_failed(&backend(id), silent, now));
+    assert!(["a", "b"].into_iter().all(|id| backend(id).load.is_ejected()));
+    let random = || fastrand::u64(..);
+    let checker = Checker::new(
+        Arc::clone(&clinic.scribe),
+        Arc::clone(&clinic.routing),
+        Arc::clone(&watch),
+        DEFAULTS,
+        1,
+        LOOK,
+        random,
+    );
+    let due = watch.to_try(now);
+    assert_eq!((due.len(), watch.to_try(now).len()), (2, 0), "each is tried by one");
+    for backend in due {
+        try_once(Arc::clone(&checker.kit), backend).await;
+    }
+    assert_eq!(["a", "b"].map(|id| backend(id).load.is_ejected()), [false, true]);
+    let again = watch.to_try(std::time::Instant::now());
+    assert_eq!(again.iter().map(|backend| backend.id.as_str()).collect::<Vec<_>>(), ["b"]);
+    let mut asked = clinic.scribe.asked.lock().unwrap().clone();
+    asked.sort();
+    assert_eq!(asked, said(&[(1, "tcp"), (80, "tcp")]));
 }
 
 #[tokio::test]

@@ -49,6 +49,14 @@ pub struct CheckSpec {
     pub fall: Option<NonZero<u32>>,
 }
 
+impl CheckSpec {
+    /// Asks a backend to accept a connection, and nothing else.
+    pub fn connect() -> Self {
+        let (interval, timeout, rise, fall) = (None, None, None, None);
+        Self { text: "tcp".to_owned(), probe: Probe::Connect, port: None, interval, timeout, rise, fall }
+    }
+}
+
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Probe {

@@ -121,8 +121,14 @@ impl Default for Rules {
     /// The defaults of edgeproxy's settings.
     fn default() -> Self {
         let secs = Duration::from_secs;
-        let health =
-            HealthRules { failures: 3, ejection: secs(10), longest: secs(300), max_percent: 50, slow_start: secs(30) };
+        let health = HealthRules {
+            failures: 3,
+            ejection: secs(10),
+            longest: secs(300),
+            max_percent: 50,
+            slow_start: secs(30),
+            trial: false,
+        };
         Self {
             health,
             pace: CheckPace { interval: secs(2), timeout: secs(1), rise: 2, fall: 3 },
