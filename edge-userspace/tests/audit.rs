@@ -1,24 +1,27 @@
-//! Bytes in against bytes out, in userspace: a thief takes some out of the daemon's own sockets, and however the
-//! connection ends, that is noticed.
+//! Bytes in against bytes out, where they go through the daemon: a thief takes some out of its own sockets, and however
+//! the connection ends, that is noticed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod common;
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use common::{NETWORK, SOON, World, assert_said, eventually};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open};
+use common::descriptors::socket_of;
+use common::polling::{AtTheEnd, Client, serve_one};
+use common::stage::{same_host_daemon, withdrawn};
+use common::{KERNEL, NETWORK, Row, SOON, World, assert_said, eventually};
+use rustix::process::{Pid, Signal, kill_process};
 use socket2::SockRef;
-use xtask::lab::Daemon;
+use xtask::lab::{Cgroups, Daemon};
 use xtask::load::{Manner, Visit};
 
 const LOOT: &[u8] = b"stolen";
 
-/// Has the client send a few bytes that the daemon never sees: while it is stopped somebody else reads them.
-fn steal(daemon: &Daemon, visit: &Visit) {
+/// Has the client send bytes that the daemon never sees: while it is stopped somebody else reads them.
+fn steal(daemon: &Daemon, mut client: &TcpStream, loot: &[u8]) {
     let pid = Pid::from_raw(daemon.pid().try_into().unwrap()).unwrap();
     kill_process(pid, Signal::STOP).unwrap();
     eventually("the daemon is stopped", || {
@@ -26,34 +29,20 @@ fn steal(daemon: &Daemon, visit: &Visit) {
         let status = |task: fs::DirEntry| fs::read_to_string(task.path().join("status")).unwrap_or_default();
         tasks.flatten().all(|task| status(task).contains("State:\tT"))
     });
-    let mut client = visit.stream();
-    client.write_all(LOOT).unwrap();
-    let mut socket = socket_of(daemon, pid, visit.local);
-    let mut taken = [0; LOOT.len()];
+    client.write_all(loot).unwrap();
+    let mut socket = socket_of(daemon, client.local_addr().unwrap());
+    let mut taken = vec![0; loot.len()];
     let mut so_far = 0;
-    while so_far < LOOT.len() {
+    while so_far < loot.len() {
         match socket.read(&mut taken[so_far..]) {
             Ok(n) => so_far += n,
             // The daemon's socket does not block, and they may still be on their way.
             Err(why) => assert_eq!(why.kind(), ErrorKind::WouldBlock),
         }
     }
-    assert_eq!(taken, LOOT);
+    assert_eq!(taken, loot);
     drop(socket);
     kill_process(pid, Signal::CONT).unwrap();
-}
-
-/// The daemon's socket to a client, shared with it.
-fn socket_of(daemon: &Daemon, pid: Pid, client: SocketAddr) -> TcpStream {
-    let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
-    let files = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().flatten();
-    let sockets = files
-        .filter(|file| fs::read_link(file.path()).is_ok_and(|target| target.to_string_lossy().starts_with("socket:")));
-    let copy = |file: fs::DirEntry| {
-        let number = file.file_name().to_string_lossy().parse().ok()?;
-        Some(TcpStream::from(pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).ok()?))
-    };
-    sockets.filter_map(copy).find(|socket| socket.peer_addr().is_ok_and(|peer| peer == client)).unwrap()
 }
 
 /// Takes bytes from a connection of a daemon with these settings, has it `end`, and says how that is recorded.
@@ -68,7 +57,7 @@ fn robbed(
     let daemon = world.daemon(settings);
     let mut visit = world.visit(0, daemon.addr()).unwrap();
     visit.echo(&vec![7; before]).unwrap();
-    steal(&daemon, &visit);
+    steal(&daemon, visit.stream(), LOOT);
     let local = visit.local;
     end(visit);
     let record = daemon.record_of(local, SOON).unwrap();
@@ -119,4 +108,35 @@ fn bytes_that_vanish_before_a_time_limit_are_noticed() {
     let wait = |visit: Visit| _ = std::io::copy(&mut visit.stream().try_clone().unwrap(), &mut std::io::sink());
     let Some(ended) = robbed(&settings, test, 1_000, wait) else { return };
     assert_eq!(ended.2, "cD");
+}
+
+/// Of a pair on one host the bytes that find no room go through the daemon.
+#[test]
+fn bytes_that_vanish_between_applications_of_one_host_take_the_mark() {
+    let test = "bytes_that_vanish_between_applications_of_one_host_take_the_mark";
+    let Some(world) = World::new(KERNEL, test) else { return };
+    let cgroups = Cgroups::create().unwrap();
+    let addr = world.backend_addr(1);
+    world.database.add(&Row::new("b1", addr).same_host());
+    let settings = [("same_host_budget_kib", "16")];
+    let daemon = same_host_daemon(&world, &cgroups, &[cgroups.applications()], &settings);
+    serve_one(&world, addr, AtTheEnd::Close);
+    let mut client = Client::connect(&world, 0, daemon.addr());
+    client.echo(b"handed over");
+    client.echo(&[7; 20_000]);
+    steal(&daemon, &client.0, &[8; 20_000]);
+    client.echo(b"what comes later arrives");
+    assert_eq!(withdrawn(&daemon), [""; 0], "the bytes could still be on their way");
+    client.0.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    let record = daemon.record_of(client.local(), SOON).unwrap();
+    assert_eq!((record.termination.as_str(), record.fallback.as_deref()), ("--", Some("withdrawn")), "{record:?}");
+    assert_eq!(record.bytes_up, 11 + 20_000 + 24, "{record:?}");
+    assert!((1..record.bytes_up).contains(&record.kernel_up), "some by the kernel, some by the daemon: {record:?}");
+    assert_said(&daemon, "the mark same_host is withdrawn until a restart");
+    assert_said(&daemon, "40025 bytes were received, 20024 were read (Client)");
+    eventually("it is withdrawn", || withdrawn(&daemon) == ["b1"]);
+    let metrics = daemon.metrics().unwrap();
+    assert!(metrics.contains("edgeproxy_byte_mismatches_total 1\n"), "{metrics}");
+    assert!(metrics.contains("edgeproxy_same_host_withdrawn 1\n"), "{metrics}");
 }

@@ -3,17 +3,18 @@
 
 mod common;
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::polling::{AtTheEnd, Client, serve_one};
 use common::stage::same_host_daemon;
 use common::{KERNEL, NETWORK, Row, SOON, World};
 use socket2::SockRef;
 use xtask::lab::requirements::Need;
 use xtask::lab::{Cgroups, Daemon, Ns, Record};
-use xtask::load::{connect_from, poll};
+use xtask::load::connect_from;
 
 /// Within these a limit of one second has to end a connection.
 const A_SECOND: std::ops::Range<Duration> = Duration::from_millis(700)..SOON;
@@ -192,15 +193,12 @@ impl Scene {
             let others = [("forwarder", forwarder), ("splice_read_kib", "16")];
             (world.daemon(&[&limits[..], &others].concat()), None)
         };
-        serve_one(&world, addr);
+        serve_one(&world, addr, AtTheEnd::Stay);
         Some(Self { daemon, world, forwarder, _cgroups: cgroups })
     }
 
     fn connect(&self) -> Client {
-        let connect = || connect_from(self.world.lab.client(0), self.daemon.addr());
-        let stream = self.world.lab.run_in(Ns::Clients, connect).unwrap();
-        stream.set_nonblocking(true).unwrap();
-        let mut client = Client(stream);
+        let mut client = Client::connect(&self.world, 0, self.daemon.addr());
         let spliced = || self.daemon.get("/api/v1/flows").unwrap().body.contains("\"splice\"");
         while self.forwarder == "splice" && !spliced() {
             client.echo(&[7; 40_000]);
@@ -214,63 +212,8 @@ impl Scene {
         let end = client.read(&mut [0]);
         let took = since.elapsed();
         assert!(!matches!(end, Ok(1..)), "{end:?}");
-        let record = self.daemon.record_of(client.0.local_addr().unwrap(), SOON).unwrap();
+        let record = self.daemon.record_of(client.local(), SOON).unwrap();
         assert_eq!(record.forwarder.as_deref(), Some(self.forwarder), "{record:?}");
         (took, record)
-    }
-}
-
-/// Accepts one connection, sends back what comes, and lets the connection stand until it is reset. Its socket does not
-/// block: others are not forwarded by `sk_msg`.
-fn serve_one(world: &World, addr: SocketAddr) {
-    let listener = world.lab.run_in(Ns::Backends, || TcpListener::bind(addr)).unwrap();
-    thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        stream.set_nonblocking(true).unwrap();
-        let (mut buffer, mut events) = ([0; 4096], libc::POLLIN);
-        while poll(&stream, events, 60_000).is_ok_and(|ready| ready != 0 && ready & libc::POLLERR == 0) {
-            match stream.read(&mut buffer) {
-                Ok(0) => events = 0,
-                Ok(read) => stream.write_all(&buffer[..read]).unwrap(),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => return,
-            }
-        }
-    });
-}
-
-struct Client(TcpStream);
-
-impl Client {
-    fn echo(&mut self, message: &[u8]) {
-        let mut left = message;
-        while !left.is_empty() {
-            match self.0.write(left) {
-                Ok(written) => left = &left[written..],
-                Err(error) if error.kind() == ErrorKind::WouldBlock => _ = poll(&self.0, libc::POLLOUT, 1_000).unwrap(),
-                Err(error) => panic!("{error}"),
-            }
-        }
-        let mut back = vec![0; message.len()];
-        let mut got = 0;
-        while got < back.len() {
-            match self.read(&mut back[got..]).unwrap() {
-                0 => panic!("it ended after {got} bytes"),
-                read => got += read,
-            }
-        }
-        assert_eq!(back, message);
-    }
-
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let deadline = Instant::now() + SOON;
-        loop {
-            match self.0.read(buffer) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
-                    poll(&self.0, libc::POLLIN, 100)?;
-                }
-                result => return result,
-            }
-        }
     }
 }

@@ -2,10 +2,12 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 pub mod bench;
+pub mod descriptors;
 pub mod hello;
 pub mod http;
 pub mod listening;
 pub mod maps;
+pub mod polling;
 pub mod stage;
 pub mod urgent;
 

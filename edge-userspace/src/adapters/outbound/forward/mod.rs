@@ -107,6 +107,10 @@ impl Forwarders {
         let forwarded = self.same_host.forward(sockets, backend, header == 0, flow, &self.rules.limits, &self.cut);
         match Box::pin(forwarded).await {
             Ok(ended) => {
+                // What it means is told by the mark.
+                if ended.disagreed {
+                    self.path.count_mismatch();
+                }
                 Report { bytes: ended.bytes, fallback: ended.fallback, ..Report::default() }.ended(ended.termination)
             }
             Err(Instead { sockets, why }) => {

@@ -147,6 +147,8 @@ pub(super) struct TcpInfo {
     pub(super) fin: bool,
     /// Bytes received in order, a FIN counting as one.
     pub(super) received: u64,
+    /// Bytes sent that the peer's TCP has acknowledged, counted from an arbitrary start; a FIN counts as one.
+    pub(super) acked: u64,
     /// Since the last byte of payload came in.
     pub(super) quiet: Duration,
 }
@@ -189,6 +191,7 @@ pub(super) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
         closed: raw.state == TCP_CLOSE,
         fin: FIN_RECEIVED.contains(&raw.state),
         received: raw.bytes_received,
+        acked: raw.bytes_acked,
         quiet: Duration::from_millis(u64::from(raw.last_data_recv)),
     })
 }

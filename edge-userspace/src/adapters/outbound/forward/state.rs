@@ -292,8 +292,13 @@ impl KernelPath {
         self.note(Disagreement { in_kernel: false, what });
     }
 
-    fn note(&self, disagreement: Disagreement) {
+    /// A connection's byte counts disagreed.
+    pub(super) fn count_mismatch(&self) {
         self.mismatches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn note(&self, disagreement: Disagreement) {
+        self.count_mismatch();
         let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
         if news.len() < MAX_NEWS {
             news.push(disagreement);

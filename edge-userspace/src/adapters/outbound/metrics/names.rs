@@ -58,7 +58,7 @@ pub(super) const KERNEL_PATH_OFF: Name =
     ("kernel_path_off", "1 for the reason why the kernel path is off where it is wanted, 0 for the others");
 pub(super) const BYTE_MISMATCHES: Name = (
     "byte_mismatches",
-    "Connections whose byte counts disagreed; one on the kernel path switched that off, one that was spliced splice",
+    "Connections whose byte counts disagreed; one on the kernel path switched that off, one that was spliced splice, one between applications of this host took the mark from its backend",
 );
 pub(super) const KERNEL_BYTES: Name =
     ("kernel_forwarded_bytes", "Payload the kernel has forwarded, running flows included");

@@ -334,6 +334,12 @@ impl LocalSlot {
         unsafe { AtomicU64::from_ptr(&raw mut (*self.record(side)).redirected) }.load(Ordering::SeqCst)
     }
 
+    /// Bytes that the daemon handed over for that direction.
+    pub(in super::super) fn handed_over(&self, side: Side) -> u64 {
+        // SAFETY: as in `redirected`.
+        unsafe { AtomicU64::from_ptr(&raw mut (*self.relay(side)).redirected) }.load(Ordering::SeqCst)
+    }
+
     /// Looks at both sockets of the direction that begins at `side`.
     pub(in super::super) fn look(&self, side: Side) -> Look {
         self.programs.look(self.index * 4 + side.index());

@@ -1,6 +1,7 @@
 //! The path between two applications of this host: what a local client sends is handed straight to a local backend,
 //! and back. For backends with the mark `same_host` only. The rules are in `docs/same-host.md`.
 
+mod audit;
 mod marks;
 mod pair;
 mod self_test;

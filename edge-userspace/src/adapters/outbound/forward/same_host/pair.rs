@@ -22,6 +22,7 @@ use super::super::kernel::{LocalPrograms, LocalSlot};
 use super::super::lane::{Both, Pending, Side, TURN, with_scratch};
 use super::super::sockmap::RESET_LINGER;
 use super::super::{TimeLimits, socket};
+use super::audit::Counts;
 use super::marks::Mark;
 use crate::application::drain::Cut;
 use crate::application::flows::Flow;
@@ -50,6 +51,8 @@ pub(in super::super) struct Report {
     pub(in super::super) termination: Termination,
     /// The backend lost its mark meanwhile.
     pub(in super::super) fallback: Option<Fallback>,
+    /// Byte counts of this pair disagreed, and so it did.
+    pub(in super::super) disagreed: bool,
 }
 
 /// A client and a backend on this host.
@@ -59,6 +62,10 @@ pub(super) struct LocalPair {
     slot: Arc<LocalSlot>,
     mark: Mark,
     lanes: Both<Lane>,
+    /// What the applications' TCP had acknowledged before the first byte.
+    acknowledged_before: Both<u64>,
+    /// Byte counts disagreed.
+    disagreed: bool,
     /// The largest piece handed over at once.
     piece: usize,
     /// What may wait for one reader.
@@ -116,11 +123,14 @@ pub(super) async fn find_backend(programs: &LocalPrograms, own: OwnSocket) -> Op
 impl LocalPair {
     pub(super) fn new(sockets: Both<TcpStream>, slot: Arc<LocalSlot>, mark: Mark, budget: u32) -> Self {
         let budget = budget as usize;
+        let acknowledged_before = Both::of(|side| acknowledged(&sockets[side]));
         Self {
             sockets,
             slot,
             mark,
             lanes: Both::of(|_| Lane::default()),
+            acknowledged_before,
+            disagreed: false,
             piece: PIECE.min(budget / 4),
             budget,
             gated: false,
@@ -252,20 +262,27 @@ impl LocalPair {
         Ok(Wait::Turn)
     }
 
-    /// Compares the byte counts.
-    fn audit(&self, side: Side) {
-        let (look, lane) = (self.slot.look(side), &self.lanes[side]);
-        let unread = look.written.map(|written| written.wrapping_sub(low(lane.read)).cast_signed());
-        // The end of a stream that was passed on and read counts as one.
-        if look.target.is_some_and(|target| target.copied > u32::from(lane.shut)) {
-            self.mismatch(side, "the reader took bytes from TCP, where none may be");
-        } else if unread.is_some_and(|unread| unread < 0) {
-            self.mismatch(side, "more was received than the sender gave to TCP");
+    /// Compares the byte counts. `over`: both streams have ended, and all that came was passed on.
+    fn audit(&mut self, over: bool) {
+        let what = |side| self.counts(side).disagreement(over).map(|what| format!("{what} ({side:?})"));
+        if let Some(what) = Side::BOTH.into_iter().find_map(what) {
+            self.disagreed = true;
+            self.mark.withdraw(&what);
         }
     }
 
-    fn mismatch(&self, side: Side, what: &str) {
-        self.mark.withdraw(&format!("{what} ({side:?})"));
+    fn counts(&self, side: Side) -> Counts {
+        let (look, lane, reader) = (self.slot.look(side), &self.lanes[side], side.other());
+        Counts {
+            given: look.written,
+            received: socket::tcp_info(self.sockets[side].as_fd()).ok(),
+            read: lane.read,
+            written: lane.written,
+            handed_over: self.slot.handed_over(side),
+            acknowledged: acknowledged(&self.sockets[reader]).saturating_sub(self.acknowledged_before[reader]),
+            taken: look.target.map(|target| target.copied),
+            shut: lane.shut,
+        }
     }
 
     /// Whether the mark is gone, be it for the trouble of another connection, or the operator has switched: then nothing
@@ -326,9 +343,9 @@ impl LocalPair {
     }
 
     /// What no event tells: counts that disagree, and a reset of a side that is not read.
-    fn examine(&self) -> Result<(), Reset> {
+    fn examine(&mut self) -> Result<(), Reset> {
+        self.audit(false);
         for side in Side::BOTH {
-            self.audit(side);
             let lane = &self.lanes[side];
             let unread = lane.shut || !lane.pending.is_empty();
             let closed = || socket::tcp_info(self.sockets[side].as_fd()).is_ok_and(|info| info.closed);
@@ -437,8 +454,8 @@ impl LocalPair {
     }
 
     /// Closes both sockets, with a reset where the end is not a clean one.
-    fn finish(self, termination: Termination) -> Report {
-        Side::BOTH.into_iter().for_each(|side| self.audit(side));
+    fn finish(mut self, termination: Termination) -> Report {
+        self.audit(termination == Termination::Normal);
         self.slot.set_gate(true);
         let in_kernel = self.redirected();
         if termination != Termination::Normal {
@@ -447,11 +464,11 @@ impl LocalPair {
         let Both { client: up, backend: down } = in_kernel;
         let bytes = self.through_tcp() + ByteCounts { up, down, kernel_up: up, kernel_down: down };
         let fallback = self.mark.is_withdrawn().then_some(Fallback::Withdrawn);
-        Report { bytes, termination, fallback }
+        Report { bytes, termination, fallback, disagreed: self.disagreed }
     }
 }
 
-/// Sequence numbers have 32 bits.
-fn low(count: u64) -> u32 {
-    (count & u64::from(u32::MAX)) as u32
+/// What the application's TCP has acknowledged; 0 where that can't be told.
+fn acknowledged(socket: &TcpStream) -> u64 {
+    socket::tcp_info(socket.as_fd()).map_or(0, |info| info.acked)
 }
