@@ -31,6 +31,18 @@ fn chaos_that_stalls_and_cuts_short_carries_every_byte() {
     every_byte("chaos", NETWORK, "chaos_that_stalls_and_cuts_short_carries_every_byte");
 }
 
+/// Where sockets fail at random what arrives is a prefix of what was sent, ends in a reset, and nobody is left; the
+/// connections that were not hit are whole. In no behaviour here is a reset a part of the play.
+#[test]
+fn chaos_that_fails_cuts_connections_and_changes_no_byte() {
+    let test = "chaos_that_fails_cuts_connections_and_changes_no_byte";
+    let Some(bench) = Bench::new("chaos", NETWORK, test, &[("chaos_fail_permille", "4")]) else { return };
+    let behaviours = without_resets();
+    let report = bench.run(&Load { behaviours, ..Load::mixed(240, 10) });
+    bench.assert_cut_or_whole(&report);
+    bench.assert_at_rest();
+}
+
 #[test]
 fn sockmap_carries_every_byte() {
     every_byte("sockmap", KERNEL, "sockmap_carries_every_byte");
@@ -130,6 +142,11 @@ fn splice_survives_loss() {
 }
 
 #[test]
+fn chaos_survives_loss() {
+    loss("chaos", Where::OnTheWay, "chaos_survives_loss");
+}
+
+#[test]
 fn sockmap_survives_loss() {
     loss("sockmap", Where::OnTheWay, "sockmap_survives_loss");
 }
@@ -147,6 +164,11 @@ fn copy_survives_full_queues() {
 #[test]
 fn splice_survives_full_queues() {
     loss("splice", Where::AtTheSender, "splice_survives_full_queues");
+}
+
+#[test]
+fn chaos_survives_full_queues() {
+    loss("chaos", Where::AtTheSender, "chaos_survives_full_queues");
 }
 
 #[test]
@@ -186,6 +208,11 @@ fn copy_keeps_what_is_sent_before_the_backend_is_connected() {
 #[test]
 fn splice_keeps_what_is_sent_before_the_backend_is_connected() {
     early_data("splice", NETWORK, "splice_keeps_what_is_sent_before_the_backend_is_connected");
+}
+
+#[test]
+fn chaos_keeps_what_is_sent_before_the_backend_is_connected() {
+    early_data("chaos", NETWORK, "chaos_keeps_what_is_sent_before_the_backend_is_connected");
 }
 
 #[test]

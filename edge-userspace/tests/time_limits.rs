@@ -30,6 +30,11 @@ fn splice_ends_what_is_idle() {
 }
 
 #[test]
+fn chaos_ends_what_is_idle() {
+    idle(&Scene::new("chaos", NETWORK, "chaos_ends_what_is_idle"));
+}
+
+#[test]
 fn sockmap_ends_what_is_idle() {
     idle(&Scene::new("sockmap", KERNEL, "sockmap_ends_what_is_idle"));
 }
@@ -59,6 +64,11 @@ fn copy_ends_what_is_half_closed() {
 #[test]
 fn splice_ends_what_is_half_closed() {
     half_closed(&Scene::new("splice", NETWORK, "splice_ends_what_is_half_closed"));
+}
+
+#[test]
+fn chaos_ends_what_is_half_closed() {
+    half_closed(&Scene::new("chaos", NETWORK, "chaos_ends_what_is_half_closed"));
 }
 
 #[test]
@@ -92,6 +102,11 @@ fn splice_waits_for_the_answer_after_a_long_quiet() {
 }
 
 #[test]
+fn chaos_waits_for_the_answer_after_a_long_quiet() {
+    late_end(&Scene::with("chaos", NETWORK, "chaos_waits_for_the_answer_after_a_long_quiet", QUIET));
+}
+
+#[test]
 fn sockmap_waits_for_the_answer_after_a_long_quiet() {
     late_end(&Scene::with("sockmap", KERNEL, "sockmap_waits_for_the_answer_after_a_long_quiet", QUIET));
 }
@@ -109,6 +124,11 @@ fn copy_lets_a_slow_reader_finish() {
 #[test]
 fn splice_lets_a_slow_reader_finish() {
     slow("splice", NETWORK, "splice_lets_a_slow_reader_finish");
+}
+
+#[test]
+fn chaos_lets_a_slow_reader_finish() {
+    slow("chaos", NETWORK, "chaos_lets_a_slow_reader_finish");
 }
 
 #[test]

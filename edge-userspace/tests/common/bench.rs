@@ -135,6 +135,38 @@ impl Bench {
         }
     }
 
+    /// Of connections that may fail at any moment: those that were recorded as ended by a reset were cut short or whole,
+    /// with every byte right so far; all others were whole.
+    pub fn assert_cut_or_whole(&self, report: &LoadReport) {
+        let expected = report.connections.len();
+        let records = self.daemon.access_log(SOON, |records| records.len() >= expected);
+        let by_client: HashMap<SocketAddr, &Record> = records.iter().map(|record| (record.client(), record)).collect();
+        let mut cut = 0;
+        for checked in &report.connections {
+            // One that was cut before it could say what it is has no address.
+            let Some(client) = checked.client_addr else {
+                assert!(checked.client.fault.as_ref().is_some_and(|fault| fault.contains("reset")), "{checked:?}");
+                continue;
+            };
+            let record = by_client.get(&client).unwrap_or_else(|| panic!("no access record of {client}"));
+            if record.termination == "--" {
+                assert_eq!(checked.fault(), None, "{record:?}");
+                agree(checked, record);
+            } else {
+                assert!(["CD", "SD"].contains(&record.termination.as_str()), "{record:?}");
+                let of_backend = checked.backend.as_ref().and_then(|report| report.end.fault.as_ref());
+                for fault in [checked.client.fault.as_ref(), of_backend].into_iter().flatten() {
+                    assert!(fault.starts_with("reset: "), "{fault}: {record:?}");
+                }
+                cut += 1;
+            }
+        }
+        eprintln!("{cut} of {expected} connections were cut");
+        assert!(cut > 0 && cut < expected, "{cut} of {expected} were cut");
+        // Likewise at the backend.
+        assert!(report.strays.iter().all(|stray| stray.contains("of header: Connection reset")), "{:?}", report.strays);
+    }
+
     /// `auto` gave some connections to the kernel, which forwarded bytes of theirs, and spliced others.
     pub fn assert_auto_chose(&self) {
         let records = self.daemon.access_log(Duration::ZERO, |_| true);

@@ -94,13 +94,16 @@ impl End {
 
     /// Whether this end has no more to do.
     fn is_done(&mut self) -> Result<bool, String> {
+        if self.stop == Some(Stop::Reset) {
+            return Ok(true);
+        }
         let all_sent = self.sent == self.script.send && (self.stop.is_some() || !self.script.send_after_end);
         match self.script.finish {
             Finish::HalfClose => {
                 if all_sent && !self.half_closed {
                     self.half_close()?;
                 }
-                Ok(self.stop == Some(Stop::Reset) || (self.half_closed && self.stop.is_some()))
+                Ok(self.half_closed && self.stop.is_some())
             }
             Finish::Close => Ok(all_sent),
             Finish::Reset => Ok(all_sent && self.checker.is_complete() && self.unacknowledged()? == 0),
