@@ -3,12 +3,15 @@
 
 mod common;
 
+use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{BINARY, KERNEL, NETWORK, SOON, World, edgeproxy};
+use common::polling::{AtTheEnd, Client, serve_one};
+use common::stage::same_host_daemon;
+use common::{BINARY, KERNEL, NETWORK, Row, SOON, World, edgeproxy};
 use serde_json::Value;
-use xtask::lab::{Daemon, daemon};
+use xtask::lab::{Cgroups, Daemon, daemon};
 use xtask::load::{Manner, Visit};
 
 /// The flows that `edgeproxy flows --json` prints.
@@ -68,20 +71,95 @@ fn a_live_switch_takes_effect_on_running_flows() {
 }
 
 #[test]
-fn byte_counts_are_live_and_metrics_include_running_flows() {
-    let Some(world) = World::new(NETWORK, "byte_counts_are_live_and_metrics_include_running_flows") else { return };
+fn byte_counts_of_copied_flows_are_live() {
+    let Some(world) = World::new(NETWORK, "byte_counts_of_copied_flows_are_live") else { return };
+    live(&world, "copy", &[1; 10_000]);
+}
+
+#[test]
+fn byte_counts_of_spliced_flows_are_live() {
+    let Some(world) = World::new(NETWORK, "byte_counts_of_spliced_flows_are_live") else { return };
+    live(&world, "splice", &vec![2; 1 << 20]);
+}
+
+#[test]
+fn byte_counts_of_flows_in_the_kernel_are_live() {
+    let Some(world) = World::new(KERNEL, "byte_counts_of_flows_in_the_kernel_are_live") else { return };
+    live(&world, "sockmap", &[3; 10_000]);
+}
+
+fn live(world: &World, forwarder: &str, message: &[u8]) {
     let _backend = world.backend(1, Manner::Echo, |row| row);
-    let daemon = world.daemon(&[("forwarder", "copy")]);
+    let daemon = world.daemon(&[("forwarder", forwarder)]);
     let mut visit = world.visit(1, daemon.addr()).unwrap();
-    visit.echo(&[1; 10_000]).unwrap();
-    let flow = talk_until(&daemon, &mut visit, |flow| number(flow, "bytes_up") >= 10_000);
-    assert_eq!(flow["client"], visit.local.to_string());
-    // The backend said its name, too.
-    assert_eq!(number(&flow, "bytes_down"), number(&flow, "bytes_up") + 3, "{flow}");
-    let shown = daemon.metrics().unwrap();
-    let line = shown.lines().find(|line| line.contains("forwarded_bytes_total{direction=\"up\",path=\"userspace\"}"));
-    let bytes: u64 = line.unwrap().rsplit(' ').next().unwrap().parse().unwrap();
-    assert_eq!(bytes, number(&flows(&daemon)[0], "bytes_up"));
+    let local = visit.local;
+    // The backend says its name first.
+    assert_live(&daemon, forwarder, local, 3, || {
+        visit.echo(message).unwrap();
+        message.len() as u64
+    });
+}
+
+/// Between applications of this host what finds room is handed over, and the rest goes through the daemon.
+#[test]
+fn byte_counts_of_flows_on_one_host_are_live() {
+    let Some(world) = World::new(KERNEL, "byte_counts_of_flows_on_one_host_are_live") else { return };
+    let cgroups = Cgroups::create().unwrap();
+    let addr = world.backend_addr(1);
+    world.database.add(&Row::new("b1", addr).same_host());
+    let settings = [("same_host_budget_kib", "16")];
+    let daemon = same_host_daemon(&world, &cgroups, &[cgroups.applications()], &settings);
+    serve_one(&world, addr, AtTheEnd::Close);
+    let mut client = Client::connect(&world, 1, daemon.addr());
+    assert_live(&daemon, "sk_msg", client.local(), 0, || {
+        client.echo(&[4; 3_000]);
+        client.echo(&[5; 20_000]);
+        23_000
+    });
+}
+
+/// While it runs the one flow has the counts of its ends, and so do the metrics. `talk` moves so many bytes each way,
+/// after the backend's greeting.
+fn assert_live(daemon: &Daemon, forwarder: &str, client: SocketAddr, greeting: u64, mut talk: impl FnMut() -> u64) {
+    let mut sent = 0;
+    let mut round = || {
+        sent += talk();
+        let counted = |flow: &Value| (number(flow, "bytes_up"), number(flow, "bytes_down"));
+        let deadline = Instant::now() + SOON;
+        loop {
+            let flow = flows(daemon).pop().unwrap();
+            if counted(&flow) == (sent, sent + greeting) {
+                return flow;
+            }
+            assert!(Instant::now() < deadline, "{sent} bytes were sent and came back: {flow}");
+        }
+    };
+    let by_kernel = |flow: &Value| (number(flow, "kernel_up"), number(flow, "kernel_down"));
+    let carries = |flow: &Value| {
+        let (up, down) = by_kernel(flow);
+        flow["forwarder"] == forwarder && (forwarder == "copy" || up > 0 && down > 0)
+    };
+    let first = (0..100).map(|_| round()).find(carries).expect("the forwarder carries it");
+    assert_eq!(first["client"], client.to_string());
+    let last = (0..10).map(|_| round()).last().unwrap();
+    let (up, down) = by_kernel(&last);
+    match forwarder {
+        "copy" => assert_eq!((up, down), (0, 0), "{last}"),
+        _ => assert!(up > number(&first, "kernel_up") && down > number(&first, "kernel_down"), "{first} {last}"),
+    }
+    for (direction, kernel) in [("up", up), ("down", down)] {
+        let all = number(&last, &format!("bytes_{direction}"));
+        let shown = ["userspace", "kernel"].map(|path| moved(daemon, direction, path));
+        assert_eq!(shown, [all - kernel, kernel], "{direction}: {last}");
+    }
+}
+
+/// `edgeproxy_forwarded_bytes_total`.
+fn moved(daemon: &Daemon, direction: &str, path: &str) -> u64 {
+    let start = format!("edgeproxy_forwarded_bytes_total{{direction=\"{direction}\",path=\"{path}\"}} ");
+    let metrics = daemon.metrics().unwrap();
+    let count = metrics.lines().find_map(|line| line.strip_prefix(&start)).expect("the metric is there");
+    count.parse().unwrap()
 }
 
 #[test]
