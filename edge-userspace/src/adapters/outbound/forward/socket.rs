@@ -117,6 +117,15 @@ pub(super) fn readable(socket: BorrowedFd<'_>) -> u64 {
     if rc == 0 { u64::try_from(bytes).unwrap_or(0) } else { 0 }
 }
 
+/// Lets TCP take what the send buffer has room for, however much of it is not sent yet: the room that the verdict looks at.
+///
+/// With a low `net.ipv4.tcp_notsent_lowat` the kernel's worker would stop while there is room, with what was redirected
+/// on nobody's account.
+pub(super) fn take_what_has_room(socket: BorrowedFd<'_>) {
+    let no_mark = -1;
+    let _ = set_option(socket, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, no_mark);
+}
+
 /// Lets the socket's send buffer take `more` bytes beyond what it may hold now; wakes the kernel's writer.
 ///
 /// Beyond `net.core.wmem_max` this needs CAP_NET_ADMIN, which the daemon has given up: the buffer grows as far as it may.

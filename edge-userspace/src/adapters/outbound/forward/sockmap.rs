@@ -143,6 +143,7 @@ impl Offload {
             return Err((Fallback::NoFreeRecord, sockets));
         };
         let Both { client, backend } = &sockets;
+        [client, backend].into_iter().for_each(|socket| socket::take_what_has_room(socket.as_fd()));
         let [Some(client_base), Some(backend_base)] =
             [client, backend].map(|s| socket::taken_over(s.as_fd()).ok().flatten())
         else {
