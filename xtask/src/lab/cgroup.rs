@@ -34,8 +34,9 @@ impl Cgroups {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let applications = APPLICATIONS.get_or_init(|| settle().map_err(|error| error.to_string()));
         let applications = applications.as_ref().map_err(|error| io::Error::other(error.as_str()))?;
-        let (pid, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let beside = |what: &str| applications.with_file_name(format!("edgeproxy-{what}-{pid}-{number}"));
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let beside =
+            |what: &str| applications.with_file_name(format!("{}-{number}", name_of(what, std::process::id())));
         let cgroups = Self { daemon: beside("daemon"), servers: beside("servers") };
         fs::create_dir(&cgroups.daemon)?;
         fs::create_dir(&cgroups.servers)?;
@@ -101,19 +102,33 @@ pub(super) fn place(command: &mut Command, cgroup: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// What begins the name of a cgroup that this process makes: who made it is known from its name.
+fn name_of(what: &str, process: u32) -> String {
+    format!("edgeproxy-{what}-{process}")
+}
+
+/// The process that made a cgroup of this name.
+fn maker_of(name: &str) -> Option<u32> {
+    name.strip_prefix("edgeproxy-")?.split('-').nth(1)?.parse().ok()
+}
+
 fn settle() -> io::Result<PathBuf> {
     let own = own().ok_or_else(|| io::Error::other("no cgroup v2 file system is mounted"))?;
     remove_left_over(&own);
-    let applications = own.join(format!("edgeproxy-apps-{}", std::process::id()));
+    let applications = own.join(name_of("apps", std::process::id()));
     fs::create_dir(&applications)?;
     fs::write(applications.join("cgroup.procs"), "0")?;
     Ok(applications)
 }
 
-/// A process can't remove the cgroup that it is in: the next one does it.
+/// A process can't remove the cgroup that it is in, nor any if it was killed: the next one does it. Those of processes
+/// that live are left alone, also empty ones: a daemon is about to be started there.
 fn remove_left_over(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with("edgeproxy-") {
+        let maker = maker_of(&entry.file_name().to_string_lossy());
+        // This process has made none yet: one of its number was another's.
+        let lives = |maker: u32| maker != std::process::id() && Path::new(&format!("/proc/{maker}")).exists();
+        if maker.is_some_and(|maker| !lives(maker)) {
             // Fails while somebody is in it.
             let _ = fs::remove_dir(entry.path());
         }
@@ -127,4 +142,37 @@ fn own() -> Option<PathBuf> {
     let cgroup = fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = cgroup.lines().find_map(|line| line.strip_prefix("0::"))?;
     Some(Path::new(mount).join(own.trim_start_matches('/')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_cgroup_tells_who_made_it() {
+        assert_eq!(maker_of(&name_of("apps", 17)), Some(17));
+        assert_eq!(maker_of(&format!("{}-3", name_of("daemon", 4_711))), Some(4_711));
+        assert_eq!([maker_of("edgeproxy.service"), maker_of("edgeproxy-1"), maker_of("user-2-3")], [None; 3]);
+    }
+
+    /// What two benchmarks at a time do to each other.
+    #[test]
+    fn only_the_cgroups_of_processes_that_are_gone_are_left_over() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let mut gone = Command::new("true").spawn().expect("a process");
+        let dead = gone.id();
+        gone.wait().expect("its end");
+        let make = |what: &str, process: u32| {
+            let path = parent.path().join(format!("{}-0", name_of(what, process)));
+            fs::create_dir(&path).expect("a directory");
+            path
+        };
+        let of_others = parent.path().join("edgeproxy.service");
+        fs::create_dir(&of_others).expect("a directory");
+        let (living, left) = (make("daemon", std::os::unix::process::parent_id()), make("daemon", dead));
+        let number_again = make("servers", std::process::id());
+        remove_left_over(parent.path());
+        assert!(living.exists() && of_others.exists());
+        assert!(!left.exists() && !number_again.exists());
+    }
 }
