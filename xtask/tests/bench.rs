@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -96,22 +96,11 @@ fn an_interrupted_benchmark_leaves_nothing_behind() {
     }
     for signal in [libc::SIGINT, libc::SIGTERM] {
         let temporary = tempfile::tempdir().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-        command.args(["bench", "--debug-build", "--rounds", "9", "--seconds", "60", "--only", "local-rr64-1"]);
-        command.args(["--candidates", "same-host"]).env("TMPDIR", temporary.path());
-        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let child = at_work(temporary.path());
         let pid = child.id();
-        let deadline = Instant::now() + PATIENCE;
-        // It starts each candidate once to see whether it is there; the next one stays.
-        while !has_stayed(&descendants(pid)) {
-            assert!(Instant::now() < deadline, "no daemon was started");
-            thread::sleep(Duration::from_millis(50));
-        }
         let started = descendants(pid);
         assert!(fs::read_dir(temporary.path()).unwrap().count() > 0 && !cgroups_of(pid).is_empty());
-        // SAFETY: our own child, which is not yet waited for.
-        unsafe { libc::kill(pid.cast_signed(), signal) };
-        let output = child.wait_with_output().unwrap();
+        let output = interrupted(child, signal);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && said.contains("error: interrupted"), "{said}");
         let left: Vec<_> = started.iter().filter(|id| Path::new(&format!("/proc/{id}")).exists()).collect();
@@ -120,6 +109,47 @@ fn an_interrupted_benchmark_leaves_nothing_behind() {
         assert!(left.is_empty(), "{left:?} are left");
         assert_eq!(cgroups_of(pid), Vec::<PathBuf>::new(), "are left");
     }
+}
+
+/// The second one begins and ends while the first is at work, which has empty cgroups, too.
+#[test]
+fn two_benchmarks_at_once_leave_each_other_their_cgroups() {
+    let test = "two_benchmarks_at_once_leave_each_other_their_cgroups";
+    if require(&[Need::Root, Need::Namespaces, Need::Bpf], test).is_none() {
+        return;
+    }
+    let temporary = tempfile::tempdir().unwrap();
+    let first = at_work(temporary.path());
+    let before = cgroups_of(first.id());
+    let second = std::panic::catch_unwind(|| bench(&["--only", "local-rr64-1", "--candidates", "same-host"]));
+    let after = cgroups_of(first.id());
+    interrupted(first, libc::SIGTERM);
+    let (results, _) = second.unwrap();
+    let second = line(&results, "local-rr64-1", "same-host");
+    assert!(second["faults"] == 0 && median(second, "rate") > 1.0, "{second}");
+    assert_eq!((before.len(), before), (3, after));
+}
+
+/// A benchmark in the middle of a measurement that takes long, with its files in `temporary`.
+fn at_work(temporary: &Path) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    command.args(["bench", "--debug-build", "--rounds", "9", "--seconds", "60", "--only", "local-rr64-1"]);
+    command.args(["--candidates", "same-host"]).env("TMPDIR", temporary);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    // It starts each candidate once to see whether it is there; the next one stays.
+    while !has_stayed(&descendants(child.id())) {
+        assert!(Instant::now() < deadline, "no daemon was started");
+        thread::sleep(Duration::from_millis(50));
+    }
+    child
+}
+
+/// Ends it by a signal; what it said.
+fn interrupted(child: Child, signal: libc::c_int) -> Output {
+    // SAFETY: our own child, which is not yet waited for.
+    unsafe { libc::kill(child.id().cast_signed(), signal) };
+    child.wait_with_output().unwrap()
 }
 
 /// How long it may take until the benchmark is at work; it may have to be built first.
@@ -158,6 +188,7 @@ fn cgroups_of(process: u32) -> Vec<PathBuf> {
         found.extend(below.iter().filter(|path| is_its(path)).cloned());
         todo.extend(below);
     }
+    found.sort();
     found
 }
 
