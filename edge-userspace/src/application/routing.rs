@@ -219,6 +219,10 @@ impl RoutingTable {
 /// A backend that has come, moved or is checked in another way begins anew. Those that had trouble before.
 fn forget_changed(last: &Snapshot, now: &Snapshot) -> Vec<BackendId> {
     let mut anew = Vec::new();
+    // At the start nothing is known of anybody.
+    if last.generation() == 0 {
+        return anew;
+    }
     for app in now.apps() {
         let before = last.app(app.name());
         // What was taken over as it is has not changed.

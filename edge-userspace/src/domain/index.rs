@@ -1,8 +1,8 @@
 //! The routing table as the data path sees it: immutable, indexed by app and region when it is loaded.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::maglev::{Entrant, Maglev};
@@ -56,6 +56,7 @@ impl Snapshot {
     }
 
     fn made(generation: u64, backends: Vec<Arc<Backend>>, world: World, last: Option<&Self>) -> Self {
+        let many = backends.len() >= SHARED_WORK;
         let mut by_app: HashMap<AppName, Vec<Arc<Backend>>, foldhash::fast::RandomState> = HashMap::default();
         for backend in backends {
             match by_app.get_mut(&backend.app) {
@@ -71,7 +72,7 @@ impl Snapshot {
             let app = known.cloned().unwrap_or_else(|| Arc::new(AppIndex::new(spec, backends, &world, generation)));
             (name, app)
         };
-        let apps = by_app.into_iter().map(index).collect();
+        let apps = made_by_two(by_app.into_iter(), index, many);
         Self { generation, apps, world }
     }
 
@@ -148,6 +149,27 @@ impl Snapshot {
     pub fn endpoints(&self) -> &Endpoints {
         &self.world.endpoints
     }
+}
+
+/// From so many backends on, two threads make the indexes of a snapshot.
+const SHARED_WORK: usize = 2_000;
+
+/// Makes something of each item, on this thread and, where it is worth it and can be had, on another one.
+fn made_by_two<T: Send, K: Ord + Send, V: Send>(
+    items: impl Iterator<Item = T> + Send,
+    make: impl Fn(T) -> (K, V) + Sync,
+    worth_it: bool,
+) -> BTreeMap<K, V> {
+    let queue = Mutex::new(items);
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || std::iter::from_fn(next).map(&make).collect::<Vec<_>>();
+    std::thread::scope(|scope| {
+        let start = || std::thread::Builder::new().name("edge-index".into()).spawn_scoped(scope, work).ok();
+        let other = worth_it.then(start).flatten();
+        let own = work();
+        let others = other.map(|thread| thread.join().unwrap_or_else(|why| std::panic::resume_unwind(why)));
+        own.into_iter().chain(others.into_iter().flatten()).collect()
+    })
 }
 
 /// The backends of one app, by id and by region.

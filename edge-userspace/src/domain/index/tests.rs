@@ -60,3 +60,23 @@ fn the_old_snapshot_and_the_new_one_each_know_who_has_room() {
         }
     }
 }
+
+/// Two threads make its indexes.
+#[test]
+fn a_large_table_has_each_backend_once_in_its_app_and_takes_over_what_has_not_changed() {
+    let rows: Vec<_> = (0..3_000_u32)
+        .map(|n| RawBackend { app: format!("app-{:02}", n % 60).as_str().into(), ..row(&format!("b{n:04}"), "sa") })
+        .collect();
+    let mut all = crate::domain::testing::backends(&rows);
+    let table = Snapshot::new(1, all.clone(), Regions::default());
+    assert_eq!((table.apps().len(), table.len()), (60, 3_000));
+    for app in table.apps() {
+        assert_eq!(app.backends().len(), 50);
+        assert!(app.backends().iter().all(|backend| backend.app == *app.name() && app.has_room()));
+    }
+    all.pop();
+    let world = World { regions: Arc::clone(&table.world.regions), ..World::default() };
+    let next = Snapshot::following(&table, all, world);
+    let kept = next.apps().zip(table.apps()).filter(|(now, before)| std::ptr::eq(*now, *before)).count();
+    assert_eq!((kept, next.len()), (59, 2_999));
+}
