@@ -5,7 +5,7 @@ mod common;
 
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -98,10 +98,16 @@ fn a_place_that_can_not_be_had_is_told_and_tried_again_and_disturbs_nobody() {
         assert_said(&daemon, why);
     }
     assert!(daemon.metrics().unwrap().contains("edgeproxy_listener_up{listener=\"taken\"} 0"));
+    let asked = || explained(&daemon, &["--port", "90", "--to", "10.63.0.1"]);
+    let output = asked();
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &answer["winner"]), (Some(2), &"b1".into()), "nobody would come there");
+    assert!(answer["closed"].as_str().unwrap().contains("in use by another program"), "{answer}");
     assert!(daemon.get("/api/v1/events").unwrap().body.contains("listener_failed"));
     world.visit(0, daemon.addr()).unwrap().finish().unwrap();
     drop(other);
     leads_to(&world, 90, "b1");
+    assert_eq!(asked().status.code(), Some(0));
     let added =
         world.lab.command_in(Ns::Pop, Command::new("ip").args(["addr", "add", "192.0.2.99/32", "dev", "lo"])).status();
     assert!(added.unwrap().success());
@@ -262,10 +268,14 @@ fn who_waits_in_the_queue_of_a_handed_socket_loses_nothing() {
 }
 
 /// Runs `edgeproxy explain` for a client; its output as JSON, or what it complained of.
-fn explain(daemon: &Daemon, arguments: &[&str]) -> Result<Value, String> {
+fn explained(daemon: &Daemon, arguments: &[&str]) -> Output {
     let mut command = Command::new(common::BINARY);
     command.args(["explain", "--json", "--client", "10.64.0.1", "--admin-socket"]).arg(daemon.admin_socket());
-    let output = command.args(arguments).output().unwrap();
+    command.args(arguments).output().unwrap()
+}
+
+fn explain(daemon: &Daemon, arguments: &[&str]) -> Result<Value, String> {
+    let output = explained(daemon, arguments);
     serde_json::from_slice(&output.stdout).map_err(|_| String::from_utf8_lossy(&output.stderr).into_owned())
 }
 

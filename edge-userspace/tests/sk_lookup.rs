@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::listening::{app, listen, listener, unlisten};
-use common::{KERNEL, NETWORK, NOBODY, World, assert_said, eventually};
+use common::{KERNEL, NETWORK, NOBODY, SOON, World, assert_said, eventually};
 use edgeproxy::adapters::inbound::listeners::bind;
 use edgeproxy::adapters::inbound::listeners::steering::{Claim, Family, Policy, Steering};
 use edgeproxy::domain::{Endpoints, Place, RawListener};
@@ -499,4 +499,36 @@ fn the_cost_of_a_lookup() {
         println!("10,000 prefixes applied in {:?}", begun.elapsed());
         println!("10,000 prefixes, steered: {} ns", cost(steering, "100.20.7.7:443"));
     });
+}
+
+/// A daemon with a range on loopback takes the connections of another one's self-test, which then waits for nobody. That must
+/// hold up neither clients nor operators.
+#[test]
+fn a_self_test_whose_connections_are_taken_holds_nobody_up() {
+    let Some(world) = World::new(KERNEL, "a_self_test_whose_connections_are_taken_holds_nobody_up") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let first = world.daemon(&[("listen_addr", "0.0.0.0:20000-65535")]);
+    eventually("the range is served", || backend_at(&world, (world.lab.pop(), 30_000).into()).is_ok());
+    let config = world.config().set("forwarder", "auto");
+    let mut second = Daemon::spawn(&world.lab, &config).unwrap();
+    eventually("clients are served", || backend_at(&world, second.addr()).is_ok());
+    let status = second.status().unwrap();
+    assert_eq!(status.0["forwarder"]["loading"], true, "the test waits: {:#}", status.0);
+    second.wait_ready().unwrap();
+    let why = common::assert_kernel_path_off(&second, "self_test");
+    assert!(why.contains("another program takes this host's own connections"), "{why}");
+    assert_said(&second, "privileges given up");
+    second.ask_to_end();
+    assert_eq!(second.wait(SOON).unwrap().code(), Some(0));
+    // While it waits, told to end with clients and without.
+    for forwarder in ["auto", "sockmap"] {
+        let mut third = Daemon::spawn(&world.lab, &config.clone().set("forwarder", forwarder)).unwrap();
+        eventually("it is about to test", || third.messages().contains("routing table loaded"));
+        thread::sleep(Duration::from_millis(500));
+        let asked = std::time::Instant::now();
+        third.ask_to_end();
+        assert_eq!(third.wait(SOON).unwrap().code(), Some(0), "{forwarder}");
+        assert!(!third.messages().contains("the self-test failed"), "{forwarder}: only after {:?}", asked.elapsed());
+    }
+    drop(first);
 }

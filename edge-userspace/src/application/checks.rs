@@ -14,12 +14,14 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::health::Watch;
 use super::ports::Prober;
 use super::routing::RoutingTable;
-use crate::domain::{AppIndex, Backend, BackendId, CheckDefaults, CheckSpec, Snapshot};
+use crate::domain::{AppIndex, Backend, BackendId, CheckDefaults, CheckSpec, Complaint, Snapshot};
 
 /// How often the routing table is looked at for backends that have come, gone or changed.
 const LOOK: Duration = Duration::from_millis(100);
 /// The first checks of several backends follow each other so closely, as long as that fits into the interval.
 const FIRST_STEP: Duration = Duration::from_millis(1);
+/// A backend that this host was not able to try is tried again after so long.
+const RETRY: Duration = Duration::from_secs(1);
 /// Even a backend whose checks take longer than the interval is left alone for so long between two.
 const LEAST_PAUSE: Duration = Duration::from_millis(20);
 
@@ -144,7 +146,12 @@ async fn try_once<P: Prober>(kit: Arc<Kit<P>>, backend: Arc<Backend>) {
     let (spec, limit) = &kit.trial;
     let report = Box::pin(kit.prober.probe(&backend, spec, *limit)).await;
     drop(place);
-    kit.watch.tried(&backend, report.result, std::time::Instant::now());
+    let result = Complaint::of_trial(report.result);
+    if result.is_none() {
+        // Short of ports or descriptors: not at once again.
+        sleep(RETRY).await;
+    }
+    kit.watch.tried(&backend, result, std::time::Instant::now());
 }
 
 /// A tenth more or less, so that checks that began together, here or in other POPs, don't stay together.

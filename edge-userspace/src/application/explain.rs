@@ -5,6 +5,7 @@ mod target;
 
 use serde::{Deserialize, Serialize};
 
+use super::listening::Listening;
 use super::ports::{Bindings, GeoResolver};
 use super::routing::RoutingTable;
 use super::serve::Rules;
@@ -23,6 +24,7 @@ pub struct Oracle<'a> {
     pub geo: &'a dyn GeoResolver,
     pub bindings: &'a dyn Bindings,
     pub rules: &'a Rules,
+    pub listening: &'a Listening,
 }
 
 /// The shape of `GET /api/v1/explain` and of `edgeproxy explain --json`.
@@ -39,6 +41,9 @@ pub struct Explanation {
     pub pop_region: String,
     /// Where it would arrive and the listener that leads to the app; `None` where the question names the app itself.
     pub place: Option<String>,
+    /// Why nobody can connect there: the listener is not open.
+    #[serde(default)]
+    pub closed: Option<String>,
     pub listener: Option<String>,
     pub server_name: Option<String>,
     /// `None` where the listeners lead to no app.
@@ -130,6 +135,9 @@ impl Oracle<'_> {
             ..Explanation::default()
         };
         let Asked { app, endpoint, listener, refused } = target.find(client, self.rules, &snapshot)?;
+        let state =
+            endpoint.as_ref().and_then(|endpoint| self.listening.of(&endpoint.spot)).filter(|state| !state.open);
+        explanation.closed = state.map(|state| state.why.unwrap_or_else(|| "it is not open".to_owned()));
         explanation.place = endpoint.map(|endpoint| endpoint.spot.to_string());
         explanation.listener = listener.as_ref().map(|listener| listener.id.to_string());
         explanation.server_name = target.server_name.as_ref().map(ToString::to_string);
@@ -164,6 +172,11 @@ impl Oracle<'_> {
 }
 
 impl Explanation {
+    /// Whether a backend would be found.
+    pub fn succeeds(&self) -> bool {
+        self.winner.is_some() && self.closed.is_none()
+    }
+
     fn take_over(&mut self, plan: Plan) {
         self.selection = Some(plan.selection.to_string());
         self.bound = plan.bound.map(|id| id.to_string());

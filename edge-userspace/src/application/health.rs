@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use super::ports::Observer;
 use super::routing::RoutingTable;
 use crate::domain::{
-    AppIndex, AppName, Backend, BackendId, CheckPace, CheckReport, CheckResult, CheckSpec, Complaint, ConnectFailure,
-    HealthRules, Snapshot, Termination, Transition,
+    AppIndex, AppName, Backend, BackendId, CheckPace, CheckReport, CheckSpec, Complaint, ConnectFailure, HealthRules,
+    Snapshot, Termination, Transition,
 };
 
 /// Listens to connections and acts on what they tell.
@@ -100,7 +100,7 @@ impl Watch {
         // Held until the ejection is in force, so that no two together eject more than may be.
         let mut troubled = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
         let (transition, _) = backend.load.with_health(now, rules, |health| {
-            let eject = self.is_current(backend) && health.complain(complaint, rules) && self.may_eject(&backend.app);
+            let eject = self.is_current(backend) && health.complain(complaint, rules) && self.may_eject(backend);
             eject.then(|| health.eject(complaint, now, rules))
         });
         if transition.is_some() {
@@ -110,16 +110,18 @@ impl Watch {
         self.tell(backend, transition);
     }
 
-    fn may_eject(&self, app: &AppName) -> bool {
+    /// Whether the backend may be out by ejection, beside the others that are.
+    fn may_eject(&self, backend: &Backend) -> bool {
         let snapshot = self.routing.load();
-        let Some(index) = snapshot.app(app) else { return false };
+        let Some(index) = snapshot.app(&backend.app) else { return false };
         // Who is down by its checks serves nobody: of those that are left not all may go.
         // Who is out by the operator's word is no part of either number.
         let serves = |backend: &&Arc<Backend>| {
             backend.closed_to_new().is_none() && !backend.load.is_down() && !backend.load.is_draining()
         };
         let in_service = index.backends().iter().filter(serves).count();
-        let ejected = index.backends().iter().filter(serves).filter(|backend| backend.load.is_ejected()).count();
+        let other = |other: &&Arc<Backend>| other.id != backend.id && other.load.is_ejected();
+        let ejected = index.backends().iter().filter(serves).filter(other).count();
         ejected < self.rules.most_ejected(in_service)
     }
 
@@ -150,20 +152,25 @@ impl Watch {
         let troubled = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
         let due =
             |backend: &&Arc<Backend>| backend.load.with_health(now, &self.rules, |health| health.is_to_be_tried(now)).0;
-        let due: Vec<_> = troubled.values().filter(due).cloned().collect();
+        let due: Vec<_> = troubled.values().filter(|backend| self.is_current(backend)).filter(due).cloned().collect();
         drop(troubled);
         let mut trying = self.trying.lock().unwrap_or_else(PoisonError::into_inner);
         due.into_iter().filter(|backend| trying.insert(backend.id.clone())).collect()
     }
 
-    /// The POP itself has tried to connect to the backend, with this result.
-    pub fn tried(&self, backend: &Backend, result: CheckResult, now: Instant) {
+    /// The POP itself has tried to connect to the backend, with this result; `None`: it could not try.
+    pub fn tried(&self, backend: &Backend, result: Option<Result<(), Complaint>>, now: Instant) {
+        if let Some(result) = result {
+            // As in `complain`.
+            let troubled = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
+            let (transition, _) = backend.load.with_health(now, &self.rules, |health| {
+                let may_eject = || self.may_eject(backend);
+                self.is_current(backend).then(|| health.tried(result.err(), may_eject, now, &self.rules)).flatten()
+            });
+            drop(troubled);
+            self.tell(backend, transition);
+        }
         self.trying.lock().unwrap_or_else(PoisonError::into_inner).remove(&backend.id);
-        let (transition, _) = backend.load.with_health(now, &self.rules, |health| {
-            let complaint = Complaint::of_check(result);
-            self.is_current(backend).then(|| health.tried(complaint, now, &self.rules)).flatten()
-        });
-        self.tell(backend, transition);
     }
 
     /// Whether the backend is still where the connection found it.

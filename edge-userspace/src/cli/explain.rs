@@ -59,7 +59,7 @@ pub fn run(args: &ExplainArgs) -> Result<Exit, CliError> {
     } else {
         print(&text(&explanation))?;
     }
-    Ok(if explanation.winner.is_some() { Exit::Ok } else { Exit::NoBackend })
+    Ok(if explanation.succeeds() { Exit::Ok } else { Exit::NoBackend })
 }
 
 fn text(explanation: &Explanation) -> String {
@@ -73,6 +73,9 @@ fn text(explanation: &Explanation) -> String {
         let name = explanation.server_name.as_ref().map(|name| format!(" · server name {name}")).unwrap_or_default();
         let listener = explanation.listener.as_deref().unwrap_or("none");
         line("listener", format!("{listener} · at {place}{name}"));
+    }
+    if let Some(why) = &explanation.closed {
+        line("closed", why.clone());
     }
     let selection = explanation.selection.as_ref().map(|selection| format!(" · {selection}")).unwrap_or_default();
     line("app", format!("{}{selection}", explanation.app.as_deref().unwrap_or("none")));

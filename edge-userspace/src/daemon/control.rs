@@ -181,7 +181,13 @@ impl Control for DaemonControl {
         let shared = &self.shared;
         let target = query.target()?;
         let rules = workers::rules(shared);
-        let oracle = Oracle { routing: &shared.routing, geo: &*shared.geo, bindings: &*shared.bindings, rules: &rules };
+        let oracle = Oracle {
+            routing: &shared.routing,
+            geo: &*shared.geo,
+            bindings: &*shared.bindings,
+            rules: &rules,
+            listening: &shared.listening,
+        };
         let client = ClientAddr::new(query.client);
         oracle.explain(client, &target, &mut fastrand::Rng::new()).map_err(|why| why.to_string())
     }

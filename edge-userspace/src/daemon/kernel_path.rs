@@ -1,6 +1,7 @@
 //! Opens the kernel path, or finds out why there is none. A POP starts either way.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use aya::EbpfLoader;
 
@@ -13,14 +14,18 @@ use edgeproxy::application::status::KernelPathOff;
 use edgeproxy::cli::CliError;
 use edgeproxy::config::{ForwarderChoice, Settings};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::{failed, in_background, listening};
 
-/// The thread that loads the BPF programs, those that forward and the one that steers. Loading them takes longer than all
+/// Loading and testing takes a tenth of a second. A kernel that hangs must not keep anybody waiting.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The thread that loads and tests the BPF programs, those that forward and the one that steers. That takes longer than all
 /// else at a start, so clients are served meanwhile, where they can be. This thread keeps the privileges that it began
-/// with until it is done; no other has them by then.
+/// with until it has loaded them; no other has them by then.
 #[derive(Debug)]
-pub(crate) struct Programs(oneshot::Receiver<(Loaded, Steer)>);
+pub(crate) struct Programs(oneshot::Receiver<(Found, Steer)>);
 
 /// What came of it.
 #[derive(Debug)]
@@ -36,36 +41,51 @@ impl Programs {
         let (done, outcome) = oneshot::channel();
         let settings = settings.clone();
         let work = move || {
-            let loaded = load_all(&settings);
+            let (loaded, steer) = load_all(&settings);
             privileges::forgo();
+            // Without any privileges: so it proves that none is needed.
             // Nobody waits for it any more where the daemon ends.
-            let _ = done.send(loaded);
+            let _ = done.send((tested(loaded), steer));
         };
         in_background("edge-programs", work).map_err(failed)?;
         Ok(Self(outcome))
     }
 
-    /// Tests what was loaded, with the privileges of everything that comes later, so that it proves that they suffice.
-    pub(crate) async fn tested(self) -> (Found, Steer) {
-        let (loaded, steer) = self.0.await.unwrap_or_else(|_| {
-            let why = "the thread that loads the BPF programs died";
-            (Loaded::Not(KernelPathOff::Load, why.to_owned()), Steer::Off(why.to_owned()))
-        });
-        let found = match loaded {
-            Loaded::NotWanted => return (Found::NotWanted, steer),
-            Loaded::Not(off, why) => Found::Nothing(off, why),
-            Loaded::Programs(kernel) => match self_test::run(&kernel).await {
-                Ok(()) => Found::Sound(kernel),
-                Err(why) => Found::Unsound(kernel, format!("the self-test failed: {why}")),
-            },
+    /// What came of it.
+    pub(crate) async fn found(self) -> (Found, Steer) {
+        let (found, steer) = match timeout(LIMIT, self.0).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => nothing("the thread that loads the BPF programs died".to_owned()),
+            Err(_) => nothing(format!("loading the BPF programs takes longer than {} s", LIMIT.as_secs())),
         };
         match &found {
+            Found::NotWanted => {}
+            Found::Sound(_) => tracing::info!("the kernel path passed its self-test"),
             Found::Unsound(_, why) | Found::Nothing(_, why) => {
                 tracing::warn!(why, "connections are forwarded in userspace");
             }
-            _ => tracing::info!("the kernel path passed its self-test"),
         }
         (found, steer)
+    }
+}
+
+fn nothing(why: String) -> (Found, Steer) {
+    (Found::Nothing(KernelPathOff::Load, why.clone()), Steer::Off(why))
+}
+
+fn tested(loaded: Loaded) -> Found {
+    let kernel = match loaded {
+        Loaded::NotWanted => return Found::NotWanted,
+        Loaded::Not(off, why) => return Found::Nothing(off, why),
+        Loaded::Programs(kernel) => kernel,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let passed = runtime
+        .map_err(|why| why.to_string())
+        .and_then(|runtime| runtime.block_on(self_test::run(&kernel)).map_err(|why| why.to_string()));
+    match passed {
+        Ok(()) => Found::Sound(kernel),
+        Err(why) => Found::Unsound(kernel, format!("the self-test failed: {why}")),
     }
 }
 

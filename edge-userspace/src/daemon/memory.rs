@@ -3,8 +3,12 @@
 
 #[cfg(target_env = "gnu")]
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+
+#[cfg(target_env = "gnu")]
+use rustix::process::{Resource, getrlimit};
 
 use super::Shared;
 
@@ -23,10 +27,14 @@ const MMAP_THRESHOLD: libc::c_int = 1024 * 1024;
 #[cfg(target_env = "gnu")]
 const TRIM_THRESHOLD: libc::c_int = 512 * 1024;
 
-/// Room for what the first load of the routing database makes: 100,000 backends take 120 MiB. It is address space, and
-/// costs nothing where it is not used.
+/// What the first load of the routing database makes is so many times as large as the file: with 100,000 backends 120 MiB
+/// of 10. It is address space, and costs nothing where it is not used.
 #[cfg(target_env = "gnu")]
-const LOADED: libc::c_int = 256 * 1024 * 1024;
+const GROWTH: u64 = 16;
+#[cfg(target_env = "gnu")]
+const LEAST: u64 = 16 * 1024 * 1024;
+#[cfg(target_env = "gnu")]
+const MOST: u64 = 512 * 1024 * 1024;
 /// What glibc asks of the kernel beyond what it needs, if nobody says otherwise.
 #[cfg(target_env = "gnu")]
 const TOP_PAD: libc::c_int = 128 * 1024;
@@ -41,20 +49,28 @@ pub(super) struct LargePages(Range<usize>);
 
 #[cfg(target_env = "gnu")]
 impl LargePages {
-    /// To be called by the first thread.
-    pub(super) fn begin() -> Self {
-        // SAFETY: glibc checks the numbers. The piece is freed at once: it only makes the heap grow, which then stays.
+    /// For the tables made of `file`. To be called by the first thread. `None` where address space is not to be had for
+    /// nothing, because it is limited.
+    pub(super) fn begin(file: &Path) -> Option<Self> {
+        let limits = [Resource::Data, Resource::As].map(getrlimit);
+        if limits.iter().any(|limit| limit.current.is_some()) {
+            return None;
+        }
+        let file = std::fs::metadata(file).map_or(0, |metadata| metadata.len());
+        let room = file.saturating_mul(GROWTH).clamp(LEAST, MOST);
+        let room = libc::c_int::try_from(room).ok()?;
+        // SAFETY: glibc checks the numbers.
         let range = unsafe {
-            let from = libc::sbrk(0).addr().checked_next_multiple_of(LARGE_PAGE);
-            libc::mallopt(libc::M_TRIM_THRESHOLD, LOADED);
-            libc::mallopt(libc::M_TOP_PAD, LOADED);
-            libc::free(std::hint::black_box(libc::malloc(MMAP_THRESHOLD as usize / 2)));
+            let from = libc::sbrk(0).addr().checked_next_multiple_of(LARGE_PAGE)?;
+            libc::mallopt(libc::M_TRIM_THRESHOLD, room);
+            libc::mallopt(libc::M_TOP_PAD, room);
+            touch_the_end_of_the_heap();
             libc::mallopt(libc::M_TOP_PAD, TOP_PAD);
-            from.unwrap_or_default()..libc::sbrk(0).addr()
+            from..libc::sbrk(0).addr()
         };
         let pages = Self(range);
         pages.advise(libc::MADV_HUGEPAGE);
-        pages
+        Some(pages)
     }
 
     /// A kernel that can't do it refuses, and then pages are small.
@@ -72,7 +88,16 @@ impl Drop for LargePages {
         self.advise(libc::MADV_NOHUGEPAGE);
         // SAFETY: glibc checks the number.
         unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD) };
+        touch_the_end_of_the_heap();
     }
+}
+
+/// Has glibc look at the end of the heap, by a piece that is taken and given back: it grows, or what is beyond need goes.
+#[cfg(target_env = "gnu")]
+fn touch_the_end_of_the_heap() {
+    const SOME: usize = MMAP_THRESHOLD as usize / 2;
+    // SAFETY: nobody else has the piece. Its address is passed through a black box, or the compiler would leave out both calls.
+    unsafe { libc::free(std::hint::black_box(libc::malloc(SOME))) };
 }
 
 #[cfg(not(target_env = "gnu"))]
@@ -80,8 +105,8 @@ pub(super) struct LargePages;
 
 #[cfg(not(target_env = "gnu"))]
 impl LargePages {
-    pub(super) fn begin() -> Self {
-        Self
+    pub(super) fn begin(_: &Path) -> Option<Self> {
+        None
     }
 }
 

@@ -60,6 +60,9 @@ const HEALTH_TICK: std::time::Duration = std::time::Duration::from_millis(100);
 /// How long the first load waits for somebody who is writing the database.
 const FIRST_LOAD: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// An ejection that is over lasts this much longer, and the connect limit, where the POP has not been able to try the backend.
+const UNTRIED: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// Reloads that may wait for the one under way.
 const WAITING_COMMANDS: usize = 16;
 
@@ -111,7 +114,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     // Before anything is opened: a number that is none of the service manager's can't be one of ours.
     let handed = listening::take_handed();
     // From here on a signal means an end in good order.
-    let signals = Signals::install().map_err(failed)?;
+    let mut signals = Signals::install().map_err(failed)?;
     let events = Arc::new(Events::default());
     let early = kernel_path::comes_first(&settings).then(|| Programs::start(&settings)).transpose()?;
     let (routing, reload) = load_routing(&settings.db_path, Arc::clone(&events))?;
@@ -126,8 +129,14 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let programs = early.map_or_else(|| Programs::start(&settings), Ok)?;
     let privileges = give_up_privileges(&settings)?;
     let path = Arc::new(KernelPath::new(kernel_path::policy(settings.forwarder)));
-    let (steer, programs) =
-        if waits { (settle(&path, programs).await, None) } else { (Steer::Loading, Some(programs)) };
+    let (steer, programs) = if waits {
+        tokio::select! {
+            steer = settle(&path, programs) => (steer, None),
+            exit_code = told_to_end(&mut signals) => return Ok(exit_code),
+        }
+    } else {
+        (Steer::Loading, Some(programs))
+    };
     same_host.look_at(&routing.load());
     let bindings = Arc::new(BindingTable::new(settings.binding_ttl, settings.binding_capacity));
     let keeper = Keeper::open(&settings, &bindings).map_err(failed)?;
@@ -172,9 +181,21 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     serve(shared, (steer, handed), programs, admin, signals, reload).await
 }
 
+/// Resolves when a signal wants a daemon to end that has no clients yet.
+async fn told_to_end(signals: &mut Signals) -> u8 {
+    loop {
+        match signals.next().await {
+            // It has just been read.
+            Signal::Reload => {}
+            Signal::Drain => return Exit::Ok.code(),
+            Signal::Quit { exit_code } => return exit_code,
+        }
+    }
+}
+
 /// Takes the programs into use, or says why there are none.
 async fn settle(path: &KernelPath, programs: Programs) -> Steer {
-    let (found, steer) = programs.tested().await;
+    let (found, steer) = programs.found().await;
     path.settle(found);
     steer
 }
@@ -295,7 +316,7 @@ type Routing = (Arc<RoutingTable>, ReloadLoop<SqliteSource>);
 /// It is the first thread that takes in the rows: that takes many small pieces of memory, and for any other thread glibc
 /// asks the kernel for each page.
 fn load_routing(path: &Path, events: Arc<Events>) -> Result<Routing, CliError> {
-    let _pages = memory::LargePages::begin();
+    let _pages = memory::LargePages::begin(path);
     let table = Arc::new(RoutingTable::new());
     let mut reload = ReloadLoop::new(SqliteSource::new(path), Arc::clone(&table), events);
     let deadline = Instant::now() + FIRST_LOAD;
@@ -392,7 +413,8 @@ fn health_rules(settings: &Settings) -> HealthRules {
         longest: settings.ejection_longest,
         max_percent: settings.ejection_max_percent,
         slow_start: settings.slow_start,
-        trial: true,
+        // One attempt and a while: where this host can't even try, clients do.
+        untried: settings.connect_timeout + UNTRIED,
     }
 }
 

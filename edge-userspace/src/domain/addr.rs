@@ -51,6 +51,8 @@ pub enum AddrError {
     PortZero,
     #[error("address {0} is unspecified: name the backend's own address")]
     Unspecified(IpAddr),
+    #[error("address {0} is link-local: it means something on one interface only; name an address that is routed")]
+    LinkLocal(IpAddr),
     #[error("address {0} is multicast or broadcast: TCP needs a unicast address")]
     NotUnicast(IpAddr),
 }
@@ -70,6 +72,10 @@ impl BackendAddr {
         }
         if ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
             return Err(AddrError::NotUnicast(ip));
+        }
+        // TCP takes an interface besides, which no column names. (169.254.0.0/16 is routed by addresses alone.)
+        if matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()) {
+            return Err(AddrError::LinkLocal(ip));
         }
         Ok(Self(SocketAddr::new(ip, port)))
     }
@@ -114,6 +120,7 @@ mod tests {
         assert_eq!(ok("::ffff:192.0.2.1", 80).unwrap().to_string(), "192.0.2.1:80");
         assert_eq!(ok("192.0.2.1", 0), Err(AddrError::PortZero));
         assert!(matches!(ok("0.0.0.0", 1), Err(AddrError::Unspecified(_))));
+        assert!(matches!(ok("fe80::1", 1), Err(AddrError::LinkLocal(_))) && ok("169.254.169.254", 80).is_ok());
         for ip in ["224.0.0.1", "255.255.255.255", "ff02::1"] {
             assert!(matches!(ok(ip, 1), Err(AddrError::NotUnicast(_))), "{ip}");
         }

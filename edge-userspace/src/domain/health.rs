@@ -23,12 +23,10 @@ pub struct HealthRules {
     pub max_percent: u32,
     /// How long a backend that came back gets less than its share.
     pub slow_start: Duration,
-    /// Whether the POP itself first tries a backend that accepted no connections, so that no client has to.
-    pub trial: bool,
+    /// How long the end of an ejection waits until the POP itself has tried a backend that accepted no connections, so that
+    /// no client has to. 0: nobody tries.
+    pub untried: Duration,
 }
-
-/// An ejection that is over lasts this much longer where nobody has the time to try.
-const UNTRIED: Duration = Duration::from_secs(30);
 
 impl HealthRules {
     /// How many of an app's `backends` may be ejected at once: never all of them.
@@ -73,13 +71,15 @@ impl Complaint {
         !matches!(self, Self::EarlyReset)
     }
 
-    /// Of a check that only connects; `None` where it did, or where this host is to blame.
-    pub const fn of_check(result: CheckResult) -> Option<Self> {
+    /// Of a check that only connects, if it did not. `None` where this host is to blame: then nothing is known.
+    pub const fn of_trial(result: CheckResult) -> Option<Result<(), Self>> {
         match result {
-            CheckResult::Refused => Some(Self::Refused),
-            CheckResult::TimedOut => Some(Self::TimedOut),
-            CheckResult::Unreachable => Some(Self::Unreachable),
-            _ => None,
+            CheckResult::Refused => Some(Err(Self::Refused)),
+            CheckResult::TimedOut => Some(Err(Self::TimedOut)),
+            CheckResult::Unreachable => Some(Err(Self::Unreachable)),
+            CheckResult::Local => None,
+            // It was accepted, whatever came then.
+            _ => Some(Ok(())),
         }
     }
 
@@ -207,7 +207,7 @@ impl Health {
         match self.state {
             State::Up => None,
             State::Ejected { why, until } => {
-                let patience = if rules.trial && why.is_of_connect() { UNTRIED } else { Duration::ZERO };
+                let patience = if why.is_of_connect() { rules.untried } else { Duration::ZERO };
                 (now >= until + patience).then(|| self.back(now))
             }
             State::SlowStart { since } if now.saturating_duration_since(since) >= rules.slow_start => {
@@ -231,12 +231,18 @@ impl Health {
         matches!(self.state, State::Ejected { why, until } if why.is_of_connect() && now >= until)
     }
 
-    /// It was tried, and this is what there was to complain of.
-    pub fn tried(&mut self, complaint: Option<Complaint>, now: Instant, rules: &HealthRules) -> Option<Transition> {
+    /// It was tried, and this is what there was to complain of; `may_eject` says whether it may stay out.
+    pub fn tried(
+        &mut self,
+        complaint: Option<Complaint>,
+        may_eject: impl FnOnce() -> bool,
+        now: Instant,
+        rules: &HealthRules,
+    ) -> Option<Transition> {
         // Clients may have been quicker, where no other backend was left.
         self.is_to_be_tried(now).then(|| match complaint {
-            Some(why) => self.eject(why, now, rules),
-            None => self.back(now),
+            Some(why) if may_eject() => self.eject(why, now, rules),
+            _ => self.back(now),
         })
     }
 

@@ -38,7 +38,7 @@ const STRICT: HealthRules = HealthRules {
     longest: Duration::from_secs(600),
     max_percent: 100,
     slow_start: Duration::ZERO,
-    trial: false,
+    untried: Duration::ZERO,
 };
 
 /// Ejects a backend for its time-outs.

@@ -40,7 +40,7 @@ impl Observer for Recorder {
         let (kind, reason) = match transition {
             Transition::Ejected { why, lasts } => {
                 self.metrics.ejected(why);
-                let reason = format!("ejected for {} s: it failed its clients ({})", lasts.as_secs_f64(), why.as_str());
+                let reason = format!("ejected for {} s: it fails its clients ({})", lasts.as_secs_f64(), why.as_str());
                 (EventKind::BackendEjected, reason)
             }
             Transition::Down { why, after } => {

@@ -18,7 +18,7 @@ const RULES: HealthRules = HealthRules {
     longest: Duration::from_secs(60),
     max_percent: 50,
     slow_start: Duration::ZERO,
-    trial: false,
+    untried: Duration::ZERO,
 };
 const DEFAULTS: CheckDefaults =
     CheckDefaults { interval: Duration::from_millis(20), timeout: Duration::from_secs(1), rise: 1, fall: 1 };
@@ -51,7 +51,11 @@ impl Prober for Arc<Scribe> {
         self.most.fetch_max(self.now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
         sleep(Duration::from_millis(5)).await;
         self.now.fetch_sub(1, Ordering::SeqCst);
-        let result = if addr.port() == 1 { CheckResult::Refused } else { CheckResult::Passed };
+        let result = match addr.port() {
+            1 => CheckResult::Refused,
+            2 => CheckResult::Local,
+            _ => CheckResult::Passed,
+        };
         CheckReport { result, detail: None, took: Duration::ZERO }
     }
 }
@@ -136,7 +140,8 @@ async fn a_reload_changes_the_checks_of_those_that_changed_and_no_others() {
 
 #[tokio::test]
 async fn who_was_ejected_is_tried_once_and_returns_if_it_accepts() {
-    let rules = HealthRules { trial: true, ejection: Duration::ZERO, longest: Duration::ZERO, ..RULES };
+    let rules =
+        HealthRules { untried: Duration::from_secs(30), ejection: Duration::ZERO, longest: Duration::ZERO, ..RULES };
     let mut clinic = Clinic::new(10);
     clinic.load("", &[("a", 80, ""), ("b", 1, ""), ("c", 82, ""), ("d", 83, "")]);
     let watch = Arc::new(Watch::new(rules, Arc::clone(&clinic.routing), Arc::new(Deaf)));
@@ -166,6 +171,38 @@ async fn who_was_ejected_is_tried_once_and_returns_if_it_accepts() {
     let mut asked = clinic.scribe.asked.lock().unwrap().clone();
     asked.sort();
     assert_eq!(asked, said(&[(1, "tcp"), (80, "tcp")]));
+    watch.tried(&again[0], Some(Err(Complaint::Refused)), std::time::Instant::now());
+    // Out of service for good, but for that somebody asks.
+    clinic.load("", &[("a", 80, ""), ("c", 82, ""), ("d", 83, "")]);
+    assert!(watch.to_try(std::time::Instant::now()).is_empty(), "its address may be another's by now");
+}
+
+#[tokio::test]
+async fn who_could_not_be_tried_stays_out_and_who_may_not_stay_out_returns() {
+    let rules =
+        HealthRules { untried: Duration::from_secs(30), ejection: Duration::ZERO, longest: Duration::ZERO, ..RULES };
+    let mut clinic = Clinic::new(10);
+    clinic.load("", &[("a", 2, ""), ("b", 81, ""), ("c", 82, "")]);
+    let watch = Arc::new(Watch::new(rules, Arc::clone(&clinic.routing), Arc::new(Deaf)));
+    let backend =
+        |clinic: &Clinic| Arc::clone(clinic.routing.snapshot().backend(&crate::domain::testing::id("a")).unwrap());
+    let now = std::time::Instant::now();
+    let silent = FailedConnect { failure: ConnectFailure::TimedOut, began: now, shortened: false };
+    watch.connect_failed(&backend(&clinic), silent, now);
+    let random = || fastrand::u64(..);
+    let (scribe, routing) = (Arc::clone(&clinic.scribe), Arc::clone(&clinic.routing));
+    let checker = Checker::new(scribe, routing, Arc::clone(&watch), DEFAULTS, 1, LOOK, random);
+    let due = watch.to_try(now).remove(0);
+    try_once(Arc::clone(&checker.kit), due).await;
+    assert!(backend(&clinic).load.is_ejected(), "this host was to blame");
+    let due = watch.to_try(std::time::Instant::now()).remove(0);
+    watch.tried(&due, Some(Err(Complaint::TimedOut)), std::time::Instant::now());
+    assert!(backend(&clinic).load.is_ejected());
+    // Never all of them are out by ejection.
+    clinic.load("", &[("a", 2, "")]);
+    let due = watch.to_try(std::time::Instant::now()).remove(0);
+    watch.tried(&due, Some(Err(Complaint::TimedOut)), std::time::Instant::now());
+    assert!(!backend(&clinic).load.is_ejected());
 }
 
 #[tokio::test]

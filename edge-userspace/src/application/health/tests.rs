@@ -16,7 +16,7 @@ const RULES: HealthRules = HealthRules {
     longest: Duration::from_secs(60),
     max_percent: 50,
     slow_start: Duration::from_secs(10),
-    trial: false,
+    untried: Duration::ZERO,
 };
 
 /// Writes down what it is told.

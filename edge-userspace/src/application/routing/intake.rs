@@ -90,9 +90,11 @@ impl<'a> Intake<'a> {
         let pass = self.memory.pass;
         drop(self.backends);
         self.memory.backends.retain(|_, known| {
-            known.next = None;
-            if known.pass == pass {
-                // It may be that of a row that was just forgotten.
+            let next = known.next.take();
+            let is_in_force =
+                next.zip(known.current.as_ref()).is_some_and(|(next, current)| Arc::ptr_eq(&next, current));
+            if known.pass == pass && !is_in_force {
+                // That of a row that was just forgotten.
                 known.fingerprint = None;
             }
             known.current.is_some() || known.load.strong_count() > 0

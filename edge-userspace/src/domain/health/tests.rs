@@ -8,7 +8,7 @@ const RULES: HealthRules = HealthRules {
     longest: Duration::from_secs(60),
     max_percent: 50,
     slow_start: Duration::from_secs(32),
-    trial: false,
+    untried: Duration::ZERO,
 };
 
 struct Patient {
@@ -55,7 +55,7 @@ fn failures_in_a_row_eject_and_a_success_between_them_does_not() {
 /// No client has to find out whether a backend is back.
 #[test]
 fn who_accepted_no_connections_is_tried_first() {
-    let rules = HealthRules { trial: true, ..RULES };
+    let rules = HealthRules { untried: Duration::from_secs(30), ..RULES };
     let mut patient = Patient::new();
     assert_eq!(patient.complain(Complaint::TimedOut), Some(10));
     let after = |patient: &mut Patient, secs| {
@@ -64,16 +64,20 @@ fn who_accepted_no_connections_is_tried_first() {
     };
     assert_eq!(after(&mut patient, 9), None);
     assert!(!patient.health.is_to_be_tried(patient.now));
-    assert_eq!(patient.health.tried(None, patient.now, &rules), None, "it was not asked for");
+    assert_eq!(patient.health.tried(None, || true, patient.now, &rules), None, "it was not asked for");
     assert_eq!(after(&mut patient, 1), None);
     assert!(patient.health.is_to_be_tried(patient.now) && patient.health.is_ejected());
     let again = Transition::Ejected { why: Complaint::Refused, lasts: Duration::from_secs(20) };
-    assert_eq!(patient.health.tried(Some(Complaint::Refused), patient.now, &rules), Some(again));
+    assert_eq!(patient.health.tried(Some(Complaint::Refused), || true, patient.now, &rules), Some(again));
     assert_eq!(after(&mut patient, 20), None);
-    assert_eq!(patient.health.tried(None, patient.now, &rules), Some(Transition::Back));
-    // Where nobody tries, clients do.
+    assert_eq!(patient.health.tried(None, || true, patient.now, &rules), Some(Transition::Back));
+    // Where too many are out already it may not stay so.
     assert_eq!(patient.complain(Complaint::TimedOut), Some(40));
     assert_eq!(after(&mut patient, 40), None);
+    assert_eq!(patient.health.tried(Some(Complaint::TimedOut), || false, patient.now, &rules), Some(Transition::Back));
+    // Where nobody tries, clients do.
+    assert_eq!(patient.complain(Complaint::TimedOut), Some(60));
+    assert_eq!(after(&mut patient, 60), None);
     assert_eq!(after(&mut patient, 29), None);
     assert_eq!(after(&mut patient, 1), Some(Transition::Back));
     // To connect says nothing about resets.

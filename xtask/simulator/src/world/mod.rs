@@ -127,7 +127,7 @@ impl Default for Rules {
             longest: secs(300),
             max_percent: 50,
             slow_start: secs(30),
-            trial: false,
+            untried: Duration::ZERO,
         };
         Self {
             health,

@@ -119,6 +119,7 @@ pub(crate) fn sample_explanation() -> Explanation {
     let out = Candidate { state: "drain".to_owned(), out: Some("drain".to_owned()), ..candidate("sa-2", "sa", 0) };
     Explanation {
         place: Some("0.0.0.0:443".to_owned()),
+        closed: None,
         listener: Some("tls".to_owned()),
         server_name: Some("www.example.com".to_owned()),
         client_position: Some((-23.55, -46.63)),

@@ -250,11 +250,13 @@ impl Manager {
     fn steer(&mut self, wanted: &BTreeMap<Spot, Endpoints>, plan: &HashMap<Spot, Plan>) {
         let is = |spot: &Spot| matches!(plan.get(spot), Some(Plan::Steer));
         let (steered, bound): (Vec<_>, Vec<_>) = wanted.iter().partition(|(spot, _)| is(spot));
-        let foreign = match (&self.parts.steer, self.sockets.foreign()) {
-            (Steer::Loading, _) => Err("the BPF programs are being loaded"),
-            (_, foreign) => foreign,
-        };
-        let foreign = match foreign {
+        if let Steer::Loading = self.parts.steer {
+            // A moment's matter, and no event.
+            let why = "the BPF programs are being loaded";
+            let state = SpotState { how: How::SkLookup, open: false, why: Some(why.to_owned()) };
+            return self.states.extend(steered.into_iter().map(|(spot, _)| (spot.clone(), state.clone())));
+        }
+        let foreign = match self.sockets.foreign() {
             Ok(foreign) => foreign,
             // Their clients would be taken from other programs.
             Err(why) => {

@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::TimeLimits;
 use super::kernel::Kernel;
@@ -26,6 +26,8 @@ const REPLY: usize = 300_000;
 const QUEUED: usize = 1_000;
 /// The whole test takes about 20 ms; a kernel that hangs must not keep the daemon from starting.
 const LIMIT: Duration = Duration::from_secs(5);
+
+const TAKEN: &str = "another program takes this host's own connections: has a daemon a range of ports on loopback?";
 
 #[derive(Debug, thiserror::Error)]
 pub enum SelfTestError {
@@ -45,7 +47,7 @@ pub enum SelfTestError {
     Thread,
 }
 
-/// Runs the test; takes some 20 ms.
+/// Runs the test; takes some 20 ms. Blocks its thread.
 pub async fn run(kernel: &Arc<Kernel>) -> Result<(), SelfTestError> {
     let (client, proxy_client) = connected()?;
     let (proxy_backend, backend) = connected()?;
@@ -89,11 +91,24 @@ fn judge(report: &Report) -> Result<(), SelfTestError> {
     if bytes.kernel_up == 0 || bytes.kernel_down == 0 { Err(SelfTestError::Idle) } else { Ok(()) }
 }
 
-/// Two ends of one connection over loopback.
+/// Two ends of one connection over loopback. Another program may take such connections, as a daemon does that has a range
+/// of ports: then the connection is made, and nobody is there to be accepted.
 pub(super) fn connected() -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    listener.set_nonblocking(true)?;
     let near = TcpStream::connect_timeout(&listener.local_addr()?, LIMIT)?;
-    let (far, _) = listener.accept()?;
+    let deadline = Instant::now() + LIMIT;
+    let far = loop {
+        match listener.accept() {
+            Ok((far, from)) if from == near.local_addr()? => break far,
+            // Somebody else's.
+            Ok(_) => {}
+            Err(why) if why.kind() != io::ErrorKind::WouldBlock => return Err(why),
+            Err(_) if Instant::now() > deadline => return Err(io::Error::other(TAKEN)),
+            Err(_) => thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    far.set_nonblocking(false)?;
     for socket in [&near, &far] {
         socket.set_read_timeout(Some(LIMIT))?;
         socket.set_write_timeout(Some(LIMIT))?;

@@ -259,7 +259,8 @@ impl KernelPath {
 
     /// Why new connections can't use it.
     pub fn why_not(&self) -> Option<Arc<String>> {
-        self.why_not.load_full()
+        let never = matches!(self.found.get(), Some(Found::NotWanted)) && self.policy().wants_kernel();
+        if never { Some(Arc::new(NOT_LOADED.to_owned())) } else { self.why_not.load_full() }
     }
 
     /// Connections whose byte counts disagreed, in all.
@@ -369,7 +370,7 @@ mod tests {
     #[test]
     fn chaos_holds_for_life() {
         let path = KernelPath::not_wanted(Policy::Chaos);
-        assert!(matches!(path.set_policy(Policy::Copy), Err(PolicyError::InChaos)));
+        assert!(matches!(path.set_policy(Policy::Copy), Err(PolicyError::InChaos)) && path.why_not().is_none());
         let path = KernelPath::not_wanted(Policy::Copy);
         assert!(matches!(path.set_policy(Policy::Chaos), Err(PolicyError::Chaos)));
     }

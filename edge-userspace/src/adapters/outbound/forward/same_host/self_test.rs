@@ -5,7 +5,7 @@
 //! stream.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -117,9 +117,7 @@ fn judge(report: &Report, sent: Both<u64>) -> Result<(), SelfTestError> {
 
 /// Two ends of one connection over loopback.
 fn connected() -> io::Result<(TcpStream, TcpStream)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let near = TcpStream::connect_timeout(&listener.local_addr()?, LIMIT)?;
-    let (far, _) = listener.accept()?;
+    let (near, far) = super::super::self_test::connected()?;
     for socket in [&near, &far] {
         socket.set_nonblocking(true)?;
     }
