@@ -129,18 +129,21 @@ pub(super) fn spawn_trim(shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         // The start is a peak, too: it has read the database and tested the kernel path.
-        let (mut ticks, mut peak) = (tokio::time::interval(LOOK), 2 * PEAK);
+        let (mut ticks, mut peak, mut over) = (tokio::time::interval(LOOK), 2 * PEAK, false);
         // The first tick comes at once, when clients may be waiting.
         ticks.tick().await;
         loop {
             ticks.tick().await;
-            let active = shared.connections.active();
-            peak = active.max(peak);
-            if peak - active >= PEAK && active < peak / 2 {
-                peak = active;
+            // One look later: what was a pair in the kernel is freed a while after its connection is over.
+            if std::mem::take(&mut over) {
                 shared.flows.shrink();
                 // Walks all arenas, a few milliseconds after a large peak.
                 let _ = tokio::task::spawn_blocking(trim).await;
+            }
+            let active = shared.connections.active();
+            peak = active.max(peak);
+            if peak - active >= PEAK && active < peak / 2 {
+                (peak, over) = (active, true);
             }
         }
     });
