@@ -85,7 +85,9 @@ pub struct LocalFlow {
     /// Once the bytes up to here have been read, so have the messages up to the next field.
     pub mark_bytes: u64,
     pub mark_messages: u64,
-    _verdict: u64,
+    /// Bytes that the daemon's socket left to the target's TCP, since the target can't have them handed over: then
+    /// nothing more is, by anybody, or it would be read before them.
+    pub by_tcp: u64,
 
     /// Not zero: nothing is redirected. Written by userspace only, as is the next.
     pub gate: u32,

@@ -19,7 +19,11 @@ use edge_common::{
     MESSAGE_OVERHEAD, OwnSocket, SEEN_SOURCE, SEEN_SOURCE_BLOCKS, SEEN_SOURCE_OWNED, SEEN_TARGET,
 };
 
+use crate::atomic::fetch_add;
 use crate::kernel::{OFFSET_COPIED_SEQ, OFFSET_WRITE_SEQ};
+
+/// A pair has the records of both its directions, then those of what the daemon hands over for each.
+const RELAYS_BEHIND: u32 = 2;
 
 const BPF_F_NO_PREALLOC: u32 = 1;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -196,44 +200,82 @@ pub fn hand_over(ctx: SkMsgContext) -> u32 {
     let (Some(flow), Some(control)) = (LOCAL_FLOWS.get_ptr_mut(slot), LOCAL_CONTROL.get_ptr(0)) else {
         return SK_PASS;
     };
-    // SAFETY: both point into map values. The program runs under the source's lock, so it is the only one to run for
+    // That of the daemon for the same direction follows.
+    let Some(relay) = LOCAL_FLOWS.get_ptr_mut(slot + RELAYS_BEHIND) else { return SK_PASS };
+    // SAFETY: all point into map values. The program runs under the source's lock, so it is the only one to run for
     // this flow, and each field has one writer.
-    unsafe { decide(&ctx, source, cookie, flow, control) }
+    unsafe {
+        if (*flow).source.cookie != cookie {
+            SK_PASS
+        } else if (*flow).relay != 0 {
+            relay_on(&ctx, flow)
+        } else {
+            decide(&ctx, source, (flow, relay), control)
+        }
+    }
+}
+
+/// Hands over what the daemon writes. It has looked for order and room itself. Where the target has come to read in a way in
+/// which bytes can't be handed to it, they take the way through TCP, and so must all that follow: the kernel reads what
+/// was handed over before what TCP has.
+///
+/// # Safety
+/// `flow` points to a map value.
+#[inline(always)]
+unsafe fn relay_on(ctx: &SkMsgContext, flow: *mut LocalFlow) -> u32 {
+    // SAFETY: the caller's.
+    unsafe {
+        let len = ctx.size() as u64;
+        let fits = (*flow).by_tcp == 0 && is_there(flow) && is_plain((*flow).target.address);
+        if fits && redirected(ctx, flow) {
+            (*flow).redirected += len;
+            (*flow).messages += 1;
+        } else {
+            (*flow).by_tcp += len;
+        }
+        SK_PASS
+    }
+}
+
+/// Where the target is closed the redirect fails: TCP will tell the sender.
+///
+/// # Safety
+/// `flow` points to a map value.
+#[inline(always)]
+unsafe fn redirected(ctx: &SkMsgContext, flow: *const LocalFlow) -> bool {
+    // SAFETY: the caller's.
+    let target = unsafe { (*flow).target.cookie };
+    LOCAL_SOCKETS.redirect_msg(ctx, target, BPF_F_INGRESS as u64) as u32 == SK_PASS
 }
 
 /// # Safety
-/// `flow` and `control` point to map values.
+/// `flow`, `relay` and `control` point to map values.
 #[inline(always)]
 unsafe fn decide(
     ctx: &SkMsgContext,
     source: u64,
-    cookie: u64,
-    flow: *mut LocalFlow,
+    (flow, relay): (*mut LocalFlow, *mut LocalFlow),
     control: *const LocalControl,
 ) -> u32 {
     // SAFETY: the caller's.
     unsafe {
         let len = ctx.size();
-        let relay = (*flow).relay != 0;
-        if (*flow).source.cookie != cookie {
+        let gated = volatile(&raw const (*flow).gate) != 0 || volatile(&raw const (*control).gate_all) != 0;
+        if gated || !in_order(source, flow) || !is_plain(source) {
+            (*flow).passes += 1;
             return SK_PASS;
         }
-        if !relay {
-            let gated = volatile(&raw const (*flow).gate) != 0 || volatile(&raw const (*control).gate_all) != 0;
-            if gated || !in_order(source, flow) || !is_plain(source) {
-                (*flow).passes += 1;
-                return SK_PASS;
-            }
+        // Only now, and behind a barrier: what the daemon left to TCP was noted before it said that it is on its way.
+        if fetch_add(&raw mut (*relay).by_tcp, 0) != 0 {
+            (*flow).passes += 1;
+            return SK_PASS;
         }
-        // The daemon has looked for room itself: what is refused here is refused for ever, the kernel does not ask
-        // again for that socket.
-        let room = relay || has_room(flow, len, volatile(&raw const (*control).budget));
+        let room = has_room(flow, len, volatile(&raw const (*control).budget));
         if !room || !is_there(flow) || !is_plain((*flow).target.address) {
             (*flow).spills += 1;
             return SK_PASS;
         }
-        if LOCAL_SOCKETS.redirect_msg(ctx, (*flow).target.cookie, BPF_F_INGRESS as u64) as u32 != SK_PASS {
-            // It is closed: TCP will tell the sender.
+        if !redirected(ctx, flow) {
             (*flow).passes += 1;
             return SK_PASS;
         }

@@ -181,3 +181,49 @@ fn or_none(done: std::io::Result<usize>) -> Option<usize> {
 fn byte(at: u64, salt: u64) -> u8 {
     (at.wrapping_mul(salt) ^ at >> 8).to_le_bytes()[0]
 }
+
+/// Much waits then for moments, everywhere, and nothing is stuck.
+#[test]
+fn two_that_both_send_as_fast_as_they_can_stay_in_the_kernel() {
+    const LASTS: Duration = Duration::from_secs(2);
+    let test = "two_that_both_send_as_fast_as_they_can_stay_in_the_kernel";
+    let Some(world) = World::new(KERNEL, test) else { return };
+    let (daemon, client, backend) = connected(&world);
+    let local = client.stream.local_addr().unwrap();
+    let over = Instant::now() + LASTS;
+    let (up, down) = thread::scope(|scope| {
+        let up = scope.spawn(|| flood(&client.stream, &backend.stream, over));
+        let down = scope.spawn(|| flood(&backend.stream, &client.stream, over));
+        (up.join().unwrap(), down.join().unwrap())
+    });
+    drop((client, backend));
+    let record = daemon.record_of(local, SOON).unwrap();
+    assert_eq!((record.bytes_up, record.bytes_down), (up + 1_000, down + 1_000), "{record:?}");
+    assert_eq!((record.termination.as_str(), record.fallback.as_deref()), ("--", None), "{record:?}");
+    // How much is spilled is another matter: nearly all of it.
+    assert!(record.kernel_up > 1_000 && record.kernel_down > 1_000, "{record:?}");
+}
+
+/// Sends until it is time to end, while another thread reads all of it; how much it was.
+fn flood(mut from: &TcpStream, mut to: &TcpStream, over: Instant) -> u64 {
+    from.set_nonblocking(false).unwrap();
+    to.set_nonblocking(false).unwrap();
+    thread::scope(|scope| {
+        let reader = scope.spawn(move || {
+            let (mut buffer, mut got) = (vec![0; 256 << 10], 0);
+            loop {
+                match to.read(&mut buffer).unwrap() {
+                    0 => return got,
+                    read => got += read as u64,
+                }
+            }
+        });
+        let (chunk, mut sent) = (vec![7; 64 << 10], 0);
+        while Instant::now() < over {
+            sent += from.write(&chunk).unwrap() as u64;
+        }
+        from.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(reader.join().unwrap(), sent);
+        sent
+    })
+}

@@ -34,6 +34,11 @@ const LOOKS_PER_IDLE_CHECK: usize = 64;
 const ENTANGLED_AFTER: Duration = Duration::from_millis(200);
 /// Such bytes are on nobody's account, so the sender's window stays open: with so many of them nothing is waited for.
 const ENTANGLED_BYTES: u64 = 1024 * 1024;
+/// Unless TCP takes over what is meant for the socket meanwhile: where both sides send as fast as they can, much waits for
+/// moments. It has stopped when nothing moved for so long.
+const STANDSTILL: Duration = Duration::from_millis(20);
+/// And this many are too many in any case: nobody accounts for them.
+const MOST_PASSED: u64 = 4 * ENTANGLED_BYTES;
 /// Passed bytes of a closed socket that can't be read for so long never will be.
 const DEAD_AFTER: Duration = Duration::from_secs(1);
 /// The stream ended, but fewer bytes passed the verdict than TCP received: after so long they are lost.
@@ -105,6 +110,8 @@ struct Lane {
     broken: bool,
     /// Since when passed bytes could not be read, or received bytes have not passed the verdict.
     stuck: Option<Instant>,
+    /// How much the socket's TCP had taken over when much waited behind it, and since when.
+    taking: Option<(Option<u64>, Instant)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -424,7 +431,7 @@ impl Offload {
             Ok(0) if lane.plain => lane.source = Source::Ended,
             Ok(n) if n > 0 => {
                 lane.read += n as u64;
-                lane.stuck = None;
+                (lane.stuck, lane.taking) = (None, None);
             }
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
             Err(e) if e.kind() == ErrorKind::WouldBlock && lane.plain => {
@@ -456,10 +463,20 @@ impl Offload {
             return Ok(Some(Wait::Soon));
         }
         let unread = self.slot.flow(side).passed().saturating_sub(self.lanes[side].read);
-        if since.elapsed() >= ENTANGLED_AFTER || unread >= ENTANGLED_BYTES {
+        let many = unread >= ENTANGLED_BYTES && !self.is_taking(side);
+        if since.elapsed() >= ENTANGLED_AFTER || many || unread >= MOST_PASSED {
             self.disentangle(side);
         }
         Ok(Some(Wait::Soon))
+    }
+
+    /// Whether the TCP of that side's socket has taken over anything lately.
+    fn is_taking(&mut self, side: Side) -> bool {
+        let taken = socket::taken_over(self.sockets[side].as_fd()).ok().flatten();
+        let (before, since) = self.lanes[side].taking.unwrap_or((None, Instant::now()));
+        let moves = before != taken;
+        self.lanes[side].taking = Some((taken, if moves { Instant::now() } else { since }));
+        moves || since.elapsed() < STANDSTILL
     }
 
     /// Passed bytes queue behind the bytes that the kernel still has to send on the same socket. A client that reads
@@ -473,7 +490,7 @@ impl Offload {
         if backlog > 0 {
             self.gate(Fallback::Entangled);
             socket::enlarge_send_buffer(self.sockets[side].as_fd(), backlog * 2);
-            self.lanes[side].stuck = None;
+            (self.lanes[side].stuck, self.lanes[side].taking) = (None, None);
         }
     }
 
@@ -616,6 +633,7 @@ impl Lane {
             shut: false,
             broken: false,
             stuck: None,
+            taking: None,
         }
     }
 

@@ -340,6 +340,12 @@ impl LocalSlot {
         unsafe { AtomicU64::from_ptr(&raw mut (*self.relay(side)).redirected) }.load(Ordering::SeqCst)
     }
 
+    /// Bytes of that direction that the daemon wrote and that went to the reader's TCP, since it can't have them handed over.
+    pub(in super::super) fn by_tcp(&self, side: Side) -> u64 {
+        // SAFETY: as in `redirected`.
+        unsafe { AtomicU64::from_ptr(&raw mut (*self.relay(side)).by_tcp) }.load(Ordering::SeqCst)
+    }
+
     /// Looks at both sockets of the direction that begins at `side`.
     pub(in super::super) fn look(&self, side: Side) -> Look {
         self.programs.look(self.index * 4 + side.index());

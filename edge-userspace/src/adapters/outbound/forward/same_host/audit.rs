@@ -19,6 +19,8 @@ pub(super) struct Counts {
     pub(super) written: u64,
     /// By the verdict: what it put into the reader's queue for the daemon.
     pub(super) handed_over: u64,
+    /// Likewise: what it left to the reader's TCP.
+    pub(super) by_tcp: u64,
     /// By the TCP of the daemon's end of the reader: what the reader's TCP has acknowledged, an end of stream as one.
     pub(super) acknowledged: u64,
     /// By the reader's TCP: what its application took from there, likewise; `None` if its socket is gone.
@@ -30,11 +32,11 @@ pub(super) struct Counts {
 impl Counts {
     /// What is wrong. `over`: both streams have ended, and nothing is on its way any more.
     pub(super) fn disagreement(&self, over: bool) -> Option<String> {
-        let &Self { read, written, handed_over, .. } = self;
+        let &Self { read, written, handed_over, by_tcp, .. } = self;
         let end = u64::from(self.shut);
         let in_tcp = self.acknowledged.max(self.taken.unwrap_or(0).into());
         // Also what the reader has not taken from there: where it does not look it may never find it.
-        if in_tcp > end {
+        if in_tcp > end + by_tcp {
             return Some("the reader was given bytes through TCP, where none may be".to_owned());
         }
         if self.given.is_some_and(|given| given.wrapping_sub(low(read)).cast_signed() < 0) {
@@ -46,7 +48,7 @@ impl Counts {
             return Some(format!("{received} bytes were received, {read} were read"));
         }
         // A reader that closed before the end is given nothing: fewer handed over than written says nothing.
-        (over && (written != read || handed_over > written))
+        (over && (written != read || handed_over + by_tcp > written))
             .then(|| format!("{read} bytes were read, {written} written, and {handed_over} handed over"))
     }
 }
@@ -69,6 +71,7 @@ mod tests {
         read: 1_000,
         written: 1_000,
         handed_over: 1_000,
+        by_tcp: 0,
         acknowledged: 1,
         taken: Some(1),
         shut: true,

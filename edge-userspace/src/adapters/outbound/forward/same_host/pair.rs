@@ -74,6 +74,10 @@ pub(super) struct LocalPair {
     gated: bool,
     /// The operator wants userspace only: likewise, meanwhile.
     off: bool,
+    /// An application has come to read in a way in which bytes can't be handed to it: likewise.
+    unsuited: bool,
+    /// Bytes that waited for each side's reader when it was looked at last.
+    waiting: Both<u32>,
 }
 
 /// What went through TCP in one direction.
@@ -135,6 +139,8 @@ impl LocalPair {
             budget,
             gated: false,
             off: false,
+            unsuited: false,
+            waiting: Both::of(|_| 0),
         }
     }
 
@@ -218,7 +224,7 @@ impl LocalPair {
                 None => return self.finish(Termination::KilledByDrain),
             }
             // What was handed over meanwhile shows in the counters only.
-            if moved || self.progress() != before {
+            if moved || self.progress() != before || self.is_read() {
                 active = Instant::now();
             } else if active.elapsed() >= limit {
                 let by = self.idle_termination();
@@ -279,6 +285,7 @@ impl LocalPair {
             read: lane.read,
             written: lane.written,
             handed_over: self.slot.handed_over(side),
+            by_tcp: self.slot.by_tcp(side),
             acknowledged: acknowledged(&self.sockets[reader]).saturating_sub(self.acknowledged_before[reader]),
             taken: look.target.map(|target| target.copied),
             shut: lane.shut,
@@ -291,6 +298,10 @@ impl LocalPair {
         let off = self.slot.kernel_is_off();
         if self.gated {
             // For life.
+        } else if Side::BOTH.into_iter().any(|side| self.slot.by_tcp(side) > 0) {
+            (self.gated, self.unsuited) = (true, true);
+            self.slot.set_gate(true);
+            flow.step(ForwarderKind::Copy, Why::Fallback(Fallback::Blocking));
         } else if self.mark.is_withdrawn() {
             self.gated = true;
             flow.step(ForwarderKind::Copy, Why::Fallback(Fallback::Withdrawn));
@@ -355,6 +366,13 @@ impl LocalPair {
             }
         }
         Ok(())
+    }
+
+    /// Whether a reader has taken of what waits for it since this was asked last: a slow one is not idle.
+    fn is_read(&mut self) -> bool {
+        let now = Both::of(|side| self.slot.look(side).target.map_or(0, |target| target.bytes));
+        let before = std::mem::replace(&mut self.waiting, now);
+        Side::BOTH.into_iter().any(|side| self.waiting[side] < before[side])
     }
 
     /// Everything that has moved, to see whether anything has.
@@ -463,7 +481,9 @@ impl LocalPair {
         }
         let Both { client: up, backend: down } = in_kernel;
         let bytes = self.through_tcp() + ByteCounts { up, down, kernel_up: up, kernel_down: down };
-        let fallback = self.mark.is_withdrawn().then_some(Fallback::Withdrawn);
+        let unsuited = self.unsuited || Side::BOTH.into_iter().any(|side| self.slot.by_tcp(side) > 0);
+        let withdrawn = self.mark.is_withdrawn().then_some(Fallback::Withdrawn);
+        let fallback = withdrawn.or(unsuited.then_some(Fallback::Blocking));
         Report { bytes, termination, fallback, disagreed: self.disagreed }
     }
 }
