@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use common::{NETWORK, Row, World, eventually};
-use xtask::lab::Daemon;
-use xtask::load::Manner;
+use xtask::lab::{Daemon, Ns};
+use xtask::load::{Manner, NamedBackend};
 
 /// A running `edgeproxy events -f`, and the lines it has printed; killed when dropped.
 struct Follower {
@@ -63,8 +63,11 @@ fn events_tell_what_happens_with_reasons() {
         world.visit(client, daemon.addr()).unwrap().finish().unwrap();
     }
     text.wait(&["warn", "backend_ejected", "backend dead (app web): ejected for 0.3 s", "refused"]);
+    let revived =
+        NamedBackend::start(world.lab.namespace(Ns::Backends), "dead", world.backend_addr(2), Manner::Close).unwrap();
     text.wait(&["info", "backend_back", "backend dead"]);
     text.wait(&["info", "backend_recovered", "backend dead"]);
+    drop(revived);
     world.database.execute("UPDATE backends SET region = 'south america' WHERE id = 'dead'");
     text.wait(&["warn", "row_rejected", "row dead: refused"]);
     world.database.execute("ALTER TABLE backends RENAME TO elsewhere");
