@@ -29,6 +29,7 @@ const BPF_F_NO_PREALLOC: u32 = 1;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 /// States of a TCP socket that can receive: ESTABLISHED, FIN_WAIT1, FIN_WAIT2.
 const RECEIVING: u32 = 1 << 1 | 1 << 4 | 1 << 5;
+const ESTABLISHED: u8 = 1;
 const O_NONBLOCK: u32 = 0o4000;
 const AF_INET6: u32 = 10;
 
@@ -200,8 +201,6 @@ pub fn hand_over(ctx: SkMsgContext) -> u32 {
     let (Some(flow), Some(control)) = (LOCAL_FLOWS.get_ptr_mut(slot), LOCAL_CONTROL.get_ptr(0)) else {
         return SK_PASS;
     };
-    // That of the daemon for the same direction follows.
-    let Some(relay) = LOCAL_FLOWS.get_ptr_mut(slot + RELAYS_BEHIND) else { return SK_PASS };
     // SAFETY: all point into map values. The program runs under the source's lock, so it is the only one to run for
     // this flow, and each field has one writer.
     unsafe {
@@ -209,8 +208,10 @@ pub fn hand_over(ctx: SkMsgContext) -> u32 {
             SK_PASS
         } else if (*flow).relay != 0 {
             relay_on(&ctx, flow)
-        } else {
+        } else if let Some(relay) = LOCAL_FLOWS.get_ptr_mut(slot + RELAYS_BEHIND) {
             decide(&ctx, source, (flow, relay), control)
+        } else {
+            SK_PASS
         }
     }
 }
@@ -226,13 +227,18 @@ unsafe fn relay_on(ctx: &SkMsgContext, flow: *mut LocalFlow) -> u32 {
     // SAFETY: the caller's.
     unsafe {
         let len = ctx.size() as u64;
-        let fits = (*flow).by_tcp == 0 && is_there(flow) && is_plain((*flow).target.address);
-        if fits && redirected(ctx, flow) {
-            (*flow).redirected += len;
-            (*flow).messages += 1;
-        } else {
-            (*flow).by_tcp += len;
+        if (*flow).by_tcp == 0 {
+            if is_gone(flow) {
+                (*flow).passes += 1;
+                return SK_PASS;
+            }
+            if is_plain((*flow).target.address) && redirected(ctx, flow) {
+                (*flow).redirected += len;
+                (*flow).messages += 1;
+                return SK_PASS;
+            }
         }
+        (*flow).by_tcp += len;
         SK_PASS
     }
 }
@@ -307,6 +313,18 @@ unsafe fn is_there(flow: *const LocalFlow) -> bool {
     let target = unsafe { (*flow).target };
     field::<u64>(target.address, OFFSET_COOKIE.load()) == Some(target.cookie)
         && field::<u8>(target.address, OFFSET_STATE.load()).is_some_and(|state| RECEIVING >> (state & 31) & 1 == 1)
+}
+
+/// Whether nobody reads from the target any more: its application has closed it. TCP will tell the sender. One that was not
+/// accepted yet has no owner either, and is established.
+///
+/// # Safety
+/// `flow` points to a map value.
+#[inline(always)]
+unsafe fn is_gone(flow: *const LocalFlow) -> bool {
+    // SAFETY: the caller's.
+    let (there, address) = unsafe { (is_there(flow), (*flow).target.address) };
+    !there || blocks(address).is_none() && field::<u8>(address, OFFSET_STATE.load()) != Some(ESTABLISHED)
 }
 
 /// Whether it is a socket that bytes may be handed to: an application's that reads without blocking calls.

@@ -87,6 +87,23 @@ fn what_a_reader_could_not_be_handed_comes_first_though_it_reads_as_before() {
             }
         }
     }
+    // One that goes away is something else.
+    let mut client = Client::connect(&world, n, daemon.addr()).0;
+    let mut backend = listener.accept().unwrap().0;
+    backend.set_nonblocking(true).unwrap();
+    paired(&daemon, &mut client, &mut backend);
+    backend.write_all(b"goodbye").unwrap();
+    drop(backend);
+    assert_eq!(take(&mut client, 8), b"goodbye");
+    let local = client.local_addr().unwrap();
+    // Into nothing, until that is told.
+    let deadline = Instant::now() + SOON;
+    while !client.write(&[7; 1_000]).is_err_and(|why| why.kind() != ErrorKind::WouldBlock) && Instant::now() < deadline
+    {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let record = daemon.record_of(local, SOON).unwrap();
+    assert_eq!(record.fallback, None, "{record:?}");
     // Nothing was lost, and nobody is to blame.
     assert_eq!(withdrawn(&daemon), [""; 0]);
     let metrics = daemon.metrics().unwrap();
