@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use common::descriptors::socket_of;
 use common::polling::{AtTheEnd, Client, serve_one};
-use common::stage::{same_host_daemon, withdrawn};
-use common::{KERNEL, NETWORK, Row, SOON, World, assert_said, eventually};
+use common::stage::{one_marked, withdrawn};
+use common::{KERNEL, NETWORK, SOON, World, assert_said, eventually};
 use rustix::process::{Pid, Signal, kill_process};
 use socket2::SockRef;
-use xtask::lab::{Cgroups, Daemon};
+use xtask::lab::Daemon;
 use xtask::load::{Manner, Visit};
 
 const LOOT: &[u8] = b"stolen";
@@ -115,11 +115,7 @@ fn bytes_that_vanish_before_a_time_limit_are_noticed() {
 fn bytes_that_vanish_between_applications_of_one_host_take_the_mark() {
     let test = "bytes_that_vanish_between_applications_of_one_host_take_the_mark";
     let Some(world) = World::new(KERNEL, test) else { return };
-    let cgroups = Cgroups::create().unwrap();
-    let addr = world.backend_addr(1);
-    world.database.add(&Row::new("b1", addr).same_host());
-    let settings = [("same_host_budget_kib", "16")];
-    let daemon = same_host_daemon(&world, &cgroups, &[cgroups.applications()], &settings);
+    let (_cgroups, addr, daemon) = one_marked(&world, &[("same_host_budget_kib", "16")]);
     serve_one(&world, addr, AtTheEnd::Close);
     let mut client = Client::connect(&world, 0, daemon.addr());
     // What is sent before the two are a pair goes through the daemon, too.

@@ -11,10 +11,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::polling::Client;
-use common::stage::{same_host_daemon, withdrawn};
-use common::{KERNEL, Row, SOON, World};
+use common::stage::{one_marked, withdrawn};
+use common::{KERNEL, SOON, World};
 use socket2::SockRef;
-use xtask::lab::{Cgroups, Daemon, Ns};
+use xtask::lab::{Daemon, Ns};
 use xtask::load::poll;
 
 /// How a reader changes, and back.
@@ -46,11 +46,8 @@ fn set_minimum(reader: &TcpStream, least: libc::c_int) {
 fn what_a_reader_could_not_be_handed_comes_first_though_it_reads_as_before() {
     let test = "what_a_reader_could_not_be_handed_comes_first_though_it_reads_as_before";
     let Some(world) = World::new(KERNEL, test) else { return };
-    let cgroups = Cgroups::create().unwrap();
-    let addr = world.backend_addr(1);
-    world.database.add(&Row::new("b1", addr).same_host());
+    let (_cgroups, addr, daemon) = one_marked(&world, &[]);
     let listener = world.lab.run_in(Ns::Backends, || TcpListener::bind(addr)).unwrap();
-    let daemon = same_host_daemon(&world, &cgroups, &[cgroups.applications()], &[]);
     let mut n = 0;
     for change in [Change::Minimum, Change::Blocking] {
         for to_backend in [true, false] {
@@ -154,12 +151,9 @@ fn sk_msg_lets_a_slow_reader_finish() {
     const PIECE: usize = 16 << 10;
     const SENT: usize = 25 * PIECE;
     let Some(world) = World::new(KERNEL, "sk_msg_lets_a_slow_reader_finish") else { return };
-    let cgroups = Cgroups::create().unwrap();
-    let addr = world.backend_addr(1);
-    world.database.add(&Row::new("b1", addr).same_host());
-    let listener = world.lab.run_in(Ns::Backends, || TcpListener::bind(addr)).unwrap();
     let settings = [("idle_timeout_secs", "1"), ("half_close_timeout_secs", "60")];
-    let daemon = same_host_daemon(&world, &cgroups, &[cgroups.applications()], &settings);
+    let (_cgroups, addr, daemon) = one_marked(&world, &settings);
+    let listener = world.lab.run_in(Ns::Backends, || TcpListener::bind(addr)).unwrap();
     let mut client = Client::connect(&world, 0, daemon.addr()).0;
     let mut backend = listener.accept().unwrap().0;
     backend.set_nonblocking(true).unwrap();

@@ -8,10 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::polling::{AtTheEnd, Client, serve_one};
-use common::stage::same_host_daemon;
-use common::{BINARY, KERNEL, NETWORK, Row, SOON, World, edgeproxy};
+use common::stage::one_marked;
+use common::{BINARY, KERNEL, NETWORK, SOON, World, edgeproxy};
 use serde_json::Value;
-use xtask::lab::{Cgroups, Daemon, daemon};
+use xtask::lab::{Daemon, daemon};
 use xtask::load::{Manner, Visit};
 
 /// The flows that `edgeproxy flows --json` prints.
@@ -104,11 +104,7 @@ fn live(world: &World, forwarder: &str, message: &[u8]) {
 #[test]
 fn byte_counts_of_flows_on_one_host_are_live() {
     let Some(world) = World::new(KERNEL, "byte_counts_of_flows_on_one_host_are_live") else { return };
-    let cgroups = Cgroups::create().unwrap();
-    let addr = world.backend_addr(1);
-    world.database.add(&Row::new("b1", addr).same_host());
-    let settings = [("same_host_budget_kib", "16")];
-    let daemon = same_host_daemon(&world, &cgroups, &[cgroups.applications()], &settings);
+    let (_cgroups, addr, daemon) = one_marked(&world, &[("same_host_budget_kib", "16")]);
     serve_one(&world, addr, AtTheEnd::Close);
     let mut client = Client::connect(&world, 1, daemon.addr());
     assert_live(&daemon, "sk_msg", client.local(), 0, || {

@@ -26,6 +26,16 @@ pub fn same_host_daemon(world: &World, cgroups: &Cgroups, named: &[&Path], setti
     Daemon::start(&world.lab, &config.cgroup(cgroups.daemon())).unwrap()
 }
 
+/// The address of a marked backend `b1`, and a daemon that hands bytes over between it and local clients. To be dropped in
+/// reverse order: a cgroup can go when the daemon is gone.
+pub fn one_marked(world: &World, settings: &[(&str, &str)]) -> (Cgroups, SocketAddr, Daemon) {
+    let cgroups = Cgroups::create().unwrap();
+    let addr = world.backend_addr(1);
+    world.database.add(&Row::new("b1", addr).same_host());
+    let daemon = same_host_daemon(world, &cgroups, &[cgroups.applications()], settings);
+    (cgroups, addr, daemon)
+}
+
 /// Why the mark `same_host` has no effect.
 pub fn why_off(daemon: &Daemon) -> Option<String> {
     daemon.status().unwrap().text("/forwarder/same_host/why").map(str::to_owned)
