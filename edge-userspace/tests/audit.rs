@@ -6,10 +6,11 @@ mod common;
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
 use common::descriptors::socket_of;
+use common::maps::divert;
 use common::polling::{AtTheEnd, Client, serve_one};
 use common::stage::{one_marked, withdrawn};
 use common::{KERNEL, NETWORK, SOON, World, assert_said, eventually};
@@ -108,6 +109,51 @@ fn bytes_that_vanish_before_a_time_limit_are_noticed() {
     let wait = |visit: Visit| _ = std::io::copy(&mut visit.stream().try_clone().unwrap(), &mut std::io::sink());
     let Some(ended) = robbed(&settings, test, 1_000, wait) else { return };
     assert_eq!(ended.2, "cD");
+}
+
+/// Two ends of a connection over loopback.
+fn connection() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (one, listener.accept().unwrap().0)
+}
+
+/// The kernel gives the client's bytes to somebody else, and nothing moves any more. How that is recorded.
+fn diverted(settings: &[(&str, &str)], test: &str) -> Option<String> {
+    let world = World::new(KERNEL, test)?;
+    let backend = world.backend(1, Manner::Echo, |row| row);
+    let daemon = world.daemon(&[&[("forwarder", "sockmap")], settings].concat());
+    let visit = world.visit(0, daemon.addr()).unwrap();
+    eventually("it is in the kernel", || daemon.metrics().unwrap().contains("edgeproxy_kernel_flows 1\n"));
+    let (thief, mut fence) = connection();
+    divert(&daemon, backend.addr(), &thief);
+    visit.stream().write_all(LOOT).unwrap();
+    let mut taken = [0; LOOT.len()];
+    fence.read_exact(&mut taken).unwrap();
+    assert_eq!(taken, LOOT);
+    let record = daemon.record_of(visit.local, 3 * SOON).unwrap();
+    assert_eq!((record.forwarder.as_deref(), record.kernel_up), (Some("sockmap"), LOOT.len() as u64), "{record:?}");
+    assert_said(&daemon, "6 bytes were given to a socket that took 0");
+    eventually("it is counted", || daemon.metrics().unwrap().contains("edgeproxy_byte_mismatches_total 1\n"));
+    assert_eq!(daemon.status().unwrap().text("/forwarder/active"), Some("copy"));
+    assert_eq!(world.exchange(&daemon).forwarder.as_deref(), Some("copy"), "until an operator says so");
+    Some(record.termination)
+}
+
+#[test]
+fn bytes_that_vanish_in_the_kernel_are_noticed_while_the_connection_is_open() {
+    let test = "bytes_that_vanish_in_the_kernel_are_noticed_while_the_connection_is_open";
+    if let Some(ended) = diverted(&[], test) {
+        assert_eq!(ended, "ID");
+    }
+}
+
+#[test]
+fn bytes_that_vanish_in_the_kernel_are_noticed_at_a_time_limit() {
+    let test = "bytes_that_vanish_in_the_kernel_are_noticed_at_a_time_limit";
+    if let Some(ended) = diverted(&[("idle_timeout_secs", "3")], test) {
+        assert_eq!(ended, "cD");
+    }
 }
 
 /// Of a pair on one host the bytes that find no room go through the daemon.

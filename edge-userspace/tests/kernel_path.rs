@@ -14,7 +14,7 @@ use common::maps::map_of;
 use common::{KERNEL, SOON, SetWhenDropped, World, eventually};
 use edge_common::Flow;
 use socket2::SockRef;
-use xtask::lab::Daemon;
+use xtask::lab::{Daemon, Ns, Where};
 use xtask::load::{Manner, Visit};
 
 #[test]
@@ -129,6 +129,33 @@ fn talk(mut visit: Visit, rounds: &AtomicU64, switched: &AtomicBool) -> (SocketA
     let local = visit.local;
     visit.finish().unwrap();
     (local, bytes)
+}
+
+/// TCP drops what it has already: the client did not get the acknowledgement, and sends again.
+#[test]
+fn packets_that_a_running_connection_drops_have_its_bytes_compared() {
+    let test = "packets_that_a_running_connection_drops_have_its_bytes_compared";
+    let Some(world) = World::new(KERNEL, test) else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let daemon = world.daemon(&[("forwarder", "sockmap")]);
+    let mut visit = world.visit(0, daemon.addr()).unwrap();
+    let word = b"over a sound link";
+    visit.echo(word).unwrap();
+    assert!(daemon.metrics().unwrap().contains("edgeproxy_kernel_drop_alarms_total 0\n"));
+    let loss = world.lab.lose(Ns::Clients, Where::OnTheWay, 100).unwrap();
+    let (deadline, mut sent) = (Instant::now() + 4 * SOON, word.len() as u64);
+    while daemon.metrics().unwrap().contains("edgeproxy_kernel_drop_alarms_total 0\n") {
+        assert!(Instant::now() < deadline, "no alarm");
+        visit.echo(&[7; 20_000]).unwrap();
+        sent += 20_000;
+    }
+    assert!(!daemon.metrics().unwrap().contains("edgeproxy_kernel_drops_total 0\n"));
+    drop(loss);
+    let local = visit.local;
+    visit.finish().unwrap();
+    let record = daemon.record_of(local, SOON).unwrap();
+    assert_eq!((record.termination.as_str(), record.bytes_up), ("--", sent), "{record:?}");
+    assert_on(&daemon);
 }
 
 #[test]

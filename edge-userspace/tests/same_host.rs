@@ -4,6 +4,7 @@
 mod common;
 
 use std::cell::RefCell;
+use std::io::Write;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use common::bench::{Bench, memory_fall};
 use common::http::{Http, Pace};
+use common::polling::{self, AtTheEnd};
 use common::stage::{self, Clients, FileServer, Kind, Stage, same_host_daemon, why_off, withdrawn};
 use common::{KERNEL, Row, SOON, SetWhenDropped, World, eventually, maps};
 use xtask::lab::{Cgroups, Daemon, Record};
@@ -294,6 +296,26 @@ fn applications_that_block_take_the_ordinary_way() {
     let record = &daemon.access_log(SOON, |records| !records.is_empty())[0];
     assert_eq!(record.fallback.as_deref(), Some("blocking"), "{record:?}");
     assert_eq!(record.termination, "--", "{record:?}");
+}
+
+/// One that is gone has no owner, which is no way to read.
+#[test]
+fn a_client_that_sends_and_closes_at_once_is_not_taken_for_one_that_blocks() {
+    let test = "a_client_that_sends_and_closes_at_once_is_not_taken_for_one_that_blocks";
+    let Some(world) = World::new(KERNEL, test) else { return };
+    let (_cgroups, addr, daemon) = stage::one_marked(&world, &[]);
+    polling::serve(&world, addr, 20, AtTheEnd::Close);
+    for n in 0..20 {
+        let mut client = polling::Client::connect(&world, n, daemon.addr());
+        client.0.write_all(b"and no answer wanted").unwrap();
+        let local = client.local();
+        drop(client);
+        let record = daemon.record_of(local, SOON).unwrap();
+        assert_eq!(record.bytes_up, 20, "{record:?}");
+        // It may have been gone before the two were a pair.
+        assert_ne!(record.fallback.as_deref(), Some("blocking"), "{record:?}");
+    }
+    assert_eq!(withdrawn(&daemon), [""; 0]);
 }
 
 /// Where it is a matter of configuration that a mark can't work, that is said before any client comes.

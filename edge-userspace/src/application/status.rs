@@ -182,8 +182,11 @@ pub struct KernelPackets {
     pub spilled: u64,
     /// Nothing but the end of a stream.
     pub ends: u64,
-    /// Dropped by TCP on sockets of flows that have ended: old duplicates, and acknowledgements after an end.
+    /// Dropped by TCP on sockets of these flows: old duplicates, and acknowledgements after an end.
     pub dropped: u64,
+    /// Times that some were dropped while neither stream of a flow had ended, so that its bytes were compared at once.
+    #[serde(default)]
+    pub drop_alarms: u64,
     /// Bytes cut off retransmissions that had been forwarded before.
     pub trimmed_bytes: u64,
 }
@@ -502,7 +505,14 @@ pub(crate) mod sample {
                 self_test: None,
                 flows_in_kernel: 5,
                 kernel_bytes: 1_000_000,
-                kernel_packets: KernelPackets { redirected: 900, spilled: 7, ends: 2, dropped: 3, trimmed_bytes: 400 },
+                kernel_packets: KernelPackets {
+                    redirected: 900,
+                    spilled: 7,
+                    ends: 2,
+                    dropped: 3,
+                    drop_alarms: 1,
+                    trimmed_bytes: 400,
+                },
                 same_host: SameHostStatus {
                     why: Some("same_host_cgroup names no cgroup".to_owned()),
                     marked: 1,

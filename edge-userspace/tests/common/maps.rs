@@ -2,10 +2,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 
-use aya::maps::{HashMap, Map, MapData, MapInfo};
+use aya::maps::{HashMap, Map, MapData, MapInfo, SockHash};
 use aya::programs::loaded_programs;
+use rustix::net::sockopt::socket_cookie;
 use xtask::lab::Daemon;
+
+use super::descriptors::socket_of;
 
 /// The map of that name that the daemon's program `program` uses.
 pub fn map_of(daemon: &Daemon, program: &str, map: &str) -> MapData {
@@ -37,4 +42,12 @@ pub fn break_a_relay(daemon: &Daemon) {
         all.iter().filter(|(_, slot)| slot / 4 == pair && slot % 4 >= 2).map(|(key, _)| *key).collect();
     assert_eq!(relays.len(), 2);
     relays.iter().for_each(|cookie| slots.remove(cookie).unwrap());
+}
+
+/// Has the kernel give `thief` what it is to give to the daemon's socket to this peer.
+pub fn divert(daemon: &Daemon, peer: SocketAddr, thief: &TcpStream) {
+    let cookie = socket_cookie(socket_of(daemon, peer)).unwrap();
+    let mut sockets: SockHash<_, u64> =
+        SockHash::try_from(Map::SockHash(map_of(daemon, "forward", "SOCKETS"))).unwrap();
+    sockets.insert(cookie, thief.as_raw_fd(), 0).unwrap();
 }

@@ -21,21 +21,32 @@ pub enum AtTheEnd {
 
 /// Accepts one connection and sends back what comes.
 pub fn serve_one(world: &World, addr: SocketAddr, at_the_end: AtTheEnd) {
+    serve(world, addr, 1, at_the_end);
+}
+
+/// So many, one after the other.
+pub fn serve(world: &World, addr: SocketAddr, connections: usize, at_the_end: AtTheEnd) {
     let listener = world.lab.run_in(Ns::Backends, || TcpListener::bind(addr)).unwrap();
     thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        stream.set_nonblocking(true).unwrap();
-        let (mut buffer, mut events) = ([0; 4096], libc::POLLIN);
-        while poll(&stream, events, 60_000).is_ok_and(|ready| ready != 0 && ready & libc::POLLERR == 0) {
-            match stream.read(&mut buffer) {
-                Ok(0) if at_the_end == AtTheEnd::Close => return,
-                Ok(0) => events = 0,
-                Ok(read) => stream.write_all(&buffer[..read]).unwrap(),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => return,
-            }
+        for _ in 0..connections {
+            let (stream, _) = listener.accept().unwrap();
+            stream.set_nonblocking(true).unwrap();
+            send_back(stream, at_the_end);
         }
     });
+}
+
+fn send_back(mut stream: TcpStream, at_the_end: AtTheEnd) {
+    let (mut buffer, mut events) = ([0; 4096], libc::POLLIN);
+    while poll(&stream, events, 60_000).is_ok_and(|ready| ready != 0 && ready & libc::POLLERR == 0) {
+        match stream.read(&mut buffer) {
+            Ok(0) if at_the_end == AtTheEnd::Close => return,
+            Ok(0) => events = 0,
+            Ok(read) => _ = stream.write_all(&buffer[..read]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => return,
+        }
+    }
 }
 
 /// A client whose socket does not block either.

@@ -5,6 +5,7 @@
 //! that came first. The rules and the measurements behind them are in `docs/kernel-path.md`.
 
 mod endings;
+mod loss;
 mod spilling;
 
 use std::future::poll_fn;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use self::loss::Watch;
 use self::spilling::Spilling;
 use super::delivery::Delivery;
 use super::kernel::{Interest, Kernel, PairSlot, Ready};
@@ -41,7 +43,8 @@ const STANDSTILL: Duration = Duration::from_millis(20);
 const MOST_PASSED: u64 = 4 * ENTANGLED_BYTES;
 /// Passed bytes of a closed socket that can't be read for so long never will be.
 const DEAD_AFTER: Duration = Duration::from_secs(1);
-/// The stream ended, but fewer bytes passed the verdict than TCP received: after so long they are lost.
+/// Bytes that are between two counts for so long are lost: received and not through the verdict when the stream has ended,
+/// or given to a socket that has nothing to send and does not take them.
 const LOST_AFTER: Duration = Duration::from_secs(10);
 /// How long what came before a reset may take to reach the other side.
 pub(super) const RESET_LINGER: Duration = Duration::from_secs(5);
@@ -67,8 +70,7 @@ pub(super) struct Offload {
     lanes: Both<Lane>,
     /// What was moved before the insertion.
     before: ByteCounts,
-    /// What each socket had dropped until then.
-    dropped_before: Both<u32>,
+    watch: Watch,
     /// The kernel path is off for everybody: everything is left to userspace meanwhile.
     off: bool,
     /// The fallback that is on record.
@@ -167,14 +169,14 @@ impl Offload {
             tracing::debug!(%why, "backend socket not inserted");
             return Err((Fallback::InsertRefused, sockets));
         }
-        let dropped_before = Both { client: socket::drops(client.as_fd()), backend: socket::drops(backend.as_fd()) };
+        let watch = Watch::new(&sockets);
         // On the heap: futures that it is moved through would each hold it.
         let mut offload = Box::new(Self {
             sockets,
             slot,
             lanes,
             before,
-            dropped_before,
+            watch,
             off: false,
             told: None,
             spilling: Spilling::new(Instant::now()),
@@ -256,6 +258,9 @@ impl Offload {
             }
             self.rewatch();
             self.look_for_spilling(demotes);
+            if let Err(termination) = self.look_for_loss() {
+                return self.finish(termination);
+            }
             self.tell(flow);
             let now = Instant::now();
             if now >= measure_at {
@@ -544,7 +549,7 @@ impl Offload {
         let due = wait == Wait::Event && ready == Ready::NONE || fruitless % LOOKS_PER_IDLE_CHECK == 1;
         let left = if due { self.idle_left(limit)? } else { limit };
         if wait == Wait::Event {
-            return Ok(left);
+            return Ok(left.min(LOST_AFTER));
         }
         let millis = RETRY_MILLIS.get(fruitless).or(RETRY_MILLIS.last()).copied().unwrap_or(1);
         Ok(Duration::from_millis(millis))
@@ -589,10 +594,13 @@ impl Offload {
     fn finish(mut self: Box<Self>, termination: Termination) -> Report {
         if termination != Termination::Normal {
             self.audit();
+            if matches!(termination, Termination::ClientIdle | Termination::BackendIdle) {
+                self.audit_standstill();
+            }
             self.sockets.iter().for_each(|socket| socket::reset_on_close(socket.as_fd()));
         }
         let (up, down) = self.slot.counts().bytes();
-        self.slot.note_drops(self.drops());
+        self.note_drops();
         Report {
             bytes: self.written() + ByteCounts { up, down, kernel_up: up, kernel_down: down },
             termination,
@@ -600,15 +608,6 @@ impl Offload {
             corrupt: self.corrupt,
             round_trip: socket::round_trip(self.sockets.backend.as_fd()),
         }
-    }
-
-    /// Packets that TCP dropped since the insertion. The program has it drop those that are nothing but an end.
-    fn drops(&self) -> u64 {
-        let of = |side: Side| {
-            let dropped = socket::drops(self.sockets[side].as_fd()).wrapping_sub(self.dropped_before[side]);
-            u64::from(dropped).saturating_sub(self.slot.flow(side).fins())
-        };
-        Side::BOTH.into_iter().map(of).sum()
     }
 }
 

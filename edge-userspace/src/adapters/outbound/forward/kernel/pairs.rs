@@ -95,6 +95,11 @@ impl PairSlot {
         self.kernel.ended().packets.dropped += drops;
     }
 
+    /// That some were dropped while neither stream had ended.
+    pub(in super::super) fn note_alarm(&self) {
+        self.kernel.ended().packets.drop_alarms += 1;
+    }
+
     /// Whether the switch that leaves everything to userspace is on.
     pub(in super::super) fn kernel_is_off(&self) -> bool {
         self.kernel.control.gate_all()

@@ -20,8 +20,9 @@ impl Tally {
             spilled: flow.spills(),
             ends: flow.fins(),
             trimmed_bytes: flow.trimmed(),
-            // Known at the end of a pair only.
+            // Noted by the pairs themselves.
             dropped: 0,
+            drop_alarms: 0,
         };
         Self { bytes: flow.redirected(), packets }
     }
@@ -35,6 +36,7 @@ impl AddAssign for Tally {
         sum.spilled += more.spilled;
         sum.ends += more.ends;
         sum.dropped += more.dropped;
+        sum.drop_alarms += more.drop_alarms;
         sum.trimmed_bytes += more.trimmed_bytes;
     }
 }

@@ -43,7 +43,7 @@ impl Counts {
             return Some("more was received than the sender gave to TCP".to_owned());
         }
         if let Some(TcpInfo { received, fin, .. }) = self.received
-            && (received < read || over && received - read > u64::from(fin))
+            && (received < read || over && received - read != u64::from(fin))
         {
             return Some(format!("{received} bytes were received, {read} were read"));
         }
@@ -107,6 +107,8 @@ mod tests {
 
     #[test]
     fn bytes_too_many_are_noticed_at_once() {
+        let read_twice = Counts { read: 1_001, written: 1_001, handed_over: 1_001, ..SOUND };
+        assert!(read_twice.disagreement(true).is_some(), "the end is no byte");
         for broken in [
             Counts { given: Some(990), ..SOUND },
             Counts { received: received(990), ..SOUND },

@@ -150,18 +150,25 @@ impl LocalPair {
         let until = Instant::now() + PROBATION;
         let mut tries = 0;
         loop {
-            let mut looks = Side::BOTH.into_iter().map(|side| self.slot.look(side));
-            // One that is gone already shows itself by its end of stream.
-            if looks.all(|look| look.written.is_none() || look.accepted && !look.blocks) {
+            if Side::BOTH.into_iter().all(|side| self.reads_without_blocking(side)) {
                 return true;
             }
-            if Instant::now() >= until {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return self.has_begun().await;
             }
             let retry = RETRY_MILLIS.get(tries).or(RETRY_MILLIS.last()).copied().unwrap_or(1);
-            tokio::time::sleep(Duration::from_millis(retry)).await;
+            tokio::time::sleep(Duration::from_millis(retry).min(left)).await;
             tries += 1;
         }
+    }
+
+    /// Or no more: one that is gone shows itself by its end of stream, and has no owner.
+    fn reads_without_blocking(&self, side: Side) -> bool {
+        let look = self.slot.look(side);
+        let is_gone =
+            || look.written.is_none() || socket::tcp_info(self.sockets[side].as_fd()).is_ok_and(|info| info.fin);
+        if look.accepted { !look.blocks } else { is_gone() }
     }
 
     /// Whether bytes were handed over after all. What is under way at this moment is waited for: sockets to which
