@@ -22,8 +22,7 @@ const LIMIT: Duration = Duration::from_secs(240);
 #[test]
 fn a_storm_of_reloads_loses_no_connection() {
     let test = "a_storm_of_reloads_loses_no_connection";
-    // Resets are part of the load, and no sign of illness here.
-    let Some(bench) = Bench::new("auto", NETWORK, test, &[("ejection_failures", "0"), ("app", "web")]) else { return };
+    let Some(bench) = Bench::new("auto", NETWORK, test, &[("app", "web")]) else { return };
     let world = &bench.world;
     // Of another app, so that its row can be bad.
     let other = "INSERT INTO backends (id, app, region, wg_ip, port) VALUES ('b9', 'other', 'sa', '10.66.0.9', 7000)";

@@ -204,22 +204,26 @@ impl<'a> WeightedSet<'a> {
     }
 
     fn draw(&self, number: u64, weights: &[u32], admit: &dyn Fn(usize, u64) -> u64) -> Option<usize> {
-        let word = self.word_at(number);
-        let drawn = word.and_then(|(word, room)| {
-            let admitted = admit(word * FAN, self.bits.get(word)?.load(Ordering::SeqCst));
-            draw_bit(word * FAN, admitted, room, weights)
+        let found = self.word_at(number);
+        let drawn = found.and_then(|(word, place)| {
+            let (first, bits) = (word * FAN, self.bits.get(word)?.load(Ordering::SeqCst));
+            let admitted = admit(first, bits);
+            let weight = |at: usize| weights.get(first + at).copied().map_or(0, u64::from);
+            // Mostly all are admitted: then the place is one among their weights as it is.
+            let at = if admitted == bits { place.at } else { place.among(Bits(admitted).map(weight).sum()) };
+            Some(first + bit_at(admitted, at, weight)?)
         });
-        drawn.or_else(|| self.search(word.map_or(0, |(word, _)| word), admit))
+        drawn.or_else(|| self.search(found.map_or(0, |(word, _)| word), admit))
     }
 
-    /// The word in which `number` falls, and where in it: a number that is uniform again.
-    fn word_at(&self, number: u64) -> Option<(usize, u64)> {
+    /// The word in which `number` falls, and where in it.
+    fn word_at(&self, number: u64) -> Option<(usize, Place)> {
         let total: u64 = self.blocks.iter().map(sum_of).sum();
-        let (block, room) = descend(self.blocks.iter(), number, total)?;
+        let (block, place) = descend(self.blocks, Place::of(number, total))?;
         let first = block * FAN;
         let words = self.words.get(first..self.words.len().min(first + FAN))?;
-        let (word, room) = descend(words.iter(), room, sum_of(self.blocks.get(block)?))?;
-        Some((first + word, room))
+        let (word, place) = descend(words, place)?;
+        Some((first + word, place))
     }
 
     /// Any admitted member, from `start` on: what is left to do where the sums are behind the bits, or where those
@@ -242,38 +246,52 @@ fn sum_of(sum: &AtomicU64) -> u64 {
     if sum > u64::MAX / 2 { 0 } else { sum }
 }
 
-/// The sum in which the uniform `number` falls, where each takes as much room of `total` as it says, and a number that
-/// is uniform within it. The last that isn't 0, where the sums have shrunk meanwhile.
-fn descend<'a>(sums: impl Iterator<Item = &'a AtomicU64>, number: u64, total: u64) -> Option<(usize, u64)> {
-    // In units of 2⁻⁶⁴: below 2⁶⁴ × the total.
-    let mut room = u128::from(number) * u128::from(total);
+/// A uniform place among weights side by side: `at` of them lie before it, less than `of`, and it is `fraction` · 2⁻⁶⁴ further.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    at: u64,
+    fraction: u64,
+    of: u64,
+}
+
+impl Place {
+    /// That of a number that is uniform over all numbers.
+    fn of(number: u64, total: u64) -> Self {
+        let product = u128::from(number) * u128::from(total);
+        Self { at: (product >> 64) as u64, fraction: product as u64, of: total }
+    }
+
+    /// The same place among another number of weights. Takes a division of 128 bits, which is slow.
+    fn among(self, total: u64) -> u64 {
+        let number = (u128::from(self.at) << 64 | u128::from(self.fraction)) / u128::from(self.of.max(1));
+        Self::of(number as u64, total).at
+    }
+}
+
+/// The sum in which the place falls, and the place in it. The last that isn't 0, where the sums have shrunk meanwhile.
+fn descend(sums: &[AtomicU64], mut place: Place) -> Option<(usize, Place)> {
     let mut last = None;
-    for (at, sum) in sums.map(sum_of).enumerate().filter(|(_, sum)| *sum > 0) {
-        let taken = u128::from(sum) << 64;
-        if room < taken {
-            return Some((at, (room / u128::from(sum)) as u64));
+    for (index, sum) in sums.iter().map(sum_of).enumerate().filter(|(_, sum)| *sum > 0) {
+        match place.at.checked_sub(sum) {
+            None => return Some((index, Place { of: sum, ..place })),
+            Some(rest) => place.at = rest,
         }
-        room -= taken;
-        last = Some((at, number));
+        last = Some((index, Place { at: sum - 1, fraction: place.fraction, of: sum }));
     }
     last
 }
 
-/// The admitted member of a word in which the uniform `number` falls, where each takes as much room as its weight.
-fn draw_bit(first: usize, admitted: u64, number: u64, weights: &[u32]) -> Option<usize> {
-    let weight = |at: usize| weights.get(first + at).copied().map_or(0, u64::from);
-    let total: u64 = Bits(admitted).map(weight).sum();
-    // The product of two 64-bit numbers shifted by 64 fits 64 bits.
-    let mut room = ((u128::from(number) * u128::from(total)) >> 64) as u64;
-    let mut drawn = None;
-    for at in Bits(admitted) {
-        drawn = Some(first + at);
-        match room.checked_sub(weight(at)) {
-            Some(rest) => room = rest,
+/// The bit at this place, where each takes as much room as its weight; the last one beyond.
+fn bit_at(bits: u64, mut at: u64, weight: impl Fn(usize) -> u64) -> Option<usize> {
+    let mut last = None;
+    for bit in Bits(bits) {
+        last = Some(bit);
+        match at.checked_sub(weight(bit)) {
+            Some(rest) => at = rest,
             None => break,
         }
     }
-    drawn
+    last
 }
 
 /// The places of the bits that are set, lowest first.
