@@ -4,30 +4,75 @@
 mod common;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{KERNEL, NETWORK, SOON, World, eventually, urgent};
+use common::polling::{Client, be_mute, serve};
+use common::stage::{one_marked, withdrawn};
+use common::{KERNEL, NETWORK, Row, SOON, World, eventually, urgent};
 use socket2::SockRef;
 use xtask::lab::requirements::Need;
-use xtask::lab::{Daemon, Ns, Record};
-use xtask::load::{Manner, connect_from};
+use xtask::lab::{Cgroups, Daemon, Record};
+use xtask::load::Manner;
 
 /// A blocked pair is looked at every few seconds only.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A world with a backend that accepts, and never reads, answers nor closes.
-fn with_mute_backend(needs: &[Need], test: &str) -> Option<(World, TcpListener)> {
-    let world = World::new(needs, test)?;
-    let addr = world.backend_addr(1);
-    world.database.add(&common::Row::new("mute", addr));
-    let listener = world.lab.run_in(Ns::Backends, || TcpListener::bind(addr)).unwrap();
-    Some((world, listener))
+/// A daemon and its only backend. Neither that nor its clients block, or `sk_msg` would leave them to others.
+struct Scene {
+    // Dropped in this order: a cgroup can go when the daemon is gone.
+    daemon: Daemon,
+    world: World,
+    forwarder: &'static str,
+    _cgroups: Option<Cgroups>,
 }
 
-fn client(world: &World, daemon: &Daemon) -> TcpStream {
-    world.lab.run_in(Ns::Clients, || connect_from(world.lab.client(0), daemon.addr())).unwrap()
+impl Scene {
+    fn new(
+        forwarder: &'static str,
+        settings: &[(&str, &str)],
+        serve: fn(&World, SocketAddr),
+        needs: &[Need],
+        test: &str,
+    ) -> Option<Self> {
+        let world = World::new(needs, test)?;
+        let addr = world.backend_addr(1);
+        let (daemon, cgroups) = if forwarder == "sk_msg" {
+            let (cgroups, _, daemon) = one_marked(&world, settings);
+            (daemon, Some(cgroups))
+        } else {
+            world.database.add(&Row::new("b1", addr));
+            (world.daemon(&[&[("forwarder", forwarder)][..], settings].concat()), None)
+        };
+        serve(&world, addr);
+        Some(Self { daemon, world, forwarder, _cgroups: cgroups })
+    }
+
+    fn client(&self, n: u16) -> Client {
+        Client::connect(&self.world, n, self.daemon.addr())
+    }
+
+    /// Nothing was lost, and what one client did has no consequences for others.
+    fn assert_unharmed(&self) {
+        let metrics = self.daemon.metrics().unwrap();
+        assert!(metrics.contains("edgeproxy_byte_mismatches_total 0\n"), "{metrics}");
+        if self.forwarder == "sk_msg" {
+            assert_eq!(withdrawn(&self.daemon), [""; 0]);
+            self.assert_handed_over(self.client(1));
+        } else {
+            assert_eq!(self.daemon.status().unwrap().text("/forwarder/active"), Some(self.forwarder));
+        }
+    }
+
+    /// Sends until something is handed over: what comes before the two are a pair goes through the daemon.
+    fn assert_handed_over(&self, client: Client) {
+        let local = client.local();
+        eventually("another client's bytes are handed over", || {
+            (&client.0).write_all(b"and I").unwrap();
+            self.daemon.flow_of(local).unwrap().is_some_and(|flow| flow.forwarder == "sk_msg" && flow.kernel_up > 0)
+        });
+    }
 }
 
 #[test]
@@ -50,23 +95,37 @@ fn auto_carries_an_urgent_byte() {
     urgent("auto", KERNEL, "auto_carries_an_urgent_byte");
 }
 
+#[test]
+fn sk_msg_carries_an_urgent_byte() {
+    urgent("sk_msg", KERNEL, "sk_msg_carries_an_urgent_byte");
+}
+
 /// TCP counts an urgent byte as received, but cuts it out of what is read unless it is told not to.
-fn urgent(forwarder: &str, needs: &[Need], test: &str) {
-    let Some(world) = World::new(needs, test) else { return };
-    let _backend = world.backend(1, Manner::Echo, |row| row);
-    let daemon = world.daemon(&[("forwarder", forwarder)]);
-    let mut visit = world.visit(0, daemon.addr()).unwrap();
-    SockRef::from(visit.stream()).send_out_of_band(b"!").unwrap();
-    let mut back = [0];
-    visit.stream().read_exact(&mut back).unwrap();
-    assert_eq!(&back, b"!");
-    // Enough, and fast enough, to be promoted.
-    (0..200).for_each(|_| visit.echo(&[7; 4_000]).unwrap());
-    let local = visit.local;
-    visit.finish().unwrap();
-    let record = daemon.record_of(local, SOON).unwrap();
-    assert_eq!((record.bytes_up, record.termination.as_str()), (800_001, "--"), "{record:?}");
-    assert_eq!(daemon.status().unwrap().text("/forwarder/active"), Some(forwarder));
+fn urgent(forwarder: &'static str, needs: &[Need], test: &str) {
+    let Some(scene) = Scene::new(forwarder, &[], serve, needs, test) else { return };
+    let mut client = scene.client(0);
+    // At the start, and when there was enough, and fast enough, to be promoted.
+    for _ in 0..2 {
+        SockRef::from(&client.0).send_out_of_band(b"!").unwrap();
+        client.expect(b"!");
+        (0..200).for_each(|_| client.echo(&[7; 4_000]));
+    }
+    let record = end(&scene, client);
+    assert_eq!((record.bytes_up, record.bytes_down), (1_600_002, 1_600_002), "{record:?}");
+    if forwarder == "sk_msg" {
+        assert_eq!(record.forwarder.as_deref(), Some("sk_msg"), "{record:?}");
+        assert!(record.kernel_up > 800_000, "{record:?}");
+    }
+    scene.assert_unharmed();
+}
+
+/// Ends the client's stream and awaits the backend's.
+fn end(scene: &Scene, mut client: Client) -> Record {
+    client.0.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    let record = scene.daemon.record_of(client.local(), SOON).unwrap();
+    assert_eq!(record.termination, "--", "{record:?}");
+    record
 }
 
 #[test]
@@ -89,18 +148,24 @@ fn auto_carries_what_came_with_an_urgent_byte() {
     burst("auto", KERNEL, "auto_carries_what_came_with_an_urgent_byte");
 }
 
+#[test]
+fn sk_msg_carries_what_came_with_an_urgent_byte() {
+    burst("sk_msg", KERNEL, "sk_msg_carries_what_came_with_an_urgent_byte");
+}
+
 /// A read stops short at an urgent byte, and no event tells of what is behind it: all of it was there before.
-fn burst(forwarder: &str, needs: &[Need], test: &str) {
-    let Some(world) = World::new(needs, test) else { return };
-    let _backend = world.backend(1, Manner::Echo, |row| row);
-    let daemon = world.daemon(&[("forwarder", forwarder), ("connect_timeout_ms", "8000")]);
+fn burst(forwarder: &'static str, needs: &[Need], test: &str) {
+    let Some(scene) = Scene::new(forwarder, &[("connect_timeout_ms", "8000")], serve, needs, test) else { return };
+    let lab = &scene.world.lab;
     // The first SYN to the backend is lost, so that everything waits in the client's socket when forwarding begins.
-    world.lab.mute(world.lab.backend(1)).unwrap();
-    let mut client = client(&world, &daemon);
-    urgent::send(&mut client);
+    lab.mute(lab.backend(1)).unwrap();
+    let mut client = scene.client(0);
+    urgent::send(&mut client.0);
     thread::sleep(Duration::from_millis(300));
-    world.lab.unmute(world.lab.backend(1)).unwrap();
-    urgent::assert_came_back(client, &daemon);
+    lab.unmute(lab.backend(1)).unwrap();
+    client.expect(b"before!after");
+    assert_eq!(end(&scene, client).bytes_up, 12);
+    scene.assert_unharmed();
 }
 
 /// Behind an urgent byte splice(2) moves nothing, and once the end has come it says so by a 0 like that of the end.
@@ -150,14 +215,19 @@ fn sockmap_ends_a_blocked_pair_at_the_idle_limit() {
     blocked("sockmap", KERNEL, "sockmap_ends_a_blocked_pair_at_the_idle_limit");
 }
 
-fn blocked(forwarder: &str, needs: &[Need], test: &str) {
-    let Some((world, _listener)) = with_mute_backend(needs, test) else { return };
-    let daemon = world.daemon(&[("forwarder", forwarder), ("idle_timeout_secs", "3")]);
-    let client = client(&world, &daemon);
-    fill(&client);
-    let record = daemon.record_of(client.local_addr().unwrap(), PATIENCE).expect("the pair is still there");
+#[test]
+fn sk_msg_ends_a_blocked_pair_at_the_idle_limit() {
+    blocked("sk_msg", KERNEL, "sk_msg_ends_a_blocked_pair_at_the_idle_limit");
+}
+
+fn blocked(forwarder: &'static str, needs: &[Need], test: &str) {
+    let Some(scene) = Scene::new(forwarder, &[("idle_timeout_secs", "3")], be_mute, needs, test) else { return };
+    let client = scene.client(0);
+    fill(&client.0);
+    let record = scene.daemon.record_of(client.local(), PATIENCE).expect("the pair is still there");
     assert_eq!(record.termination, "cD", "{record:?}");
     assert_eq!(record.forwarder.as_deref(), Some(blocked_by(forwarder)), "{record:?}");
+    scene.assert_unharmed();
 }
 
 /// What carries so much from a client that nobody reads from.
@@ -185,13 +255,18 @@ fn sockmap_notices_a_reset_behind_bytes_that_nobody_takes() {
     blocked_reset("sockmap", KERNEL, "sockmap_notices_a_reset_behind_bytes_that_nobody_takes");
 }
 
-fn blocked_reset(forwarder: &str, needs: &[Need], test: &str) {
-    let Some((world, _listener)) = with_mute_backend(needs, test) else { return };
-    let daemon = world.daemon(&[("forwarder", forwarder)]);
-    let client = client(&world, &daemon);
-    fill(&client);
-    let record = reset_is_noticed(&daemon, client);
+#[test]
+fn sk_msg_notices_a_reset_behind_bytes_that_nobody_takes() {
+    blocked_reset("sk_msg", KERNEL, "sk_msg_notices_a_reset_behind_bytes_that_nobody_takes");
+}
+
+fn blocked_reset(forwarder: &'static str, needs: &[Need], test: &str) {
+    let Some(scene) = Scene::new(forwarder, &[], be_mute, needs, test) else { return };
+    let client = scene.client(0);
+    fill(&client.0);
+    let record = reset_is_noticed(&scene.daemon, client.0);
     assert_eq!(record.forwarder.as_deref(), Some(blocked_by(forwarder)), "{record:?}");
+    scene.assert_unharmed();
 }
 
 #[test]
@@ -214,19 +289,23 @@ fn sockmap_notices_a_reset_after_a_half_close() {
     half_closed_reset("sockmap", KERNEL, "sockmap_notices_a_reset_after_a_half_close");
 }
 
-fn half_closed_reset(forwarder: &str, needs: &[Need], test: &str) {
-    let Some((world, _listener)) = with_mute_backend(needs, test) else { return };
-    let daemon = world.daemon(&[("forwarder", forwarder)]);
-    let client = client(&world, &daemon);
+#[test]
+fn sk_msg_notices_a_reset_after_a_half_close() {
+    half_closed_reset("sk_msg", KERNEL, "sk_msg_notices_a_reset_after_a_half_close");
+}
+
+fn half_closed_reset(forwarder: &'static str, needs: &[Need], test: &str) {
+    let Some(scene) = Scene::new(forwarder, &[], be_mute, needs, test) else { return };
+    let (client, daemon) = (scene.client(0), &scene.daemon);
     eventually("the pair is there", || daemon.status().unwrap().backends().iter().any(|(_, count, _)| *count == 1));
-    client.shutdown(Shutdown::Write).unwrap();
+    client.0.shutdown(Shutdown::Write).unwrap();
     thread::sleep(Duration::from_millis(100));
-    reset_is_noticed(&daemon, client);
+    reset_is_noticed(daemon, client.0);
+    scene.assert_unharmed();
 }
 
 /// Writes until nothing has fitted for a while.
 fn fill(mut client: &TcpStream) {
-    client.set_nonblocking(true).unwrap();
     let (chunk, mut last) = ([7; 65_536], Instant::now());
     while last.elapsed() < Duration::from_millis(700) {
         match client.write(&chunk) {
@@ -244,6 +323,7 @@ fn reset_is_noticed(daemon: &Daemon, client: TcpStream) -> Record {
     let record = daemon.record_of(local, PATIENCE).expect("the reset was not noticed");
     assert_eq!(record.termination, "CD", "{record:?}");
     let rest = daemon.wait_status(SOON, |status| status.active() == 0).unwrap();
+    assert_eq!(rest.number("/forwarder/same_host/flows"), 0);
     for (backend, connections, kernel) in rest.backends() {
         assert_eq!((connections, kernel.unwrap_or(0)), (0, 0), "{backend}");
     }

@@ -166,9 +166,8 @@ fn bytes_that_vanish_between_applications_of_one_host_take_the_mark() {
     let mut client = Client::connect(&world, 0, daemon.addr());
     // What is sent before the two are a pair goes through the daemon, too.
     let word = b"hand this over";
-    let flows = || serde_json::from_str::<serde_json::Value>(&daemon.get("/api/v1/flows").unwrap().body).unwrap();
     let mut words = 0;
-    while words == 0 || flows()[0]["kernel_up"] == 0 {
+    while words == 0 || daemon.flows().unwrap()[0].kernel_up == 0 {
         client.echo(word);
         words += 1;
         assert!(words < 100, "nothing is handed over");

@@ -5,46 +5,44 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{KERNEL, NETWORK, Row, SOON, World};
-use serde_json::Value;
-use xtask::lab::{Daemon, Ns};
+use xtask::lab::{Daemon, Flow, Ns};
 use xtask::load::{Manner, Visit, connect_from};
 
 /// Messages that would do many times over to be given to the kernel.
 const PLENTY: usize = 2_000;
 
-/// The flow of a client, as the admin API tells it.
-fn flow_of(daemon: &Daemon, client: &str) -> Value {
-    let flows: Value = serde_json::from_str(&daemon.get("/api/v1/flows").unwrap().body).unwrap();
-    flows.as_array().unwrap().iter().find(|flow| flow["client"] == client).unwrap().clone()
+/// The flow of a client that is there.
+fn flow_of(daemon: &Daemon, client: SocketAddr) -> Flow {
+    daemon.flow_of(client).unwrap().expect("the flow runs")
 }
 
 /// Talks until the kernel has the flow, or long enough; the flow then.
-fn talk_into_kernel(daemon: &Daemon, visit: &mut Visit, size: usize) -> Value {
+fn talk_into_kernel(daemon: &Daemon, visit: &mut Visit, size: usize) -> Flow {
     let (deadline, message) = (Instant::now() + SOON, vec![7; size]);
     loop {
         (0..50).for_each(|_| visit.echo(&message).unwrap());
-        let flow = flow_of(daemon, &visit.local.to_string());
-        if flow["forwarder"] == "sockmap" || Instant::now() > deadline {
+        let flow = flow_of(daemon, visit.local);
+        if flow.forwarder == "sockmap" || Instant::now() > deadline {
             return flow;
         }
     }
 }
 
-fn assert_lively(flow: &Value) {
-    assert_eq!((&flow["forwarder"], &flow["why"]), (&"sockmap".into(), &"lively".into()), "{flow}");
+fn assert_lively(flow: &Flow) {
+    assert_eq!(flow.carrier(), ("sockmap", "lively"), "{flow:?}");
 }
 
 /// Talks a lot; the flow is copied from the start on, and nothing else.
 fn assert_stays(daemon: &Daemon, visit: &mut Visit, size: usize) {
     let message = vec![7; size];
     (0..PLENTY).for_each(|_| visit.echo(&message).unwrap());
-    let flow = flow_of(daemon, &visit.local.to_string());
-    assert_eq!((&flow["forwarder"], &flow["why"]), (&"copy".into(), &"start".into()), "{flow}");
+    let flow = flow_of(daemon, visit.local);
+    assert_eq!(flow.carrier(), ("copy", "start"), "{flow:?}");
 }
 
 /// Conversations go to the kernel as far as `auto_conversations` allows, for each worker; those of larger messages all do
@@ -136,29 +134,29 @@ fn a_transfer_takes_the_kernel_path_from_the_rate_that_is_set() {
     // They end with their connections; the thread with the test.
     thread::spawn(move || listener.incoming().flatten().for_each(|stream| _ = thread::spawn(move || swallow(stream))));
 
-    let stream_to = |daemon: &Daemon, enough: &dyn Fn(&Value) -> bool| {
+    let stream_to = |daemon: &Daemon, enough: &dyn Fn(&Flow) -> bool| {
         let mut client = world.lab.run_in(Ns::Clients, || connect_from(world.lab.client(0), daemon.addr())).unwrap();
-        let local = client.local_addr().unwrap().to_string();
+        let local = client.local_addr().unwrap();
         let deadline = Instant::now() + SOON;
         loop {
             for _ in 0..20 {
                 client.write_all(&[7; 4_000]).unwrap();
                 thread::sleep(Duration::from_millis(2));
             }
-            let flow = flow_of(daemon, &local);
+            let flow = flow_of(daemon, local);
             if enough(&flow) || Instant::now() > deadline {
                 return flow;
             }
         }
     };
     let off = world.daemon(&[("forwarder", "auto")]);
-    let flow = stream_to(&off, &|flow| flow["bytes_up"].as_u64() > Some(800_000));
-    assert_eq!((&flow["forwarder"], &flow["why"]), (&"copy".into(), &"start".into()), "0 is never: {flow}");
+    let flow = stream_to(&off, &|flow| flow.bytes_up > 800_000);
+    assert_eq!(flow.carrier(), ("copy", "start"), "0 is never: {flow:?}");
     drop(off);
     let on = world.daemon(&[("forwarder", "auto"), ("auto_bytes_per_sec", "20000")]);
-    let flow = stream_to(&on, &|flow| flow["forwarder"] == "sockmap" && flow["kernel_up"].as_u64() > Some(0));
-    assert_eq!((&flow["forwarder"], &flow["why"]), (&"sockmap".into(), &"bulk".into()), "{flow}");
-    assert!(flow["kernel_up"].as_u64() > Some(0), "{flow}");
+    let flow = stream_to(&on, &|flow| flow.forwarder == "sockmap" && flow.kernel_up > 0);
+    assert_eq!(flow.carrier(), ("sockmap", "bulk"), "{flow:?}");
+    assert!(flow.kernel_up > 0, "{flow:?}");
 }
 
 fn swallow(mut stream: TcpStream) {
@@ -193,14 +191,14 @@ fn a_connection_that_found_no_free_record_asks_again() {
     let _backend = world.backend(1, Manner::Echo, |row| row);
     let daemon = world.daemon(&[("forwarder", "sockmap"), ("max_flows", "1")]);
     let mut first = world.visit(0, daemon.addr()).unwrap();
-    assert_eq!(talk_into_kernel(&daemon, &mut first, 600)["forwarder"], "sockmap");
+    assert_eq!(talk_into_kernel(&daemon, &mut first, 600).forwarder, "sockmap");
     let mut second = world.visit(1, daemon.addr()).unwrap();
     second.echo(&[7; 600]).unwrap();
-    let flow = flow_of(&daemon, &second.local.to_string());
-    assert_eq!((&flow["forwarder"], &flow["why"]), (&"copy".into(), &"no_free_record".into()), "{flow}");
+    let flow = flow_of(&daemon, second.local);
+    assert_eq!(flow.carrier(), ("copy", "no_free_record"), "{flow:?}");
     drop(first);
     let flow = talk_into_kernel(&daemon, &mut second, 600);
-    assert_eq!((&flow["forwarder"], &flow["why"]), (&"sockmap".into(), &"configured".into()), "{flow}");
+    assert_eq!(flow.carrier(), ("sockmap", "configured"), "{flow:?}");
     let local = second.local;
     (0..100).for_each(|_| second.echo(&[7; 600]).unwrap());
     second.finish().unwrap();

@@ -109,14 +109,10 @@ fn what_a_reader_could_not_be_handed_comes_first_though_it_reads_as_before() {
 
 /// Talks until bytes are handed over both ways.
 fn paired(daemon: &Daemon, client: &mut TcpStream, backend: &mut TcpStream) {
-    let local = client.local_addr().unwrap().to_string();
-    let flow = || {
-        let flows: serde_json::Value = serde_json::from_str(&daemon.get("/api/v1/flows").unwrap().body).unwrap();
-        flows.as_array().unwrap().iter().find(|flow| flow["client"] == local.as_str()).cloned().unwrap_or_default()
-    };
-    let both = |flow: serde_json::Value| ["kernel_up", "kernel_down"].iter().all(|way| flow[*way].as_u64() > Some(0));
+    let local = client.local_addr().unwrap();
+    let both = || daemon.flow_of(local).unwrap().is_some_and(|flow| flow.kernel_up > 0 && flow.kernel_down > 0);
     let deadline = Instant::now() + SOON;
-    while !both(flow()) {
+    while !both() {
         exchange(client, backend, b"there");
         exchange(backend, client, b"and back");
         assert!(Instant::now() < deadline, "nothing is handed over");

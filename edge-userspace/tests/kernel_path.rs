@@ -4,18 +4,18 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, Map, MapData};
 use common::maps::map_of;
-use common::{KERNEL, SOON, SetWhenDropped, World, eventually};
+use common::{KERNEL, Row, SOON, SetWhenDropped, World, eventually};
 use edge_common::Flow;
 use socket2::SockRef;
 use xtask::lab::{Daemon, Ns, Where};
-use xtask::load::{Manner, Visit};
+use xtask::load::{Manner, Visit, connect_from};
 
 #[test]
 fn a_kernel_that_is_known_to_lose_data_is_denied() {
@@ -230,6 +230,57 @@ fn noticed(termination: &str, settings: &[(&str, &str)], test: &str, end: impl F
             common::assert_said(&daemon, what);
         }
     }
+}
+
+/// Acknowledgements that come in after an end of a stream are such packets: here of what the backend says after the client
+/// has ended its own. They are told when the connection has ended, and stay.
+#[test]
+fn packets_that_tcp_dropped_are_counted() {
+    let Some(world) = World::new(KERNEL, "packets_that_tcp_dropped_are_counted") else { return };
+    let addr = world.backend_addr(1);
+    world.database.add(&Row::new("late", addr));
+    let listener = world.lab.run_in(Ns::Backends, || TcpListener::bind(addr)).unwrap();
+    // It ends with the test.
+    thread::spawn(move || listener.incoming().flatten().for_each(answer_late));
+    let daemon = world.daemon(&[("forwarder", "sockmap")]);
+    assert_eq!(drops(&daemon), 0, "those of the self-test are not counted");
+    let mut before = 0;
+    for n in 0..3 {
+        let mut client = world.lab.run_in(Ns::Clients, || connect_from(world.lab.client(n), daemon.addr())).unwrap();
+        let local = client.local_addr().unwrap();
+        // A client that ends its stream before the pair is in the kernel is copied.
+        client.read_exact(&mut [0]).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer, [b'.'; ANSWER]);
+        let record = daemon.record_of(local, SOON).unwrap();
+        assert_eq!((record.forwarder.as_deref(), record.termination.as_str()), (Some("sockmap"), "--"), "{record:?}");
+        let after = drops(&daemon);
+        assert!(after > before, "{before} before, {after} after");
+        before = after;
+    }
+}
+
+/// Bytes of an answer.
+const ANSWER: usize = 20;
+
+/// Greets, and when the client has ended its stream answers bit by bit.
+fn answer_late(mut stream: TcpStream) {
+    stream.set_nodelay(true).unwrap();
+    stream.write_all(b"?").unwrap();
+    stream.read_to_end(&mut Vec::new()).unwrap();
+    for _ in 0..ANSWER {
+        stream.write_all(b".").unwrap();
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// `edgeproxy_kernel_drops_total`.
+fn drops(daemon: &Daemon) -> u64 {
+    let metrics = daemon.metrics().unwrap();
+    let count = metrics.lines().find_map(|line| line.strip_prefix("edgeproxy_kernel_drops_total "));
+    count.expect("the metric is there").parse().unwrap()
 }
 
 /// The flow records of a daemon, as root may change them behind its back.

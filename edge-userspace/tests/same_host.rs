@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use common::bench::{Bench, memory_fall};
 use common::http::{Http, Pace};
-use common::polling::{self, AtTheEnd};
-use common::stage::{self, Clients, FileServer, Kind, Stage, same_host_daemon, why_off, withdrawn};
+use common::polling;
+use common::stage::{self, Clients, FileServer, Kind, Stage, one_marked, same_host_daemon, why_off, withdrawn};
 use common::{KERNEL, Row, SOON, SetWhenDropped, World, eventually, maps};
-use xtask::lab::{Cgroups, Daemon, Record};
+use xtask::lab::{Cgroups, Daemon, Flow, Record};
 use xtask::load::{Behaviour, Load, Manner};
 
 /// Checked backends, all of them marked.
@@ -181,12 +181,8 @@ fn trouble_takes_the_mark_from_its_backend_until_a_restart() {
         eventually("the mark is withdrawn", || !withdrawn(&daemon).is_empty());
         switch(&daemon, "auto");
         let lost = withdrawn(&daemon).pop();
-        let gone =
-            |flow: &serde_json::Value| flow["backend"].as_str() != lost.as_deref() || flow["forwarder"] == "copy";
-        eventually("its pairs have left", || {
-            let flows = daemon.get("/api/v1/flows").unwrap().body;
-            serde_json::from_str::<Vec<serde_json::Value>>(&flows).unwrap().iter().all(gone)
-        });
+        let gone = |flow: &Flow| lost.as_ref() != Some(&flow.backend) || flow.forwarder == "copy";
+        eventually("its pairs have left", || daemon.flows().unwrap().iter().all(gone));
         some_rounds("everything goes on");
         let after: Vec<_> = (20..28).map(|n| talk(n, &|| true)).collect();
         drop(ended);
@@ -247,11 +243,9 @@ fn a_poll_server() {
 fn the_kill_switch_stops_new_pairs_and_shows_on_running_ones() {
     let test = "the_kill_switch_stops_new_pairs_and_shows_on_running_ones";
     let Some(world) = World::new(KERNEL, test) else { return };
-    let cgroups = Cgroups::create().unwrap();
-    let addr = world.backend_addr(1);
-    world.database.add(&Row::new("b1", addr).same_host());
+    let (cgroups, addr, daemon) = one_marked(&world, &[]);
     let server = FileServer::start(Kind::Poll, &world, addr, cgroups.applications());
-    let (root, daemon) = (server.root(), same_host_daemon(&world, &cgroups, &[cgroups.applications()], &[]));
+    let root = server.root();
     let visit = |n: u16| {
         let mut http = stage::connect(&world, daemon.addr(), n);
         stage::converse(&mut http, &[&root], n, Pace::Fast, |_| false);
@@ -272,7 +266,7 @@ fn the_kill_switch_stops_new_pairs_and_shows_on_running_ones() {
     assert_ne!(first.0, "sk_msg", "{first:?}");
     eventually("the running pair has seen it", || {
         talk();
-        daemon.get("/api/v1/flows").unwrap().body.contains("\"forwarder\":\"copy\"")
+        daemon.flows().unwrap().iter().any(|flow| flow.forwarder == "copy")
     });
     switch(&daemon, "auto");
     talk();
@@ -303,8 +297,8 @@ fn applications_that_block_take_the_ordinary_way() {
 fn a_client_that_sends_and_closes_at_once_is_not_taken_for_one_that_blocks() {
     let test = "a_client_that_sends_and_closes_at_once_is_not_taken_for_one_that_blocks";
     let Some(world) = World::new(KERNEL, test) else { return };
-    let (_cgroups, addr, daemon) = stage::one_marked(&world, &[]);
-    polling::serve(&world, addr, 20, AtTheEnd::Close);
+    let (_cgroups, addr, daemon) = one_marked(&world, &[]);
+    polling::serve(&world, addr);
     for n in 0..20 {
         let mut client = polling::Client::connect(&world, n, daemon.addr());
         client.0.write_all(b"and no answer wanted").unwrap();

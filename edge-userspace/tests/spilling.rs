@@ -11,8 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{KERNEL, Row, SOON, World};
-use serde_json::Value;
-use xtask::lab::{Daemon, Ns};
+use xtask::lab::{Daemon, Flow, Ns};
 use xtask::load::connect_from;
 
 /// How long the connection may go on until it is found to spill: three seconds are needed.
@@ -39,19 +38,19 @@ fn spills(test: &str, pace: usize) {
     let client = world.lab.run_in(Ns::Clients, || connect_from(world.lab.client(0), daemon.addr())).unwrap();
     let mut client = Client { stream: client, sent: 0 };
 
-    let in_kernel = client.talk_until(&daemon, |flow| flow["forwarder"] == "sockmap" && number(flow, "kernel_up") > 0);
-    assert_eq!(in_kernel["why"], "lively", "{in_kernel}");
+    let in_kernel = client.talk_until(&daemon, |flow| flow.forwarder == "sockmap" && flow.kernel_up > 0);
+    assert_eq!(in_kernel.why, "lively", "{in_kernel:?}");
     // Now it is a transfer, to somebody who reads no more than 6 or 0.5 MB each second.
     backend.state.pace.store(pace, Ordering::SeqCst);
     let deadline = Instant::now() + PATIENCE;
     let demoted = loop {
         (0..20).for_each(|_| drop(client.send(100_000)));
         let flow = the_flow(&daemon);
-        if flow["why"] == "spilling" || Instant::now() > deadline {
+        if flow.why == "spilling" || Instant::now() > deadline {
             break flow;
         }
     };
-    assert_eq!((&demoted["forwarder"], &demoted["why"]), (&"copy".into(), &"spilling".into()), "{demoted}");
+    assert_eq!(demoted.carrier(), ("copy", "spilling"), "{demoted:?}");
     // The rest arrives, and what was a reason for the kernel once is none any more.
     backend.state.pace.store(usize::MAX, Ordering::SeqCst);
     common::eventually("the rest arrives", || backend.state.received.load(Ordering::SeqCst) == client.sent);
@@ -59,8 +58,8 @@ fn spills(test: &str, pace: usize) {
     let before = the_flow(&daemon);
     let until = Instant::now() + Duration::from_secs(1);
     let after = client.talk_until(&daemon, |_| Instant::now() > until);
-    assert_eq!(number(&after, "kernel_up"), number(&before, "kernel_up"), "{before} {after}");
-    assert!(number(&after, "bytes_up") > number(&before, "bytes_up"), "{before} {after}");
+    assert_eq!(after.kernel_up, before.kernel_up, "{before:?} {after:?}");
+    assert!(after.bytes_up > before.bytes_up, "{before:?} {after:?}");
 
     let (sent, local) = (client.sent, client.stream.local_addr().unwrap());
     client.stream.shutdown(Shutdown::Write).unwrap();
@@ -77,14 +76,9 @@ fn spills(test: &str, pace: usize) {
     assert!(metrics.contains("edgeproxy_byte_mismatches_total 0\n"), "{metrics}");
 }
 
-/// The flow that there is, as the admin API tells it.
-fn the_flow(daemon: &Daemon) -> Value {
-    let flows: Value = serde_json::from_str(&daemon.get("/api/v1/flows").unwrap().body).unwrap();
-    flows.as_array().unwrap()[0].clone()
-}
-
-fn number(flow: &Value, field: &str) -> u64 {
-    flow[field].as_u64().unwrap()
+/// The flow that there is.
+fn the_flow(daemon: &Daemon) -> Flow {
+    daemon.flows().unwrap().remove(0)
 }
 
 /// The byte at a position of the stream.
@@ -107,7 +101,7 @@ impl Client {
     }
 
     /// Messages that are echoed, until `enough` is true of the flow, which is returned.
-    fn talk_until(&mut self, daemon: &Daemon, enough: impl Fn(&Value) -> bool) -> Value {
+    fn talk_until(&mut self, daemon: &Daemon, enough: impl Fn(&Flow) -> bool) -> Flow {
         let deadline = Instant::now() + SOON;
         loop {
             for _ in 0..50 {

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::polling::{AtTheEnd, Client, serve_one};
-use common::stage::same_host_daemon;
+use common::stage::one_marked;
 use common::{KERNEL, NETWORK, Row, SOON, World};
 use socket2::SockRef;
 use xtask::lab::requirements::Need;
@@ -204,9 +204,8 @@ impl Scene {
         let world = World::new(needs, test)?;
         let addr = world.backend_addr(1);
         let (daemon, cgroups) = if forwarder == "sk_msg" {
-            let cgroups = Cgroups::create().unwrap();
-            world.database.add(&Row::new("b1", addr).same_host());
-            (same_host_daemon(&world, &cgroups, &[cgroups.applications()], &limits), Some(cgroups))
+            let (cgroups, _, daemon) = one_marked(&world, &limits);
+            (daemon, Some(cgroups))
         } else {
             world.database.add(&Row::new("b1", addr));
             // A single full read, and a direction is spliced.
@@ -219,7 +218,7 @@ impl Scene {
 
     fn connect(&self) -> Client {
         let mut client = Client::connect(&self.world, 0, self.daemon.addr());
-        let spliced = || self.daemon.get("/api/v1/flows").unwrap().body.contains("\"splice\"");
+        let spliced = || self.daemon.flows().unwrap().iter().any(|flow| flow.forwarder == "splice");
         while self.forwarder == "splice" && !spliced() {
             client.echo(&[7; 40_000]);
         }

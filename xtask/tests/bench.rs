@@ -63,13 +63,27 @@ fn all_candidates_are_there() {
     if require(&needs, "all_candidates_are_there").is_none() {
         return;
     }
-    let (results, _) = bench(&["--only", "rr64-8"]);
+    let (results, page) = bench(&["--only", "rr64-8"]);
     assert_eq!(results["absent"], serde_json::json!({}));
     let peers = ["direct", "haproxy", "haproxy-splice", "nginx", "tokio-copy"];
     for candidate in peers.into_iter().chain(["copy", "splice", "sockmap", "auto"]) {
         let line = line(&results, "rr64-8", candidate);
         assert!(line["faults"] == 0 && median(line, "rate") > 1.0, "{line}");
+        assert_eq!(line["carried"].is_null(), peers.contains(&candidate), "{line}");
     }
+    // By the daemon's word all of it was in the kernel, and nothing was.
+    for (candidate, in_kernel) in [("sockmap", 8), ("copy", 0), ("splice", 0)] {
+        let carried = &line(&results, "rr64-8", candidate)["carried"];
+        assert_eq!(
+            (&carried["connections"], &carried["connections_sockmap"]),
+            (&8.into(), &in_kernel.into()),
+            "{carried}"
+        );
+        assert!(carried["bytes"].as_u64() > Some(0), "{carried}");
+        assert_eq!(carried["bytes_sockmap"].as_u64() > Some(0), in_kernel > 0, "{carried}");
+        assert_eq!(carried["fallbacks"], serde_json::json!({}), "{carried}");
+    }
+    assert!(page.contains("| `rr64-8` | copied | all sockmap |"), "{page}");
 }
 
 #[test]
@@ -127,6 +141,7 @@ fn two_benchmarks_at_once_leave_each_other_their_cgroups() {
     let (results, _) = second.unwrap();
     let second = line(&results, "local-rr64-1", "same-host");
     assert!(second["faults"] == 0 && median(second, "rate") > 1.0, "{second}");
+    assert_eq!(second["carried"]["connections_sk_msg"], 1, "{second}");
     assert_eq!((before.len(), before), (3, after));
 }
 

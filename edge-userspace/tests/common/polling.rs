@@ -21,27 +21,36 @@ pub enum AtTheEnd {
 
 /// Accepts one connection and sends back what comes.
 pub fn serve_one(world: &World, addr: SocketAddr, at_the_end: AtTheEnd) {
-    serve(world, addr, 1, at_the_end);
+    let listener = listen(world, addr);
+    thread::spawn(move || send_back(listener.accept().unwrap().0, at_the_end));
 }
 
-/// So many, one after the other.
-pub fn serve(world: &World, addr: SocketAddr, connections: usize, at_the_end: AtTheEnd) {
-    let listener = world.lab.run_in(Ns::Backends, || TcpListener::bind(addr)).unwrap();
-    thread::spawn(move || {
-        for _ in 0..connections {
-            let (stream, _) = listener.accept().unwrap();
-            stream.set_nonblocking(true).unwrap();
-            send_back(stream, at_the_end);
-        }
-    });
+/// Accepts all connections and sends back what comes.
+pub fn serve(world: &World, addr: SocketAddr) {
+    let listener = listen(world, addr);
+    let each = |stream| _ = thread::spawn(move || send_back(stream, AtTheEnd::Close));
+    thread::spawn(move || listener.incoming().flatten().for_each(each));
+}
+
+/// Accepts all connections, and never reads, answers nor closes.
+pub fn be_mute(world: &World, addr: SocketAddr) {
+    let listener = listen(world, addr);
+    let unread = |stream: TcpStream| stream.set_nonblocking(true).map(|()| stream);
+    thread::spawn(move || listener.incoming().flatten().map(unread).collect::<Vec<_>>());
+}
+
+fn listen(world: &World, addr: SocketAddr) -> TcpListener {
+    world.lab.run_in(Ns::Backends, || TcpListener::bind(addr)).unwrap()
 }
 
 fn send_back(mut stream: TcpStream, at_the_end: AtTheEnd) {
+    stream.set_nonblocking(true).unwrap();
     let (mut buffer, mut events) = ([0; 4096], libc::POLLIN);
     while poll(&stream, events, 60_000).is_ok_and(|ready| ready != 0 && ready & libc::POLLERR == 0) {
         match stream.read(&mut buffer) {
             Ok(0) if at_the_end == AtTheEnd::Close => return,
             Ok(0) => events = 0,
+            // The client may be gone, or say what it missed.
             Ok(read) => _ = stream.write_all(&buffer[..read]),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(_) => return,
@@ -75,6 +84,11 @@ impl Client {
                 Err(error) => panic!("{error}"),
             }
         }
+        self.expect(message);
+    }
+
+    /// Reads that, and no more.
+    pub fn expect(&mut self, message: &[u8]) {
         let mut back = vec![0; message.len()];
         let mut got = 0;
         while got < back.len() {

@@ -178,10 +178,17 @@ impl Running {
         }
     }
 
+    /// Of ours the daemon.
+    pub(super) fn daemon(&self) -> Option<&Daemon> {
+        match &self.proxy {
+            Some(Proxy::Daemon(daemon)) => Some(daemon),
+            Some(Proxy::Peer(_)) | None => None,
+        }
+    }
+
     /// What is wrong with the proxy after the work: corrupted connections, a forwarder that was switched off.
     pub(super) fn complaint(&self) -> Option<String> {
-        let Some(Proxy::Daemon(daemon)) = &self.proxy else { return None };
-        let messages = daemon.messages();
+        let messages = self.daemon()?.messages();
         messages.lines().find(|line| line.contains("ERROR") || line.contains("\"error\"")).map(str::to_owned)
     }
 }

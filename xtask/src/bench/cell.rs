@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::candidate::{Candidate, Running};
+use super::carried::{Carried, Snapshot};
 use super::generate::{Backend, Client, Control, Counts, Outcome};
 use super::interrupt;
 use super::place::Place;
@@ -51,6 +52,9 @@ pub(super) struct Cell<'a> {
 struct Measured {
     values: BTreeMap<Metric, f64>,
     noise: f64,
+    /// What our daemon had counted before the window and after it.
+    window: Option<[Snapshot; 2]>,
+    carried: Option<Carried>,
 }
 
 impl Cell<'_> {
@@ -60,9 +64,9 @@ impl Cell<'_> {
             Ok((measured, faults, words)) => (measured, faults, words),
             Err(error) => (Measured::default(), 1, vec![format!("{error:#}")]),
         };
-        let Measured { values, noise } = measured;
+        let Measured { values, noise, carried, .. } = measured;
         let (workload, candidate) = (self.workload.name, self.candidate.name());
-        Sample { workload, candidate, round, values, noise, faults, words }
+        Sample { workload, candidate, round, values, carried, noise, faults, words }
     }
 
     fn measure(&self) -> Result<(Measured, u64, Vec<String>)> {
@@ -74,7 +78,8 @@ impl Cell<'_> {
         backend.join().context("backend")?;
         let (running, measured) = measured?;
         let (mut faults, mut words) = control.faults();
-        if let Some(complaint) = running.complaint() {
+        let objection = measured.carried.as_ref().and_then(|it| it.objection(self.candidate, self.workload.shape));
+        for complaint in running.complaint().into_iter().chain(objection) {
             faults += 1;
             words.push(complaint);
         }
@@ -89,7 +94,7 @@ impl Cell<'_> {
         let client = Client::start(namespace, self.workload.shape, running.addr, self.pace, control);
         let measured = self.wait_for_connections(&client, control).and_then(|()| match before {
             Some(before) => self.memory(processes.as_ref(), &before),
-            None => self.work(processes.as_ref(), control),
+            None => self.work(&running, processes.as_ref(), control),
         });
         control.stop();
         let outcome = client.join().context("clients")?;
@@ -100,6 +105,11 @@ impl Cell<'_> {
             let after = Footprint::settled(processes.as_ref())?;
             measured.values.insert(Metric::UserBefore, before.proxy as f64);
             measured.values.insert(Metric::UserAfter, after.proxy as f64);
+        }
+        if let Some(daemon) = running.daemon() {
+            let end = Snapshot::at_the_end(daemon)?;
+            let [before, after] = measured.window.take().unwrap_or_else(|| [Snapshot::default(), end.clone()]);
+            measured.carried = Some(Carried::between(&before, &after, &end));
         }
         Ok((running, measured))
     }
@@ -118,13 +128,15 @@ impl Cell<'_> {
         Ok(())
     }
 
-    fn work(&self, processes: Option<&Processes>, control: &Control) -> Result<Measured> {
+    fn work(&self, running: &Running, processes: Option<&Processes>, control: &Control) -> Result<Measured> {
         interrupt::sleep(self.times.warm_up)?;
         let window = match self.workload.shape {
             Shape::Open { .. } => self.times.fixed_rate,
             _ => self.times.window,
         };
         let proxy = || processes.map(Processes::cpu).unwrap_or_default();
+        let snapshot = || running.daemon().map(Snapshot::of).transpose();
+        let before = snapshot()?;
         let (foreign, proxy_before, machine) = (procfs::foreign(), proxy(), Machine::now()?);
         control.record(true);
         let (began, counts) = (Instant::now(), control.counts());
@@ -134,6 +146,7 @@ impl Cell<'_> {
         let machine_after = Machine::now()?;
         let proxy_time = proxy().saturating_sub(proxy_before);
         let foreign = procfs::foreign().saturating_sub(foreign);
+        let after = snapshot()?;
         let busy = machine_after.busy_since(&machine);
         let capacity = took.as_secs_f64() * f64::from(machine.processors());
         let own = busy.saturating_sub(foreign);
@@ -151,7 +164,8 @@ impl Cell<'_> {
             (Metric::CpuProxy, proxy_time.as_secs_f64() / work * scale),
             (Metric::Busy, busy.as_secs_f64() / capacity),
         ]);
-        Ok(Measured { values, noise: foreign.as_secs_f64() / capacity })
+        let window = before.zip(after).map(|(before, after)| [before, after]);
+        Ok(Measured { values, noise: foreign.as_secs_f64() / capacity, window, carried: None })
     }
 
     fn memory(&self, processes: Option<&Processes>, before: &Footprint) -> Result<Measured> {
@@ -165,7 +179,7 @@ impl Cell<'_> {
             (Metric::KernelMemory, each(taken - proxy - own)),
             (Metric::Slab, each(more(with.machine.slab, before.machine.slab))),
         ]);
-        Ok(Measured { values, noise: 0.0 })
+        Ok(Measured { values, ..Measured::default() })
     }
 }
 

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: edgeproxy, others and no proxy at all, on the same work, in turns.
 
 mod candidate;
+mod carried;
 mod cell;
 mod generate;
 mod interrupt;

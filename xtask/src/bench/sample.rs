@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::carried::Carried;
 use super::workload::Shape;
 
 /// A quantity. Names are those of the JSON.
@@ -60,6 +61,8 @@ pub(super) struct Sample {
     pub(super) candidate: &'static str,
     pub(super) round: u32,
     pub(super) values: BTreeMap<Metric, f64>,
+    /// Of ours only.
+    pub(super) carried: Option<Carried>,
     /// Share of the processors that programs outside the benchmark used meanwhile. Taken off `cpu_system`.
     pub(super) noise: f64,
     /// Wrong answers, lost bytes, broken connections.

@@ -20,6 +20,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde_json::Value;
 
 use super::admin::{self, Answer};
+use super::flow::Flow;
 use super::logs::{Logs, Record};
 use super::{Lab, Ns, cgroup, process};
 
@@ -292,6 +293,17 @@ impl Daemon {
 
     pub fn metrics(&self) -> Result<String> {
         Ok(self.get("/metrics")?.body)
+    }
+
+    /// The flows that run now, the oldest first.
+    pub fn flows(&self) -> Result<Vec<Flow>> {
+        let answer = self.get("/api/v1/flows")?;
+        serde_json::from_str(&answer.body).with_context(|| format!("flows: {}", answer.body))
+    }
+
+    /// The running flow of the connection from `client`.
+    pub fn flow_of(&self, client: SocketAddr) -> Result<Option<Flow>> {
+        Ok(self.flows()?.into_iter().find(|flow| flow.client == client))
     }
 
     /// Polls the status until `accept` says yes; the last status where it never did.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{About, Line, Results};
+use super::{About, Line, Results, carried};
 use crate::bench::sample::{Metric, Unit};
 use crate::bench::stats::Summary;
 
@@ -25,6 +25,7 @@ pub(super) fn page(results: &Results, plots: &[(&str, &str)]) -> String {
         let _ = writeln!(out, "\n### {}\n\n`{}`\n", workload.title, workload.name);
         if workload.unit == Unit::None { memory(&mut out, &lines) } else { work(&mut out, workload, &lines) }
     }
+    carried::table(&mut out, results);
     remarks(&mut out, results);
     out
 }

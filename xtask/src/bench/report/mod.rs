@@ -1,5 +1,6 @@
 //! What a run has found: tables, plots, JSON, and which targets are met.
 
+mod carried;
 mod markdown;
 mod plot;
 mod target;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
+use super::carried::Carried;
 use super::procfs;
 use super::run::{Absent, Plan};
 use super::sample::{Metric, Sample, Unit};
@@ -92,6 +94,8 @@ pub(super) struct Line {
     pub(super) values: BTreeMap<Metric, Summary>,
     /// The same, as ratios to `direct` in the same round.
     pub(super) to_direct: BTreeMap<Metric, Summary>,
+    /// Of ours only: all rounds without a fault together.
+    pub(super) carried: Option<Carried>,
     pub(super) faults: u64,
     /// Most noise of a round.
     pub(super) noise: f64,
@@ -147,9 +151,9 @@ fn line(samples: &[Sample], workload: &'static str, candidate: &'static str) -> 
     let direct: BTreeMap<u32, &Sample> =
         samples.iter().filter(of("direct")).map(|sample| (sample.round, sample)).collect();
     let metrics: BTreeSet<Metric> = ours.iter().flat_map(|sample| sample.values.keys().copied()).collect();
+    let good = || ours.iter().filter(|sample| sample.is_good());
     let (mut values, mut to_direct) = (BTreeMap::new(), BTreeMap::new());
     for metric in metrics {
-        let good = || ours.iter().filter(|sample| sample.is_good());
         if let Some(summary) = Summary::of(good().filter_map(|sample| sample.values.get(&metric).copied())) {
             values.insert(metric, summary);
         }
@@ -161,8 +165,14 @@ fn line(samples: &[Sample], workload: &'static str, candidate: &'static str) -> 
             to_direct.insert(metric, summary);
         }
     }
+    let carried = good().filter_map(|sample| sample.carried.as_ref()).fold(None, |sum: Option<Carried>, more| {
+        let mut sum = sum.unwrap_or_default();
+        sum += more;
+        Some(sum)
+    });
     let noise = ours.iter().map(|sample| sample.noise).fold(0.0, f64::max);
-    Line { workload, candidate, values, to_direct, faults: ours.iter().map(|sample| sample.faults).sum(), noise }
+    let faults = ours.iter().map(|sample| sample.faults).sum();
+    Line { workload, candidate, values, to_direct, carried, faults, noise }
 }
 
 /// To the terminal.
@@ -221,17 +231,22 @@ mod tests {
 
     fn sample(workload: &'static str, candidate: &'static str, round: u32, cpu: f64, faults: u64) -> Sample {
         let values = BTreeMap::from([(Metric::Rate, 1000.0), (Metric::CpuSystem, cpu), (Metric::P99, 80.0 * cpu)]);
-        Sample { workload, candidate, round, values, noise: 0.2, faults, words: vec!["lost a byte".to_owned()] }
+        let in_kernel =
+            Carried { connections: 64, connections_sockmap: 64, bytes: 8, bytes_sockmap: 6, ..Carried::default() };
+        let carried = (candidate == "sockmap").then_some(in_kernel);
+        let words = vec!["lost a byte".to_owned()];
+        Sample { workload, candidate, round, values, carried, noise: 0.2, faults, words }
     }
 
     fn results(faults: u64) -> Results {
         let workloads = WORKLOADS.iter().filter(|workload| workload.name == "rr64-64").collect();
         let times =
             Times { warm_up: Duration::ZERO, window: Duration::from_secs(1), fixed_rate: Duration::from_secs(1) };
-        let candidates = vec![Candidate::Direct, Candidate::Haproxy, Candidate::Copy, Candidate::Nginx];
+        let candidates =
+            vec![Candidate::Direct, Candidate::Haproxy, Candidate::Copy, Candidate::Sockmap, Candidate::Nginx];
         let plan = Plan { workloads, candidates, rounds: 2, memory_rounds: 2, times };
         let samples = (0..2).flat_map(|round| {
-            [("direct", 10.0, 0), ("haproxy", 40.0, 0), ("copy", 30.0, faults)]
+            [("direct", 10.0, 0), ("haproxy", 40.0, 0), ("copy", 30.0, faults), ("sockmap", 30.0, 0)]
                 .map(|(name, cpu, faults)| sample("rr64-64", name, round, cpu, faults))
         });
         let absent = Absent::from([(Candidate::Nginx, "not installed".to_owned())]);
@@ -246,7 +261,8 @@ mod tests {
             "| copy: CPU per request at 64 connections, to HAProxy's | `rr64-64` | ≤ 0.95 | 0.75 | 0.75 to 0.75 | yes |",
             "| auto: CPU, to the best of our forwarders | `rr64-64` | ≤ 1.05 | - | - | not measured |",
             "- nginx was not available: not installed",
-            "in 6 of 6 cells other programs",
+            "in 8 of 8 cells other programs",
+            "| | sockmap |\n|---|---|\n| `rr64-64` | 75 % sockmap |\n",
         ] {
             assert!(page.contains(part), "{part:?} is not in\n{page}");
         }
@@ -277,8 +293,11 @@ mod tests {
         let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
         assert!(read("README.md").contains("srcset=\"cpu-dark.svg\""));
         let json: serde_json::Value = serde_json::from_str(&read("results.json")).unwrap();
-        assert_eq!(json["samples"].as_array().unwrap().len(), 6);
+        assert_eq!(json["samples"].as_array().unwrap().len(), 8);
         assert_eq!(json["lines"][2]["to_direct"]["cpu_system"]["median"], 3.0);
+        assert_eq!(json["samples"][3]["carried"]["bytes_sockmap"], 6);
+        assert_eq!(json["lines"][3]["carried"]["bytes_sockmap"], 12, "both rounds");
+        assert_eq!(json["lines"][2]["carried"], serde_json::Value::Null);
         for name in ["cpu-light.svg", "cpu-dark.svg", "rate-light.svg", "latency-dark.svg"] {
             let svg = read(name);
             assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"), "{name}");

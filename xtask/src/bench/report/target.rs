@@ -272,7 +272,16 @@ mod tests {
 
     fn sample(round: u32, candidate: &'static str, cpu: f64) -> Sample {
         let values = BTreeMap::from([(Metric::CpuSystem, cpu)]);
-        Sample { workload: "rr64-64", candidate, round, values, noise: 0.0, faults: 0, words: Vec::new() }
+        Sample {
+            workload: "rr64-64",
+            candidate,
+            round,
+            values,
+            carried: None,
+            noise: 0.0,
+            faults: 0,
+            words: Vec::new(),
+        }
     }
 
     #[test]
