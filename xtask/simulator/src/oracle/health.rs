@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ::edgeproxy::domain::{CheckPace, Complaint, ConnectFailure, HealthRules, Transition};
+use ::edgeproxy::domain::{CheckPace, Complaint, ConnectFailure, HealthRules, Transition, Witness};
 
 use crate::candidate::End;
 use crate::world::Table;
@@ -293,10 +293,11 @@ impl HealthBook {
         let (was, guilty) = (self.backends[backend].phase, self.is_guilty(backend));
         let app = table.rows.get(backend).map_or(0, |row| row.app);
         let (phase, verdict) = match transition {
-            Transition::Ejected { why, lasts } => {
+            Transition::Ejected { why, lasts, by } => {
                 let phase = Phase::Ejected { since: now, lasts, for_resets: why == Complaint::EarlyReset };
                 let again = self.owed.take_if(|owed| *owed == (backend, Owed::Ejection)).is_some();
                 let verdict = match again {
+                    _ if again != (by == Witness::Trial) => Err("was ejected by another than it is said"),
                     true => self.judge_further_ejection(was, lasts),
                     false => self.judge_ejection(was, guilty, lasts, (app, backend), table),
                 };
