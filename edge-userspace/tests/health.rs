@@ -55,7 +55,7 @@ fn a_dead_backend_is_ejected_and_costs_nobody_a_connection() {
     // Three in a row eject; others may be on their way to it meanwhile.
     assert!((3..=3 + usize::from(lanes)).contains(&retried), "{retried} clients found it out");
     let metrics = daemon.metrics().unwrap();
-    assert!(metrics.contains("edgeproxy_ejections_total{why=\"refused\"} 1"), "{metrics}");
+    assert!(metrics.contains("edgeproxy_ejections_total{by=\"client\",why=\"refused\"} 1"), "{metrics}");
     assert!(daemon.messages().contains("backend_ejected"), "{}", daemon.messages());
 }
 
@@ -106,6 +106,16 @@ fn no_client_waits_again_for_a_backend_that_stays_silent() {
         assert_eq!(next(), "b1");
         assert!(Instant::now() < deadline, "{}", daemon.messages());
     }
+    let metrics = daemon.metrics().unwrap();
+    let count = |by: &str| {
+        let series = format!("edgeproxy_ejections_total{{by=\"{by}\",why=\"timed_out\"}} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&series)?.parse::<u32>().ok())
+    };
+    assert_eq!(count("client"), Some(1), "{metrics}");
+    assert!(count("trial") >= Some(5), "{metrics}");
+    let told = daemon.messages();
+    assert!(told.contains("ejected for 0.2 s: it fails its clients (timed_out)"), "{told}");
+    assert!(told.contains("ejected for 0.4 s more: the POP tried it itself, no client did (timed_out)"), "{told}");
     world.lab.unmute(world.lab.backend(2)).unwrap();
     while next() != "b2" {
         assert!(Instant::now() < deadline + SOON, "{}", daemon.messages());

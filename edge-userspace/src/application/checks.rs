@@ -16,8 +16,8 @@ use super::ports::Prober;
 use super::routing::RoutingTable;
 use crate::domain::{AppIndex, Backend, BackendId, CheckDefaults, CheckSpec, Complaint, Snapshot};
 
-/// How often the routing table is looked at for backends that have come, gone or changed.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often the routing table is looked at for backends that have come, gone or changed, and for those that are to be tried.
+pub const LOOK: Duration = Duration::from_millis(100);
 /// The first checks of several backends follow each other so closely, as long as that fits into the interval.
 const FIRST_STEP: Duration = Duration::from_millis(1);
 /// A backend that this host was not able to try is tried again after so long.

@@ -65,7 +65,7 @@ kinds! {
     Draining = "draining", Info;
     /// The deadline of the drain has passed: what was left is cut.
     DrainCut = "drain_cut", Warn;
-    /// Connections have shown a backend to be ill: it gets none for a while.
+    /// Connections, of clients or the POP's own, have shown a backend to be ill: it gets none for a while.
     BackendEjected = "backend_ejected", Warn;
     /// A backend gets clients again, few at first.
     BackendBack = "backend_back", Info;

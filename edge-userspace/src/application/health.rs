@@ -175,12 +175,14 @@ impl Watch {
 
     /// Whether the backend is still where the connection found it.
     fn is_current(&self, backend: &Backend) -> bool {
-        is_same(&self.routing.load(), backend, |_, _| true)
+        current(&self.routing.load(), backend).is_some()
     }
 
     /// Likewise, and still checked so.
     fn is_checked_so(&self, backend: &Backend, spec: &CheckSpec) -> bool {
-        is_same(&self.routing.load(), backend, |app, now| app.check_of(now).is_some_and(|check| **check == *spec))
+        let snapshot = self.routing.load();
+        let check = current(&snapshot, backend).and_then(|(app, now)| app.check_of(now));
+        check.is_some_and(|check| **check == *spec)
     }
 
     /// Apps whose backends are all out by their checks and are asked all the same.
@@ -217,16 +219,19 @@ impl Watch {
     }
 
     fn tell(&self, backend: &Backend, transition: Option<Transition>) {
-        if let Some(transition) = transition {
-            self.observer.health_changed(backend, transition);
+        let Some(transition) = transition else { return };
+        // As its row is now: the operator may have taken it out since, or removed it, and then there is nothing to tell.
+        if let Some((_, now)) = current(&self.routing.load(), backend) {
+            self.observer.health_changed(now, transition);
         }
     }
 }
 
-/// Whether the snapshot has this very backend, and it is as it should be.
-fn is_same(snapshot: &Snapshot, backend: &Backend, is_so: impl FnOnce(&AppIndex, &Backend) -> bool) -> bool {
-    let found = snapshot.app(&backend.app).and_then(|app| Some((app, app.backend(&backend.id)?)));
-    found.is_some_and(|(app, now)| now.addr == backend.addr && Arc::ptr_eq(&now.load, &backend.load) && is_so(app, now))
+/// This very backend as the snapshot has it.
+fn current<'s>(snapshot: &'s Snapshot, backend: &Backend) -> Option<(&'s AppIndex, &'s Arc<Backend>)> {
+    let app = snapshot.app(&backend.app)?;
+    let now = app.backend(&backend.id)?;
+    (now.addr == backend.addr && Arc::ptr_eq(&now.load, &backend.load)).then_some((app, now))
 }
 
 #[cfg(test)]

@@ -105,12 +105,32 @@ impl Complaint {
     }
 }
 
+/// Whose connection has shown that a backend is ill. A bounded set: it labels a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Witness {
+    Client,
+    /// The POP itself has tried it when its ejection was over.
+    Trial,
+}
+
+impl Witness {
+    pub const ALL: [Self; 2] = [Self::Client, Self::Trial];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Trial => "trial",
+        }
+    }
+}
+
 /// What a backend's health has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transition {
     Ejected {
         why: Complaint,
         lasts: Duration,
+        by: Witness,
     },
     /// Takes clients again, few at first.
     Back,
@@ -171,14 +191,19 @@ impl Health {
         rules.failures > 0 && enough && !self.is_ejected() && !self.checked.is_down()
     }
 
+    /// Clients have complained too much.
     pub fn eject(&mut self, why: Complaint, now: Instant, rules: &HealthRules) -> Transition {
+        self.eject_by(Witness::Client, why, now, rules)
+    }
+
+    fn eject_by(&mut self, by: Witness, why: Complaint, now: Instant, rules: &HealthRules) -> Transition {
         // What makes it no longer is not remembered: to forget takes time for each.
         if rules.duration(self.ejections) < rules.longest || self.ejections == 0 {
             self.ejections = self.ejections.saturating_add(1);
         }
         let lasts = rules.duration(self.ejections);
         self.state = State::Ejected { why, until: now + lasts };
-        Transition::Ejected { why, lasts }
+        Transition::Ejected { why, lasts, by }
     }
 
     /// The backend has accepted a connection. If it was ejected because it did not, it is back: it was asked because no
@@ -241,7 +266,7 @@ impl Health {
     ) -> Option<Transition> {
         // Clients may have been quicker, where no other backend was left.
         self.is_to_be_tried(now).then(|| match complaint {
-            Some(why) if may_eject() => self.eject(why, now, rules),
+            Some(why) if may_eject() => self.eject_by(Witness::Trial, why, now, rules),
             _ => self.back(now),
         })
     }

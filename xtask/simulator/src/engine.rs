@@ -4,7 +4,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
-use ::edgeproxy::domain::ConnectFailure;
+use ::edgeproxy::application::checks::LOOK;
+use ::edgeproxy::domain::{CheckResult, ConnectFailure};
 
 use crate::candidate::{Ask, Candidate, End, Kind, Patience, Promises};
 use crate::measure::{Figures, Measure, Unserved};
@@ -14,6 +15,8 @@ use crate::world::{Condition, Happening, Table, World};
 /// How often a POP lets time do its work.
 const TICK: Duration = Duration::from_millis(250);
 const SAMPLE: Duration = Duration::from_secs(1);
+/// Events that come again and again: ticks, samples and looks for backends to try.
+const REGULAR: usize = 3;
 /// A backend that resets does so after this.
 const RESET_AFTER: Duration = Duration::from_millis(20);
 
@@ -47,6 +50,7 @@ pub fn play(world: &World, patience: Patience, promises: Promises, candidates: V
     stage.reload(Duration::ZERO);
     stage.schedule(TICK, Event::Tick);
     stage.schedule(SAMPLE, Event::Sample);
+    stage.schedule(LOOK, Event::Look);
     for (number, (at, _)) in world.happenings.iter().enumerate() {
         stage.schedule(*at, Event::Happens(number));
     }
@@ -71,11 +75,24 @@ pub fn play(world: &World, patience: Patience, promises: Promises, candidates: V
 enum Event {
     Tick,
     Sample,
+    /// POPs look whom they have to try.
+    Look,
+    /// One has tried.
+    Tried(Trial, Option<Failure>),
     Happens(usize),
     /// The connect of a connection has come to an end.
     Answer(usize, Option<Failure>),
     /// The connection ends as it was to, or by a reset.
     Ends(usize, bool),
+}
+
+/// A POP connects to a backend itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Trial {
+    pop: usize,
+    backend: usize,
+    /// What the backend had gone through when the connect began.
+    crashes: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,6 +134,8 @@ struct Stage<'a> {
     /// Accepted connections, so that ticks go on as long as there are some.
     live: usize,
     last_arrival: bool,
+    /// That are under way.
+    trials: usize,
     events: BinaryHeap<Reverse<Timed>>,
     scheduled: u64,
 }
@@ -135,6 +154,7 @@ impl<'a> Stage<'a> {
             connections: vec![Connection::default(); world.arrivals.len()],
             live: 0,
             last_arrival: false,
+            trials: 0,
             events: BinaryHeap::new(),
             scheduled: 0,
             world,
@@ -158,21 +178,27 @@ impl<'a> Stage<'a> {
                 self.candidates.iter_mut().for_each(|candidate| candidate.tick(now));
                 self.oracles.iter_mut().for_each(|oracle| oracle.tick(now));
                 self.hear_all(now);
+                self.oracles.iter_mut().for_each(|oracle| oracle.ticked(now));
                 self.again(now + TICK, Event::Tick);
             }
             Event::Sample => {
                 self.sample();
                 self.again(now + SAMPLE, Event::Sample);
             }
+            Event::Look => {
+                (0..self.candidates.len()).for_each(|pop| self.look(pop, now));
+                self.again(now + LOOK, Event::Look);
+            }
+            Event::Tried(trial, failure) => self.tried(trial, failure, now),
             Event::Happens(number) => self.happens(number, now),
             Event::Answer(connection, failure) => self.answered(connection, failure, now),
             Event::Ends(connection, reset) => self.ends(connection, reset, now),
         }
     }
 
-    /// What is regular goes on while there is something else.
+    /// What is regular goes on while there is something else. Trials, that come of it, are nothing else.
     fn again(&mut self, at: Duration, event: Event) {
-        if !self.last_arrival || self.live > 0 || self.events.len() > 1 {
+        if !self.last_arrival || self.live > 0 || self.events.len() - self.trials >= REGULAR {
             self.schedule(at, event);
         }
     }
@@ -259,26 +285,61 @@ impl<'a> Stage<'a> {
         connection.tried.push(backend);
         connection.backend = Some(backend);
         connection.crashes = self.crashes[backend];
-        let way = self.world.round_trip(arrival.pop, backend) + self.detours[backend];
-        let round_trip = way.mul_f64(arrival.jitter);
+        let way = self.way(arrival.pop, backend);
         let limit = self.patience.connect_timeout.min(left);
-        let condition = self.conditions[backend];
-        self.measure.connects(backend, condition, way, now);
-        let (after, failure) = match condition {
+        self.measure.connects(backend, self.conditions[backend], way, now);
+        let (after, failure) = self.answer(backend, way.mul_f64(arrival.jitter), limit);
+        self.schedule(now + after, Event::Answer(number, failure));
+    }
+
+    fn way(&self, pop: usize, backend: usize) -> Duration {
+        self.world.round_trip(pop, backend) + self.detours[backend]
+    }
+
+    /// What comes of a connect that begins now, and after how long.
+    fn answer(&self, backend: usize, round_trip: Duration, limit: Duration) -> (Duration, Option<Failure>) {
+        let (after, failure) = match self.conditions[backend] {
             Condition::Silent => (limit, Some(Failure::TimedOut)),
             _ if round_trip > limit => (limit, Some(Failure::TimedOut)),
             Condition::Refuses => (round_trip, Some(Failure::Refused)),
             Condition::Works | Condition::Resets => (round_trip, None),
         };
         // Whole microseconds, as everything.
-        self.schedule(now + Duration::from_micros(after.as_micros() as u64), Event::Answer(number, failure));
+        (Duration::from_micros(after.as_micros() as u64), failure)
+    }
+
+    /// Its process may have died since the connect began.
+    fn outlived(&self, failure: Option<Failure>, backend: usize, crashes: u32) -> Option<Failure> {
+        failure.or((crashes != self.crashes[backend]).then_some(Failure::Refused))
+    }
+
+    fn look(&mut self, pop: usize, now: Duration) {
+        let backends = self.candidates[pop].to_try(now);
+        self.oracles[pop].tries(&backends, now);
+        for backend in backends {
+            let trial = Trial { pop, backend, crashes: self.crashes[backend] };
+            let (after, failure) = self.answer(backend, self.way(pop, backend), self.patience.connect_timeout);
+            self.schedule(now + after, Event::Tried(trial, failure));
+            self.trials += 1;
+        }
+    }
+
+    fn tried(&mut self, Trial { pop, backend, crashes }: Trial, failure: Option<Failure>, now: Duration) {
+        self.trials -= 1;
+        let result = match self.outlived(failure, backend, crashes) {
+            None => CheckResult::Passed,
+            Some(Failure::Refused) => CheckResult::Refused,
+            Some(Failure::TimedOut) => CheckResult::TimedOut,
+        };
+        self.candidates[pop].tried(backend, result, now);
+        self.oracles[pop].tried(backend, result == CheckResult::Passed, now);
+        self.hear(pop, now);
     }
 
     fn answered(&mut self, number: usize, failure: Option<Failure>, now: Duration) {
         let pop = self.world.arrivals[number].pop;
         let Some(backend) = self.connections[number].backend else { return };
-        let died = self.connections[number].crashes != self.crashes[backend];
-        let failure = failure.or(died.then_some(Failure::Refused));
+        let failure = self.outlived(failure, backend, self.connections[number].crashes);
         let Some(failure) = failure else { return self.accepted(number, backend, now) };
         let failure = match failure {
             Failure::Refused => ConnectFailure::Refused,

@@ -2,14 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::access_log::AccessLog;
 use super::metrics::Metrics;
 use super::refusal_log::RefusalLog;
 use crate::application::events::{EventKind, Events, Subject};
 use crate::application::ports::{GeoSource, Observer};
-use crate::domain::{AppName, Backend, CheckReport, Outcome, Phase, Skip, Transition};
+use crate::domain::{AppName, Backend, CheckReport, Complaint, Outcome, Phase, Skip, Transition, Witness};
 
 /// Counts every connection and, where wanted, writes its line.
 #[derive(Debug)]
@@ -38,19 +38,22 @@ impl Observer for Recorder {
 
     fn health_changed(&self, backend: &Backend, transition: Transition) {
         let (kind, reason) = match transition {
-            Transition::Ejected { why, lasts } => {
-                self.metrics.ejected(why);
-                let reason = format!("ejected for {} s: it fails its clients ({})", lasts.as_secs_f64(), why.as_str());
-                (EventKind::BackendEjected, reason)
+            Transition::Ejected { why, lasts, by } => {
+                self.metrics.ejected(why, by);
+                (EventKind::BackendEjected, ejection(why, lasts, by))
             }
             Transition::Down { why, after } => {
                 let last = backend.load.look(|health| health.checked().last.as_ref().map(|(report, _)| report.words()));
                 let last = last.unwrap_or_else(|| why.as_str().to_owned());
                 (EventKind::BackendDown, format!("{} failed, the last: {last}", checks(after)))
             }
-            Transition::Up { after } => (EventKind::BackendUp, format!("{} passed: {}", checks(after), share(backend))),
-            Transition::Back => (EventKind::BackendBack, share(backend)),
-            Transition::Recovered => (EventKind::BackendRecovered, "has its whole share of clients again".to_owned()),
+            Transition::Up { after } => {
+                (EventKind::BackendUp, format!("{} passed: {}", checks(after), share(backend, GROWING)))
+            }
+            Transition::Back => (EventKind::BackendBack, share(backend, GROWING)),
+            Transition::Recovered => {
+                (EventKind::BackendRecovered, share(backend, "has its whole share of clients again"))
+            }
         };
         self.events.emit(kind, Subject::backend(backend), reason);
     }
@@ -75,15 +78,26 @@ impl Observer for Recorder {
     }
 }
 
-/// What a backend gets that is trusted again, by one of those who have a say.
-fn share(backend: &Backend) -> String {
+fn ejection(why: Complaint, lasts: Duration, by: Witness) -> String {
+    let (secs, why) = (lasts.as_secs_f64(), why.as_str());
+    match by {
+        Witness::Client => format!("ejected for {secs} s: it fails its clients ({why})"),
+        Witness::Trial => format!("ejected for {secs} s more: the POP tried it itself, no client did ({why})"),
+    }
+}
+
+const GROWING: &str = "gets a growing share of clients";
+
+/// What a backend gets that is trusted again, by one of those who have a say; `clients` is what that one gives it.
+fn share(backend: &Backend, clients: &str) -> String {
     let out = backend.closed_to_new().or_else(|| backend.load.is_draining().then_some(Skip::Drain));
     match (out, backend.load.phase()) {
         (Some(out), _) => format!("gets no new clients all the same, for it is out by the operator's word ({out})"),
         (None, Phase::Ejected(why)) => {
             format!("gets no clients yet, for it is still ejected ({})", why.as_str())
         }
-        (None, _) => "gets a growing share of clients".to_owned(),
+        (None, Phase::Down(why)) => format!("gets no clients yet, for its checks fail ({})", why.as_str()),
+        (None, Phase::Up | Phase::SlowStart) => clients.to_owned(),
     }
 }
 
@@ -98,16 +112,50 @@ mod tests {
     use super::*;
     use crate::application::events::EventsQuery;
     use crate::domain::RawBackend;
-    use crate::domain::testing::{backends, eject, row};
+    use crate::domain::testing::{backends, eject, row, turn};
 
-    #[tokio::test]
-    async fn a_backend_whose_checks_pass_is_said_to_get_what_it_gets() {
-        let recorder = Recorder {
+    fn recorder() -> Recorder {
+        Recorder {
             metrics: Arc::new(Metrics::new(Vec::new())),
             access_log: None,
             refusals: RefusalLog::new(0),
             events: Arc::default(),
-        };
+        }
+    }
+
+    /// Why each of the events came that were told.
+    async fn reasons(recorder: &Recorder) -> Vec<String> {
+        recorder.events.answer(EventsQuery::default()).await.events.into_iter().map(|event| event.reason).collect()
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_comes_back_is_said_to_get_what_it_gets() {
+        let recorder = recorder();
+        let out = RawBackend { state: "maint".into(), ..row("b3", "sa") };
+        let backends = backends(&[row("b1", "sa"), row("b2", "sa"), out]);
+        turn(&backends[1], false);
+        for backend in &backends {
+            recorder.health_changed(backend, Transition::Back);
+        }
+        for backend in [&backends[0], &backends[2]] {
+            recorder.health_changed(backend, Transition::Recovered);
+        }
+        let out = "gets no new clients all the same, for it is out by the operator's word (maint)";
+        assert_eq!(
+            reasons(&recorder).await,
+            [
+                "gets a growing share of clients",
+                "gets no clients yet, for its checks fail (refused)",
+                out,
+                "has its whole share of clients again",
+                out,
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_backend_whose_checks_pass_is_said_to_get_what_it_gets() {
+        let recorder = recorder();
         let out = RawBackend { state: "maint".into(), ..row("b4", "sa") };
         let backends = backends(&[row("b1", "sa"), row("b2", "sa"), row("b3", "sa"), out]);
         let [_, ejected, draining, _] = &backends[..] else { panic!("{backends:?}") };
@@ -116,10 +164,8 @@ mod tests {
         for backend in &backends {
             recorder.health_changed(backend, Transition::Up { after: 2 });
         }
-        let told = recorder.events.answer(EventsQuery::default()).await.events;
-        let reasons: Vec<_> = told.iter().map(|event| event.reason.as_str()).collect();
         assert_eq!(
-            reasons,
+            reasons(&recorder).await,
             [
                 "2 checks in a row passed: gets a growing share of clients",
                 "2 checks in a row passed: gets no clients yet, for it is still ejected (timed_out)",

@@ -7,7 +7,7 @@ use crate::application::ports::GeoSource;
 use crate::domain::testing::{app_name, id, region, row};
 use crate::domain::{
     CheckResult, HealthCheck, NoBackend, Outcome, Phase, Pick, PickReason, RawBackend, RawRouting, Request, Skip,
-    Tried, pick,
+    Tried, Witness, pick,
 };
 
 const RULES: HealthRules = HealthRules {
@@ -21,7 +21,7 @@ const RULES: HealthRules = HealthRules {
 
 /// Writes down what it is told.
 #[derive(Default)]
-struct Diary(Mutex<Vec<(String, Transition)>>, Mutex<Vec<(String, bool)>>);
+struct Diary(Mutex<Vec<(String, Transition)>>, Mutex<Vec<(String, bool)>>, Mutex<Vec<Option<Skip>>>);
 
 impl Observer for Diary {
     fn accepted(&self) {}
@@ -34,6 +34,7 @@ impl Observer for Diary {
     }
     fn health_changed(&self, backend: &Backend, transition: Transition) {
         self.0.lock().unwrap().push((backend.id.to_string(), transition));
+        self.2.lock().unwrap().push(backend.closed_to_new());
     }
 }
 
@@ -116,7 +117,7 @@ fn an_ejected_backend_gets_nobody_comes_back_slowly_and_all_is_told() {
     assert!((495..506).contains(&whole), "its whole share: {whole}");
     let told: Vec<_> = ward.diary.0.lock().unwrap().iter().map(|(_, transition)| *transition).collect();
     let lasts = Duration::from_secs(10);
-    let ejected = Transition::Ejected { why: Complaint::TimedOut, lasts };
+    let ejected = Transition::Ejected { why: Complaint::TimedOut, lasts, by: Witness::Client };
     assert_eq!(told, [ejected, Transition::Back, Transition::Recovered]);
     ward.now += Duration::from_secs(10);
     ward.watch.tick(ward.now);
@@ -150,6 +151,23 @@ fn a_timeout_says_nothing_if_the_backend_has_accepted_meanwhile_or_had_no_time()
     let refused = FailedConnect { failure: ConnectFailure::Refused, began, shortened: true };
     (0..2).for_each(|_| ward.watch.connect_failed(&ward.backend("b1"), refused, ward.now));
     assert!(["b0", "b1"].iter().all(|name| ward.backend(name).load.is_ejected()));
+}
+
+#[test]
+fn what_is_told_is_true_of_the_row_as_it_is_now() {
+    let mut ward = Ward::new(4);
+    ward.fail("b0");
+    ward.fail("b1");
+    let maint = RawBackend { state: "maint".into(), ..row("b0", "sa") };
+    ward.load([maint, row("b2", "sa"), row("b3", "sa")].into_iter());
+    for _ in 0..2 {
+        ward.now += Duration::from_secs(10);
+        ward.watch.tick(ward.now);
+    }
+    let told: Vec<_> = ward.diary.0.lock().unwrap().split_off(2);
+    let of = |transition| ("b0".to_owned(), transition);
+    assert_eq!(told, [of(Transition::Back), of(Transition::Recovered)], "of one that was removed nothing is told");
+    assert_eq!(ward.diary.2.lock().unwrap().split_off(2), [Some(Skip::Maint); 2]);
 }
 
 #[test]

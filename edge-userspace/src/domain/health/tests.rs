@@ -32,7 +32,7 @@ impl Patient {
             return None;
         }
         match self.health.eject(complaint, self.now, &RULES) {
-            Transition::Ejected { lasts, .. } => Some(lasts.as_secs()),
+            Transition::Ejected { lasts, by: Witness::Client, .. } => Some(lasts.as_secs()),
             other => panic!("{other:?}"),
         }
     }
@@ -67,7 +67,8 @@ fn who_accepted_no_connections_is_tried_first() {
     assert_eq!(patient.health.tried(None, || true, patient.now, &rules), None, "it was not asked for");
     assert_eq!(after(&mut patient, 1), None);
     assert!(patient.health.is_to_be_tried(patient.now) && patient.health.is_ejected());
-    let again = Transition::Ejected { why: Complaint::Refused, lasts: Duration::from_secs(20) };
+    let lasts = Duration::from_secs(20);
+    let again = Transition::Ejected { why: Complaint::Refused, lasts, by: Witness::Trial };
     assert_eq!(patient.health.tried(Some(Complaint::Refused), || true, patient.now, &rules), Some(again));
     assert_eq!(after(&mut patient, 20), None);
     assert_eq!(patient.health.tried(None, || true, patient.now, &rules), Some(Transition::Back));

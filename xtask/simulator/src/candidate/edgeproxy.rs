@@ -11,9 +11,9 @@ use ::edgeproxy::application::ports::{GeoSource, Observer};
 use ::edgeproxy::application::routing::RoutingTable;
 use ::edgeproxy::application::rtt::RttRanking;
 use ::edgeproxy::domain::{
-    AppName, Backend, BackendId, BackendLoad, CheckReport, CheckResult, ConnectFailure, CountryCode, NoBackend,
-    Outcome, Permit, Pick, RawApp, RawBackend, RawRegion, RawRouting, RawValue, Region, Request, Selection, Skip,
-    Termination, Transition, Tried, pick,
+    AppName, Backend, BackendId, BackendLoad, CheckReport, CheckResult, Complaint, ConnectFailure, CountryCode,
+    NoBackend, Outcome, Permit, Pick, RawApp, RawBackend, RawRegion, RawRouting, RawValue, Region, Request, Selection,
+    Skip, Termination, Transition, Tried, pick,
 };
 
 use super::affinity;
@@ -35,6 +35,8 @@ pub(super) struct Edgeproxy<'a> {
     affinity: affinity::Affinity<'a>,
     rng: fastrand::Rng,
     open: HashMap<usize, Open>,
+    /// Backends that the POP tries itself.
+    trials: HashMap<usize, Arc<Backend>>,
     /// To look at the counts. Weak: only connections and the table may keep a count alive.
     loads: Vec<Weak<BackendLoad>>,
 }
@@ -62,6 +64,7 @@ impl<'a> Edgeproxy<'a> {
             affinity: affinity::Affinity::new(world),
             rng: fastrand::Rng::with_seed(world.seed ^ (pop as u64 + 1)),
             open: HashMap::new(),
+            trials: HashMap::new(),
             loads: world.backends.iter().map(|_| Weak::new()).collect(),
             world,
             routing,
@@ -194,6 +197,21 @@ impl Candidate for Edgeproxy<'_> {
             self.news
                 .extend(self.affinity.backend(&answer.backend.id).map(|backend| News::Checked { backend, passed }));
             self.health.checked(&answer.backend, &answer.spec, answer.report, instant, &self.world.rules.pace);
+        }
+    }
+
+    fn to_try(&mut self, now: Duration) -> Vec<usize> {
+        let due = self.health.to_try(self.affinity.clock.at(now));
+        let mut places: Vec<usize> = due.iter().filter_map(|backend| self.affinity.backend(&backend.id)).collect();
+        self.trials.extend(due.into_iter().filter_map(|backend| Some((self.affinity.backend(&backend.id)?, backend))));
+        // The watch names them in no order.
+        places.sort_unstable();
+        places
+    }
+
+    fn tried(&mut self, backend: usize, result: CheckResult, now: Duration) {
+        if let Some(backend) = self.trials.remove(&backend) {
+            self.health.tried(&backend, Complaint::of_trial(result), self.affinity.clock.at(now));
         }
     }
 

@@ -9,7 +9,7 @@ mod seed;
 
 use std::time::Duration;
 
-use ::edgeproxy::domain::{ConnectFailure, NoBackend, PickReason, Selection, Skip, Transition};
+use ::edgeproxy::domain::{CheckResult, ConnectFailure, NoBackend, PickReason, Selection, Skip, Transition};
 
 use crate::world::{Table, World};
 
@@ -29,6 +29,12 @@ pub trait Candidate {
     fn forget(&mut self, connection: usize);
     /// Time has passed.
     fn tick(&mut self, _now: Duration) {}
+    /// Backends that the POP connects to itself from now on, to see whether clients may come back.
+    fn to_try(&mut self, _now: Duration) -> Vec<usize> {
+        Vec::new()
+    }
+    /// What came of that.
+    fn tried(&mut self, _backend: usize, _result: CheckResult, _now: Duration) {}
     /// What has become known of backends since the last call, in order.
     fn news(&mut self) -> Vec<News> {
         Vec::new()

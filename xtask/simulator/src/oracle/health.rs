@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ::edgeproxy::domain::{CheckPace, Complaint, ConnectFailure, HealthRules, Transition};
+use ::edgeproxy::domain::{CheckPace, Complaint, ConnectFailure, HealthRules, Transition, Witness};
 
 use crate::candidate::End;
 use crate::world::Table;
@@ -17,6 +17,18 @@ pub(super) struct HealthBook {
     backends: Vec<Record>,
     /// Has just done something for which it may have to be ejected.
     accused: Option<usize>,
+    /// Has just shown what must end its ejection, or begin it anew.
+    owed: Option<(usize, Owed)>,
+    /// Those that the POP is trying.
+    trying: Vec<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owed {
+    /// It has accepted a connection, or may not stay out.
+    Back,
+    /// It has not.
+    Ejection,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -68,7 +80,14 @@ enum Phase {
 
 impl HealthBook {
     pub(super) fn new(rules: HealthRules, pace: CheckPace, backends: usize) -> Self {
-        Self { rules, pace, backends: vec![Record::default(); backends], accused: None }
+        Self {
+            rules,
+            pace,
+            backends: vec![Record::default(); backends],
+            accused: None,
+            owed: None,
+            trying: vec![false; backends],
+        }
     }
 
     /// Of a backend that was not there before nothing is known.
@@ -142,9 +161,73 @@ impl HealthBook {
         matches!(self.backends[backend].phase, Phase::Ejected { .. })
     }
 
-    pub(super) fn connected(&mut self, backend: usize, now: Duration) {
+    pub(super) fn connected(&mut self, backend: usize, table: &Table, now: Duration) {
         let record = &mut self.backends[backend];
         (record.failed_in_a_row, record.accepted) = (0, Some(now));
+        if matches!(record.phase, Phase::Ejected { for_resets: false, .. }) && table.get(backend).is_some() {
+            self.owed = Some((backend, Owed::Back));
+        }
+    }
+
+    /// Whether its ejection is over, but that nobody knows whether it accepts connections again.
+    fn is_to_be_tried(&self, backend: usize, table: &Table, now: Duration) -> bool {
+        let Phase::Ejected { since, lasts, for_resets: false } = self.backends[backend].phase else { return false };
+        now >= since + lasts && table.get(backend).is_some()
+    }
+
+    /// The POP tries these from now on. Those for which that is wrong, and those that it should try, too.
+    pub(super) fn tries(&mut self, chosen: &[usize], table: &Table, now: Duration) -> Vec<(usize, &'static str)> {
+        let mut wrong = Vec::new();
+        for backend in 0..self.backends.len() {
+            let is_due = self.is_to_be_tried(backend, table, now) && !self.trying[backend];
+            match chosen.iter().filter(|one| **one == backend).count() {
+                0 if is_due => wrong.push((backend, "should be tried")),
+                1 if is_due => self.trying[backend] = true,
+                0 => {}
+                _ => wrong.push((backend, "is tried, and should not be")),
+            }
+        }
+        wrong
+    }
+
+    /// The POP has tried it; says what that comes to.
+    pub(super) fn tried(&mut self, backend: usize, accepted: bool, table: &Table, now: Duration) -> &'static str {
+        self.trying[backend] = false;
+        // Clients may have been quicker, or their patience over.
+        if !self.is_to_be_tried(backend, table, now) {
+            return "tried in vain";
+        }
+        let app = table.rows.get(backend).map_or(0, |row| row.app);
+        let (owed, what) = match accepted {
+            true => (Owed::Back, "trial accepted"),
+            false if self.has_cell(app, backend, table) => (Owed::Ejection, "trial failed"),
+            false => (Owed::Back, "trial failed and too many are out"),
+        };
+        self.owed = Some((backend, owed));
+        what
+    }
+
+    /// A backend of which something was heard that must have had consequences, and had none.
+    pub(super) fn owes(&mut self) -> Option<(usize, &'static str)> {
+        let (backend, owed) = self.owed.take()?;
+        let what = match owed {
+            Owed::Back => "should have come back",
+            Owed::Ejection => "should have been ejected again",
+        };
+        Some((backend, what))
+    }
+
+    /// One that is still ejected though even the time is over that was left to try it.
+    pub(super) fn lingering(&self, table: &Table, now: Duration) -> Option<usize> {
+        (0..self.backends.len())
+            .filter(|at| table.get(*at).is_some())
+            .find(|at| self.is_over(self.backends[*at].phase, now))
+    }
+
+    /// Whether an ejection is over without anybody's word.
+    fn is_over(&self, phase: Phase, now: Duration) -> bool {
+        let Phase::Ejected { since, lasts, for_resets } = phase else { return false };
+        now >= since + lasts + if for_resets { Duration::ZERO } else { self.rules.untried }
     }
 
     pub(super) fn has_accepted_since(&self, backend: usize, began: Duration) -> bool {
@@ -183,13 +266,14 @@ impl HealthBook {
         tries && (enough || record.phase == Phase::ComingBack)
     }
 
-    /// Whether one more of the app's backends may be ejected: half of those that take clients, rounded up, and not all.
-    fn has_cell(&self, app: usize, table: &Table) -> bool {
+    /// Whether this one of the app's backends may be ejected beside the others: half of those that take clients, rounded
+    /// up, and not all.
+    fn has_cell(&self, app: usize, backend: usize, table: &Table) -> bool {
         // Who is both ejected and down counts as down; who is out by the operator's word counts as neither.
         let open = || table.of_app(app).filter(|(at, row)| row.is_open() && !self.is_down(*at));
         let count = open().count();
         let most = (count * self.rules.max_percent as usize).div_ceil(100).min(count.saturating_sub(1));
-        let ejected = open().filter(|(at, _)| self.is_ejected(*at));
+        let ejected = open().filter(|(at, _)| *at != backend && self.is_ejected(*at));
         ejected.count() < most
     }
 
@@ -209,11 +293,20 @@ impl HealthBook {
         let (was, guilty) = (self.backends[backend].phase, self.is_guilty(backend));
         let app = table.rows.get(backend).map_or(0, |row| row.app);
         let (phase, verdict) = match transition {
-            Transition::Ejected { why, lasts } => {
+            Transition::Ejected { why, lasts, by } => {
                 let phase = Phase::Ejected { since: now, lasts, for_resets: why == Complaint::EarlyReset };
-                (phase, self.judge_ejection(was, guilty, lasts, app, table))
+                let again = self.owed.take_if(|owed| *owed == (backend, Owed::Ejection)).is_some();
+                let verdict = match again {
+                    _ if again != (by == Witness::Trial) => Err("was ejected by another than it is said"),
+                    true => self.judge_further_ejection(was, lasts),
+                    false => self.judge_ejection(was, guilty, lasts, (app, backend), table),
+                };
+                (phase, verdict)
             }
-            Transition::Back => (Phase::ComingBack, Self::judge_return(was, now)),
+            Transition::Back => {
+                let earned = self.owed.take_if(|owed| *owed == (backend, Owed::Back)).is_some();
+                (Phase::ComingBack, self.judge_return(was, earned, now))
+            }
             Transition::Recovered if was == Phase::ComingBack => (Phase::Up, Ok(())),
             _ => (Phase::Up, Err("recovered from nothing")),
         };
@@ -232,14 +325,14 @@ impl HealthBook {
         was: Phase,
         guilty: bool,
         lasts: Duration,
-        app: usize,
+        (app, backend): (usize, usize),
         table: &Table,
     ) -> Result<(), &'static str> {
         if matches!(was, Phase::Ejected { .. }) {
             Err("was ejected twice")
         } else if !guilty {
             Err("was ejected for nothing")
-        } else if !self.has_cell(app, table) {
+        } else if !self.has_cell(app, backend, table) {
             Err("was ejected though too many are")
         } else if lasts < self.rules.ejection || lasts > self.rules.longest.max(self.rules.ejection) {
             Err("was ejected for a time that is no ejection's")
@@ -248,13 +341,20 @@ impl HealthBook {
         }
     }
 
-    /// Comes back when its time is over, or because it has accepted a connection while no other was left.
-    fn judge_return(was: Phase, now: Duration) -> Result<(), &'static str> {
+    /// Because the POP has tried it in vain: for twice as long, up to the longest.
+    fn judge_further_ejection(&self, was: Phase, lasts: Duration) -> Result<(), &'static str> {
+        let Phase::Ejected { lasts: before, .. } = was else { return Err("was tried without having been away") };
+        let longest = self.rules.longest.max(self.rules.ejection);
+        if lasts == (2 * before).min(longest) { Ok(()) } else { Err("was not ejected for twice as long") }
+    }
+
+    /// Comes back when its time is over, after resets; else when it has accepted a connection: of the POP's, or of a
+    /// client's while no other was left. Or when nobody was able to try it for too long.
+    fn judge_return(&self, was: Phase, earned: bool, now: Duration) -> Result<(), &'static str> {
         match was {
-            Phase::Ejected { since, lasts, for_resets } if now < since + lasts && for_resets => {
-                Err("came back too early")
-            }
-            Phase::Ejected { .. } => Ok(()),
+            Phase::Ejected { .. } if earned || self.is_over(was, now) => Ok(()),
+            Phase::Ejected { since, lasts, .. } if now < since + lasts => Err("came back too early"),
+            Phase::Ejected { .. } => Err("came back before it had accepted a connection"),
             Phase::Up | Phase::ComingBack => Err("came back without having been away"),
         }
     }
@@ -265,7 +365,7 @@ impl HealthBook {
         let app = table.rows.get(accused)?.app;
         // Of one that is gone nothing is held against the next of its name.
         let known = table.get(accused).is_some();
-        let due = known && !self.is_ejected(accused) && self.is_guilty(accused) && self.has_cell(app, table);
+        let due = known && !self.is_ejected(accused) && self.is_guilty(accused) && self.has_cell(app, accused, table);
         self.backends[accused].last = None;
         due.then_some(accused)
     }

@@ -34,6 +34,8 @@ pub enum Fault {
     Refusal,
     /// Ejected without cause, too many at once, or not ejected with cause; likewise turned by checks.
     Ejection,
+    /// The POP tries a backend that is not to be tried, or does not try one that is.
+    Trial,
     /// The candidate counts other connections than there are.
     Count,
 }
@@ -105,6 +107,14 @@ impl<'a> Oracle<'a> {
     /// Time has passed, and the candidate has let it do its work.
     pub fn tick(&mut self, now: Duration) {
         self.times.tick(&self.table, now);
+    }
+
+    /// The candidate has said what the time that has passed did.
+    pub fn ticked(&mut self, now: Duration) {
+        if let Some(backend) = self.health.lingering(&self.table, now).filter(|_| self.promises.order) {
+            let words = format!("{} should have come back by {now:?}", self.name(backend));
+            self.fault(Fault::Ejection, || words);
+        }
     }
 
     fn fault(&mut self, fault: Fault, words: impl FnOnce() -> String) {
@@ -197,7 +207,7 @@ impl<'a> Oracle<'a> {
             self.bindings.bind(key, backend, now);
         }
         self.times.measured(backend, now.saturating_sub(since), now);
-        self.health.connected(backend, now);
+        self.health.connected(backend, &self.table, now);
     }
 
     pub fn failed(&mut self, connection: usize, failure: ConnectFailure, now: Duration) {
@@ -218,6 +228,23 @@ impl<'a> Oracle<'a> {
         if let Some(key) = self.key(connection).filter(|_| !self.bindings.of_makeshift(connection)) {
             self.bindings.renew(key, backend, now);
         }
+    }
+
+    /// Judges whom the POP tries itself from now on.
+    pub fn tries(&mut self, backends: &[usize], now: Duration) {
+        if !self.promises.order {
+            return;
+        }
+        for (backend, what) in self.health.tries(backends, &self.table, now) {
+            let words = format!("{} {what} at {now:?}", self.name(backend));
+            self.fault(Fault::Trial, || words);
+        }
+    }
+
+    /// It has, and the backend accepted the connection, or not.
+    pub fn tried(&mut self, backend: usize, accepted: bool, now: Duration) {
+        let what = self.health.tried(backend, accepted, &self.table, now);
+        *self.seen.entry(what).or_default() += 1;
     }
 
     pub fn forget(&mut self, connection: usize) {
@@ -258,6 +285,10 @@ impl<'a> Oracle<'a> {
                 let words = format!("{} {why} at {now:?}", self.name(backend));
                 self.fault(Fault::Ejection, || words);
             }
+        }
+        if let Some((backend, what)) = self.health.owes() {
+            let words = format!("{} {what} at {now:?}", self.name(backend));
+            self.fault(Fault::Ejection, || words);
         }
         if let Some(backend) = self.health.overdue(&self.table) {
             let words = format!("{} should have been ejected at {now:?}", self.name(backend));

@@ -6,6 +6,7 @@ mod worlds;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::Duration;
 
 use edgeproxy::domain::{Complaint, NoBackend, PickReason, Skip};
 use proptest::prelude::*;
@@ -14,9 +15,10 @@ use self::warped::{Warped, Wrong};
 use self::worlds::{Knobs, knobs, random};
 use crate::candidate::{Candidate, Kind};
 use crate::engine::{self, Run, Verdict};
+use crate::measure::Figures;
 use crate::oracle::Fault;
 use crate::report;
-use crate::scenes::{self, Size};
+use crate::scenes::{self, Ailment, Size};
 use crate::world::Happening;
 
 fn no_fault(run: &Run) -> Result<(), TestCaseError> {
@@ -96,7 +98,11 @@ fn play_warped(seed: u64, kind: Kind, wrong: Wrong) -> Verdict {
         // Far must be far.
         world.happenings.retain(|(_, what)| !matches!(what, Happening::Detour(..)));
     }
-    let make = |pop| -> Box<dyn Candidate + '_> { Box::new(Warped::new(kind, &world, pop, wrong)) };
+    let mut believed = world.clone();
+    if wrong == Wrong::TrustsTime {
+        believed.rules.health.untried = Duration::ZERO;
+    }
+    let make = |pop| -> Box<dyn Candidate + '_> { Box::new(Warped::new(kind, &believed, pop, wrong)) };
     let candidates = (0..world.pops.len()).map(make).collect();
     engine::play(&world, kind.patience(&world), kind.promises(), candidates).verdict
 }
@@ -135,7 +141,13 @@ fn the_oracle_notices_what_is_done_wrong() {
     }
 }
 
-/// The first words in a world are about what was done, and not about what came of it.
+/// In how many of some worlds the first words are these, about what was done and not about what came of it.
+fn first_said(kind: Kind, wrong: Wrong, words: &str) -> (usize, Vec<String>) {
+    let verdicts = (0..30).map(|seed| play_warped(seed, kind, wrong));
+    let first: Vec<String> = verdicts.filter_map(|verdict| verdict.words.first().cloned()).collect();
+    (first.iter().filter(|first| first.contains(words)).count(), first)
+}
+
 #[test]
 fn the_oracle_notices_who_goes_wrong_by_measured_times() {
     for (wrong, words) in [
@@ -144,10 +156,39 @@ fn the_oracle_notices_who_goes_wrong_by_measured_times() {
         (Wrong::SaysRegion, "is chosen by region, and times are known"),
         (Wrong::SaysNearest, "is not measured"),
     ] {
-        let verdicts = (0..30).map(|seed| play_warped(seed, Kind::NearestRtt, wrong));
-        let first: Vec<String> = verdicts.filter_map(|verdict| verdict.words.first().cloned()).collect();
-        let found = first.iter().filter(|first| first.starts_with("Order: ") && first.contains(words)).count();
+        let (found, first) = first_said(Kind::NearestRtt, wrong, words);
         assert!(found >= 5, "{wrong:?} gives {first:#?}");
+    }
+}
+
+#[test]
+fn the_oracle_notices_trials_that_go_wrong() {
+    for (wrong, words) in [
+        (Wrong::TriesNobody, "should be tried"),
+        (Wrong::TriesAnybody, "is tried, and should not be"),
+        (Wrong::TrustsAll, "came back before it had accepted a connection"),
+        (Wrong::ForgetsTrials, "should have"),
+        (Wrong::TrustsTime, "came back before it had accepted a connection"),
+    ] {
+        let (found, first) = first_said(Kind::Edgeproxy, wrong, words);
+        assert!(found >= 5, "{wrong:?} gives {first:#?}");
+    }
+}
+
+/// Nobody finds out by a client's time whether one that was silent is still so, whatever its ejections.
+#[test]
+fn a_silent_backend_costs_clients_one_connect_limit_in_all() {
+    let world = scenes::illness(Ailment::Silent, 5);
+    let limit = world.rules.connect_timeout.as_secs_f64();
+    let (from, until) = (scenes::FAILS_AT, scenes::FAILS_AT + scenes::FAILS_FOR);
+    for kind in [Kind::Edgeproxy, Kind::Maglev, Kind::NearestRtt] {
+        let Figures { met, to_first, .. } = engine::run(&world, kind).figures;
+        let first = met.iter().position(|met| *met > 0).unwrap();
+        let last = met.iter().rposition(|met| *met > 0).unwrap();
+        assert!(first as f64 >= from && last <= first + limit.ceil() as usize, "{kind:?} met it at {first} and {last}");
+        // It is back before the next ejection would have been over.
+        let back = until as usize..until as usize + 75;
+        assert!(to_first[back].iter().any(|connects| *connects > 0), "{kind:?}");
     }
 }
 
@@ -168,7 +209,8 @@ fn random_worlds_reach_every_corner() {
     let yields = [Skip::Gone, Skip::Drain, Skip::Unhealthy, Skip::AtSoftLimit, Skip::AtHardLimit, Skip::Ejected];
     let yields = yields.map(Skip::as_str);
     let turns = ["back", "recovered", "checked", "down", "up"];
-    for what in reasons.iter().chain(&yields).chain(&refusals).chain(&complaints).chain(&turns) {
+    let trials = ["trial accepted", "trial failed", "trial failed and too many are out", "tried in vain"];
+    for what in reasons.iter().chain(&yields).chain(&refusals).chain(&complaints).chain(&turns).chain(&trials) {
         assert!(seen.get(what).is_some_and(|times| *times >= 20), "{what} is seldom in {seen:?}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use edgeproxy::domain::{ConnectFailure, NoBackend, PickReason, Transition};
+use edgeproxy::domain::{CheckResult, ConnectFailure, NoBackend, PickReason, Transition};
 
 use crate::candidate::{Ask, Candidate, Choice, End, Kind, News};
 use crate::world::{Row, Table, World};
@@ -37,6 +37,16 @@ pub(super) enum Wrong {
     SaysRegion,
     /// Says that one that is to be measured is the nearest.
     SaysNearest,
+    /// Tries none of those that were ejected.
+    TriesNobody,
+    /// Tries one that was not.
+    TriesAnybody,
+    /// Takes each that was tried for one that has accepted the connection.
+    TrustsAll,
+    /// Doesn't heed what came of it.
+    ForgetsTrials,
+    /// Lets backends back when their time is over, untried.
+    TrustsTime,
 }
 
 pub(super) struct Warped<'a> {
@@ -132,6 +142,22 @@ impl Candidate for Warped<'_> {
 
     fn tick(&mut self, now: Duration) {
         self.inner.tick(now);
+    }
+
+    fn to_try(&mut self, now: Duration) -> Vec<usize> {
+        let mut backends = if self.wrong == Wrong::TriesNobody { Vec::new() } else { self.inner.to_try(now) };
+        if self.now_and_then(Wrong::TriesAnybody) {
+            backends.push(0);
+        }
+        backends
+    }
+
+    fn tried(&mut self, backend: usize, result: CheckResult, now: Duration) {
+        match self.wrong {
+            Wrong::ForgetsTrials => {}
+            Wrong::TrustsAll => self.inner.tried(backend, CheckResult::Passed, now),
+            _ => self.inner.tried(backend, result, now),
+        }
     }
 
     fn news(&mut self) -> Vec<News> {

@@ -60,6 +60,11 @@ pub(super) fn random(knobs: Knobs) -> World {
         let condition = [Condition::Works, Condition::Refuses, Condition::Silent, Condition::Resets][dice.below(4)];
         let (at, backend) = (seconds(dice.unit() * LENGTH), dice.below(world.backends.len()));
         world.happens(at, Happening::Turns(backend, condition));
+        // Half of them are soon well again.
+        if dice.chance(0.5) {
+            let well = at + seconds(dice.between(0.0, 20.0));
+            world.happens(well, Happening::Turns(backend, Condition::Works));
+        }
     }
     for _ in 0..knobs.failures.min(knobs.backends * 12) / 2 {
         let longer = seconds(dice.between(0.0, 0.2));
@@ -115,8 +120,8 @@ fn change(world: &World, dice: &mut Dice) -> Change {
 fn rules(world: &mut World, dice: &mut Dice) {
     let rules = &mut world.rules;
     rules.health.failures = dice.below(4) as u32;
-    rules.health.ejection = seconds(dice.between(1.0, 15.0));
-    rules.health.longest = seconds(dice.between(5.0, 60.0));
+    rules.health.ejection = seconds(dice.between(0.5, 10.0));
+    rules.health.longest = seconds(dice.between(3.0, 40.0));
     rules.health.max_percent = [0, 10, 50, 100][dice.below(4)];
     rules.health.slow_start = seconds(dice.between(0.0, 20.0));
     rules.pace.interval = seconds(dice.between(0.5, 5.0));
@@ -126,6 +131,9 @@ fn rules(world: &mut World, dice: &mut Dice) {
     rules.connect_attempts = 1 + dice.below(4);
     rules.connect_timeout = seconds(dice.between(0.5, 3.0));
     rules.binding_ttl = seconds(dice.between(2.0, 60.0));
+    // Now and then clients come back before the POP knows.
+    let short = dice.chance(0.25).then(|| seconds(dice.between(0.1, 2.0)));
+    rules.health.untried = short.unwrap_or(rules.connect_timeout + seconds(30.0));
 }
 
 fn arrivals(world: &World, count: usize, dice: &mut Dice) -> Vec<Arrival> {

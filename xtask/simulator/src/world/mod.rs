@@ -127,7 +127,8 @@ impl Default for Rules {
             longest: secs(300),
             max_percent: 50,
             slow_start: secs(30),
-            untried: Duration::ZERO,
+            // The connect limit, and half a minute.
+            untried: secs(33),
         };
         Self {
             health,

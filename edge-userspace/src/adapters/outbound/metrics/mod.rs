@@ -17,7 +17,7 @@ use crate::application::ports::GeoSource;
 use crate::application::status::{ConnectionStatus, Status};
 use crate::domain::{
     ByteCounts, CheckReport, CheckResult, Complaint, ConnectFailure, Fallback, ForwarderKind, ListenerId, Outcome,
-    PickReason, ProxyVersion, RejectReason, Skip, Termination, Why,
+    PickReason, ProxyVersion, RejectReason, Skip, Termination, Why, Witness,
 };
 
 /// Upper bounds in seconds: a LAN connect takes 0.1 ms, one around the world 0.3 s, a lost SYN 1 s, 3 s, 7 s.
@@ -43,7 +43,7 @@ pub struct Metrics {
     yielded: Labelled,
     proxy_in: Labelled,
     proxy_out: Labelled,
-    ejections: Labelled,
+    ejections: Ejections,
     checks: Labelled,
     check_seconds: Times,
     geo: Labelled,
@@ -60,6 +60,9 @@ pub struct Metrics {
 
 /// How often each forwarder took a connection over, by why.
 type Chosen = [(ForwarderKind, Labelled); ForwarderKind::ALL.len()];
+
+/// How often backends were ejected, by whose connection showed what.
+type Ejections = [(Witness, Labelled); Witness::ALL.len()];
 
 /// Payload of ended connections: direction, then who moved it.
 #[derive(Debug, Default)]
@@ -88,7 +91,7 @@ impl Metrics {
             yielded: Labelled::new(Skip::ALL.into_iter().map(Skip::as_str)),
             proxy_in: Labelled::new(ProxyVersion::ALL.into_iter().map(ProxyVersion::as_str)),
             proxy_out: Labelled::new(ProxyVersion::ALL.into_iter().map(ProxyVersion::as_str)),
-            ejections: Labelled::new(Complaint::ALL.into_iter().map(Complaint::as_str)),
+            ejections: Witness::ALL.map(|by| (by, Labelled::new(Complaint::ALL.into_iter().map(Complaint::as_str)))),
             checks: Labelled::new(CheckResult::ALL.into_iter().map(CheckResult::as_str)),
             check_seconds: Times::new(&CONNECT_BOUNDS),
             geo: Labelled::new(GeoSource::ALL.into_iter().map(GeoSource::as_str)),
@@ -112,8 +115,10 @@ impl Metrics {
     }
 
     /// A backend was ejected.
-    pub fn ejected(&self, why: Complaint) {
-        self.ejections.add(why.as_str(), 1);
+    pub fn ejected(&self, why: Complaint, by: Witness) {
+        if let Some((_, by_why)) = self.ejections.iter().find(|(witness, _)| *witness == by) {
+            by_why.add(why.as_str(), 1);
+        }
     }
 
     /// A backend was checked.

@@ -31,7 +31,10 @@ pub(super) const PICKS: Name = ("picks", "Backends connected to, by why they wer
 pub(super) const YIELDED: Name = ("bindings_yielded", "Bindings that were not honoured, by why");
 pub(super) const PROXY_IN: Name = ("proxy_headers_received", "PROXY headers received, by version");
 pub(super) const PROXY_OUT: Name = ("proxy_headers_sent", "PROXY headers sent to backends, by version");
-pub(super) const EJECTIONS: Name = ("ejections", "Backends ejected because they failed connections, by how");
+pub(super) const EJECTIONS: Name = (
+    "ejections",
+    "Backends ejected because they failed connections, by whose (client, or trial: the POP's own) and how",
+);
 pub(super) const BACKEND_EJECTED: Name = ("backend_ejected", "1 while a backend is ejected");
 pub(super) const CHECKS: Name = ("health_checks", "Checks of backends, by result");
 pub(super) const CHECK_SECONDS: Name = ("health_check_seconds", "Time that a check of a backend took");

@@ -13,7 +13,8 @@ fn counted() -> Arc<Metrics> {
     metrics.located(GeoSource::Override);
     metrics.accept_failed("emfile");
     metrics.accept_failed("a kind nobody has declared");
-    metrics.ejected(crate::domain::Complaint::TimedOut);
+    metrics.ejected(Complaint::TimedOut, Witness::Client);
+    (0..2).for_each(|_| metrics.ejected(Complaint::TimedOut, Witness::Trial));
     let detail = Some("status 503".to_owned());
     let took = std::time::Duration::from_millis(3);
     metrics.checked(&CheckReport { result: CheckResult::WrongStatus, detail, took });
@@ -55,7 +56,8 @@ fn every_number_is_in_the_text() {
         "edgeproxy_proxy_headers_received_total{version=\"v2\"} 1",
         "edgeproxy_proxy_headers_sent_total{version=\"v1\"} 1",
         "edgeproxy_bindings 9",
-        "edgeproxy_ejections_total{why=\"timed_out\"} 1",
+        "edgeproxy_ejections_total{by=\"client\",why=\"timed_out\"} 1",
+        "edgeproxy_ejections_total{by=\"trial\",why=\"timed_out\"} 2",
         "edgeproxy_backend_ejected{backend=\"sa-\\\"1\\\"\",app=\"web\",region=\"sa\"} 1",
         "edgeproxy_health_checks_total{result=\"wrong_status\"} 1",
         "edgeproxy_health_check_seconds_count 1",

@@ -105,7 +105,11 @@ impl Scrape {
         out.counters(names::YIELDED, "reason", &m.yielded)?;
         out.counters(names::PROXY_IN, "version", &m.proxy_in)?;
         out.counters(names::PROXY_OUT, "version", &m.proxy_out)?;
-        out.counters(names::EJECTIONS, "why", &m.ejections)?;
+        let ejections = m
+            .ejections
+            .iter()
+            .flat_map(|(by, by_why)| by_why.counts().map(|(why, count)| ([("by", by.as_str()), ("why", why)], count)));
+        out.family(names::EJECTIONS, MetricType::Counter, ejections)?;
         out.counters(names::CHECKS, "result", &m.checks)?;
         out.times(names::CHECK_SECONDS, &m.check_seconds)?;
         out.gauge(names::BINDINGS, status.bindings)?;
