@@ -168,6 +168,9 @@ impl Watch {
                 self.is_current(backend).then(|| health.tried(result.err(), may_eject, now, &self.rules)).flatten()
             });
             drop(troubled);
+            if result.is_ok() {
+                backend.load.accepted(now);
+            }
             self.tell(backend, transition);
         }
         self.trying.lock().unwrap_or_else(PoisonError::into_inner).remove(&backend.id);

@@ -230,14 +230,24 @@ impl<'a> WeightedSet<'a> {
     /// that were drawn may not be chosen.
     fn search(&self, start: usize, admit: &dyn Fn(usize, u64) -> u64) -> Option<usize> {
         let (head, tail) = self.bits.split_at_checked(start)?;
-        let words = (start..).zip(tail).chain((0..).zip(head));
-        words.map(|(word, bits)| (word, bits.load(Ordering::SeqCst))).filter(|(_, bits)| *bits != 0).find_map(
-            |(word, bits)| {
-                let admitted = admit(word * FAN, bits);
-                (admitted != 0).then(|| word * FAN + admitted.trailing_zeros() as usize)
-            },
-        )
+        first_admitted(tail, start, admit).or_else(|| first_admitted(head, 0, admit))
     }
+}
+
+/// The first admitted member in words of which the first is number `start`.
+fn first_admitted(words: &[AtomicU64], start: usize, admit: &dyn Fn(usize, u64) -> u64) -> Option<usize> {
+    for (word, bits) in words.iter().enumerate() {
+        let bits = bits.load(Ordering::SeqCst);
+        if bits == 0 {
+            continue;
+        }
+        let first = (start + word) * FAN;
+        let admitted = admit(first, bits);
+        if admitted != 0 {
+            return Some(first + admitted.trailing_zeros() as usize);
+        }
+    }
+    None
 }
 
 fn sum_of(sum: &AtomicU64) -> u64 {
@@ -271,12 +281,14 @@ impl Place {
 /// The sum in which the place falls, and the place in it. The last that isn't 0, where the sums have shrunk meanwhile.
 fn descend(sums: &[AtomicU64], mut place: Place) -> Option<(usize, Place)> {
     let mut last = None;
-    for (index, sum) in sums.iter().map(sum_of).enumerate().filter(|(_, sum)| *sum > 0) {
-        match place.at.checked_sub(sum) {
-            None => return Some((index, Place { of: sum, ..place })),
-            Some(rest) => place.at = rest,
+    for (index, sum) in sums.iter().map(sum_of).enumerate() {
+        // No place is in one of 0.
+        if let Some(rest) = place.at.checked_sub(sum) {
+            place.at = rest;
+            last = if sum > 0 { Some((index, Place { at: sum - 1, of: sum, ..place })) } else { last };
+        } else {
+            return Some((index, Place { of: sum, ..place }));
         }
-        last = Some((index, Place { at: sum - 1, fraction: place.fraction, of: sum }));
     }
     last
 }

@@ -154,6 +154,20 @@ fn a_timeout_says_nothing_if_the_backend_has_accepted_meanwhile_or_had_no_time()
 }
 
 #[test]
+fn a_backend_that_accepted_a_trial_is_not_ejected_for_a_handshake_lost_meanwhile() {
+    let mut ward = Ward::new(3);
+    ward.fail("b0");
+    ward.now += RULES.ejection;
+    let began = ward.now;
+    ward.now += Duration::from_secs(1);
+    ward.watch.tried(&ward.backend("b0"), Some(Ok(())), ward.now);
+    ward.silent("b0", began, false);
+    assert_eq!(ward.backend("b0").load.phase(), Phase::SlowStart);
+    ward.silent("b0", ward.now, false);
+    assert!(ward.backend("b0").load.is_ejected());
+}
+
+#[test]
 fn what_is_told_is_true_of_the_row_as_it_is_now() {
     let mut ward = Ward::new(4);
     ward.fail("b0");

@@ -193,6 +193,9 @@ impl HealthBook {
     /// The POP has tried it; says what that comes to.
     pub(super) fn tried(&mut self, backend: usize, accepted: bool, table: &Table, now: Duration) -> &'static str {
         self.trying[backend] = false;
+        if accepted {
+            self.backends[backend].accepted = Some(now);
+        }
         // Clients may have been quicker, or their patience over.
         if !self.is_to_be_tried(backend, table, now) {
             return "tried in vain";

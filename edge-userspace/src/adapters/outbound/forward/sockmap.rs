@@ -428,16 +428,13 @@ impl Offload {
     fn read_in(&mut self, side: Side) -> Result<Option<Wait>, Termination> {
         let received = with_scratch(|buffer| {
             let n = socket::receive(self.sockets[side].as_fd(), buffer)?;
-            self.lanes[side].pending.keep(buffer.get(..n).unwrap_or_default());
+            self.write_through(side, buffer.get(..n).unwrap_or_default());
             Ok::<_, std::io::Error>(n)
         });
         let lane = &mut self.lanes[side];
         match received {
             Ok(0) if lane.plain => lane.source = Source::Ended,
-            Ok(n) if n > 0 => {
-                lane.read += n as u64;
-                (lane.stuck, lane.taking) = (None, None);
-            }
+            Ok(n) if n > 0 => (lane.stuck, lane.taking) = (None, None),
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
             Err(e) if e.kind() == ErrorKind::WouldBlock && lane.plain => {
                 self.wanted[side].readable = true;
@@ -453,6 +450,19 @@ impl Offload {
             }
         }
         Ok(None)
+    }
+
+    /// Writes what was just read as far as that goes, and keeps the rest.
+    fn write_through(&mut self, side: Side, bytes: &[u8]) {
+        self.lanes[side].read += bytes.len() as u64;
+        let drained = !bytes.is_empty() && matches!(self.drained(side), Drained::Yes);
+        // What fails here fails again with the rest.
+        let sent = || socket::send(self.sockets[side.other()].as_fd(), bytes).unwrap_or(0);
+        let written = if drained { sent() } else { 0 };
+        self.lanes[side].pending.keep(bytes.get(written..).unwrap_or_default());
+        if written > 0 {
+            self.count_written(side, written);
+        }
     }
 
     /// Bytes passed the verdict and can't be read yet.
