@@ -321,39 +321,64 @@ impl LocalPair {
 
     /// Hands over pending bytes; false if the reader has no room for them now, of which there is no event.
     fn hand_over(&mut self, side: Side) -> Result<bool, Reset> {
+        let mut pending = std::mem::take(&mut self.lanes[side].pending);
+        let given = self.give(side, pending.rest());
+        pending.advance(*given.as_ref().unwrap_or(&0));
+        self.lanes[side].pending = pending;
+        self.publish_consumed(side);
+        given.map(|given| given > 0)
+    }
+
+    /// Gives the reader one piece of these bytes; how much it took.
+    fn give(&mut self, side: Side, bytes: &[u8]) -> Result<usize, Reset> {
         let waiting = self.slot.look(side).target.map_or(0, |target| target.bytes);
         let lane = &mut self.lanes[side];
-        let rest = lane.pending.rest();
-        let piece = rest.get(..self.piece).unwrap_or(rest);
+        let piece = bytes.get(..self.piece).unwrap_or(bytes);
         if waiting == 0 {
             lane.messages = 0;
         } else if waiting as usize + piece.len() + (lane.messages + 1) * MESSAGE_OVERHEAD as usize > self.budget {
-            return Ok(false);
+            return Ok(0);
         }
         match self.sockets[side.other()].try_write(piece) {
             Ok(n) => {
                 lane.messages += 1;
-                lane.pending.advance(n);
                 lane.written += n as u64;
-                if lane.pending.is_empty() {
-                    self.slot.publish_consumed(side, lane.read);
-                }
-                Ok(n > 0)
+                Ok(n)
             }
-            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(false),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(0),
             Err(_) => Err(Reset { side: side.other(), drained: false }),
         }
     }
 
-    /// Reads once; false if there was nothing to read.
+    /// Once everything that was read is handed over the verdict may go on by itself.
+    fn publish_consumed(&self, side: Side) {
+        let lane = &self.lanes[side];
+        if lane.pending.is_empty() {
+            self.slot.publish_consumed(side, lane.read);
+        }
+    }
+
+    /// Reads once, and hands over at once as much as there is room for; false if there was nothing to read.
     fn read_in(&mut self, side: Side) -> Result<bool, Reset> {
         with_scratch(|buffer| match self.sockets[side].try_read(buffer) {
             Ok(n) => {
-                let lane = &mut self.lanes[side];
-                lane.read += n as u64;
-                lane.ended = n == 0;
-                lane.pending.keep(buffer.get(..n).unwrap_or_default());
-                Ok(true)
+                self.lanes[side].read += n as u64;
+                self.lanes[side].ended = n == 0;
+                let mut rest = buffer.get(..n).unwrap_or_default();
+                let mut refused = None;
+                while !rest.is_empty() {
+                    match self.give(side, rest) {
+                        Ok(0) => break,
+                        Ok(given) => rest = rest.get(given..).unwrap_or_default(),
+                        Err(reset) => {
+                            refused = Some(reset);
+                            break;
+                        }
+                    }
+                }
+                self.lanes[side].pending.keep(rest);
+                self.publish_consumed(side);
+                refused.map_or(Ok(true), Err)
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(false),
             Err(_) => Err(Reset { side, drained: true }),
