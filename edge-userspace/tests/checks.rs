@@ -120,6 +120,39 @@ fn wait_check(daemon: &Daemon, id: &str, state: &str, result: &str) {
     }
 }
 
+/// Counts the connections that begin with a PROXY header, and those that don't, and says nothing.
+fn count_headers(world: &World, n: u8) -> Arc<[AtomicUsize; 2]> {
+    let listener = world.lab.run_in(Ns::Backends, || TcpListener::bind(world.backend_addr(n))).unwrap();
+    let counts: Arc<[AtomicUsize; 2]> = Arc::default();
+    let counted = Arc::clone(&counts);
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            stream.set_read_timeout(Some(SOON)).unwrap();
+            let mut begins = [0; 12];
+            let bare = stream.read_exact(&mut begins).is_err() || &begins != b"\r\n\r\n\0\r\nQUIT\n";
+            counted[usize::from(bare)].fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    counts
+}
+
+#[test]
+fn a_check_sends_the_header_that_its_row_wants_by_now() {
+    let Some(world) = World::new(NETWORK, "a_check_sends_the_header_that_its_row_wants_by_now") else { return };
+    let counts = count_headers(&world, 1);
+    world.database.add(&Row::new("b1", world.backend_addr(1)));
+    set_check(&world, 1, &format!("tcp {PACE}"));
+    let _daemon = world.daemon(&[]);
+    let [with, without] = [0, 1].map(|at| move |counts: &[AtomicUsize; 2]| counts[at].load(Ordering::SeqCst));
+    eventually("it is checked", || without(&counts) > 1);
+    assert_eq!(with(&counts), 0);
+    world.database.execute("UPDATE backends SET send_proxy = 'v2'");
+    eventually("checks begin with a header", || with(&counts) > 1);
+    world.database.execute("UPDATE backends SET send_proxy = NULL");
+    let before = without(&counts);
+    eventually("and no longer", || without(&counts) > before + 1);
+}
+
 /// Names of the backends that `count` clients got, each of them another one. None fails.
 fn visits(world: &World, daemon: &Daemon, clients: std::ops::Range<u16>) -> std::collections::HashMap<String, usize> {
     tally(clients.map(|n| {

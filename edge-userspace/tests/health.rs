@@ -115,7 +115,7 @@ fn no_client_waits_again_for_a_backend_that_stays_silent() {
     assert!(count("trial") >= Some(5), "{metrics}");
     let told = daemon.messages();
     assert!(told.contains("ejected for 0.2 s: it fails its clients (timed_out)"), "{told}");
-    assert!(told.contains("ejected for 0.4 s more: the POP tried it itself, no client did (timed_out)"), "{told}");
+    assert!(told.contains("ejected for 0.4 s more: it did not accept the POP's own connection (timed_out)"), "{told}");
     world.lab.unmute(world.lab.backend(2)).unwrap();
     while next() != "b2" {
         assert!(Instant::now() < deadline + SOON, "{}", daemon.messages());
@@ -152,6 +152,50 @@ fn a_backend_that_fails_again_is_ejected_for_longer_and_comes_back_when_it_is_we
     eventually("it has its whole share again", || health(&daemon, "b2").0 == "up");
     let got = common::tally((0..100).map(|_| next()));
     assert!(got["b2"] >= 40, "{got:?}");
+}
+
+/// More than half of an app are out by its clients' word only where the operator wants it so.
+#[test]
+fn no_more_backends_are_ejected_than_may_be_at_once() {
+    let Some(world) = World::new(NETWORK, "no_more_backends_are_ejected_than_may_be_at_once") else { return };
+    let _live = world.backend(1, Manner::Close, |row| row);
+    (2..=4).for_each(|n| world.database.add(&Row::new(&format!("b{n}"), world.backend_addr(n))));
+    let settings = |percent| [("ejection_secs", "60"), ("connect_attempts", "4"), ("ejection_max_percent", percent)];
+    for (percent, most) in [("50", 2), ("25", 1), ("100", 3)] {
+        let daemon = world.daemon(&settings(percent));
+        let out = || ["b2", "b3", "b4"].iter().filter(|id| health(&daemon, id) == ejected("refused")).count();
+        for client in 0..100 {
+            assert_eq!(visit(&world, &daemon, client).unwrap(), "b1");
+            assert!(out() <= most, "{percent} %: {}", daemon.messages());
+        }
+        assert_eq!(out(), most, "{percent} %: {}", daemon.messages());
+    }
+}
+
+/// What keeps it away is the operator's word; a last resort is only who failed its clients.
+#[test]
+fn what_the_operator_says_outranks_an_ejection() {
+    let Some(world) = World::new(NETWORK, "what_the_operator_says_outranks_an_ejection") else { return };
+    let other = world.backend(1, Manner::Close, |row| row);
+    world.database.add(&Row::new("b2", world.backend_addr(2)));
+    let daemon = world.daemon(&[("ejection_secs", "600")]);
+    for client in 0..20 {
+        assert_eq!(visit(&world, &daemon, client).unwrap(), "b1");
+    }
+    assert_eq!(health(&daemon, "b2"), ejected("refused"));
+    drop(other);
+    let _well = start(&world, 2);
+    let say = |state: &str| {
+        world.database.execute(&format!("UPDATE backends SET state = '{state}' WHERE id = 'b2'"));
+        assert_eq!(daemon.post("/api/v1/reload", "{}").unwrap().code, 200);
+    };
+    for state in ["drain", "maint"] {
+        say(state);
+        assert!(visit(&world, &daemon, 100).is_err(), "{state}");
+        assert_eq!(health(&daemon, "b2"), ejected("refused"));
+    }
+    say("ready");
+    assert_eq!(visit(&world, &daemon, 100).unwrap(), "b2");
 }
 
 #[test]

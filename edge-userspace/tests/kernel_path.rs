@@ -141,10 +141,10 @@ fn packets_that_a_running_connection_drops_have_its_bytes_compared() {
     let mut visit = world.visit(0, daemon.addr()).unwrap();
     let word = b"over a sound link";
     visit.echo(word).unwrap();
-    assert!(daemon.metrics().unwrap().contains("edgeproxy_kernel_drop_alarms_total 0\n"));
+    assert!(daemon.metrics().unwrap().contains("edgeproxy_kernel_drop_checks_total 0\n"));
     let loss = world.lab.lose(Ns::Clients, Where::OnTheWay, 100).unwrap();
     let (deadline, mut sent) = (Instant::now() + 4 * SOON, word.len() as u64);
-    while daemon.metrics().unwrap().contains("edgeproxy_kernel_drop_alarms_total 0\n") {
+    while daemon.metrics().unwrap().contains("edgeproxy_kernel_drop_checks_total 0\n") {
         assert!(Instant::now() < deadline, "no alarm");
         visit.echo(&[7; 20_000]).unwrap();
         sent += 20_000;
@@ -230,6 +230,27 @@ fn noticed(termination: &str, settings: &[(&str, &str)], test: &str, end: impl F
             common::assert_said(&daemon, what);
         }
     }
+}
+
+/// Nothing but the dropped packets has anybody look.
+#[test]
+fn bytes_that_disagree_are_noticed_when_a_running_connection_drops_packets() {
+    let test = "bytes_that_disagree_are_noticed_when_a_running_connection_drops_packets";
+    let Some(world) = World::new(KERNEL, test) else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let daemon = world.daemon(&[("forwarder", "sockmap")]);
+    let mut visit = world.visit(0, daemon.addr()).unwrap();
+    visit.echo(&[1; 12_345]).unwrap();
+    Flows::of(&daemon).change(12_345, |flow| flow.redirected += 1_000);
+    let _loss = world.lab.lose(Ns::Clients, Where::OnTheWay, 100).unwrap();
+    let deadline = Instant::now() + 4 * SOON;
+    while visit.stream().write_all(&[2; 100]).is_ok() {
+        assert!(Instant::now() < deadline, "nobody noticed: {}", daemon.metrics().unwrap());
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(daemon.record_of(visit.local, SOON).unwrap().termination, "ID");
+    common::assert_said(&daemon, "byte counts of a connection disagree");
+    common::assert_kernel_path_off(&daemon, "byte_mismatch");
 }
 
 /// Acknowledgements that come in after an end of a stream are such packets: here of what the backend says after the client

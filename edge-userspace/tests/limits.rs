@@ -471,6 +471,24 @@ fn a_source_has_no_more_connections_than_it_may() {
     assert_all_gone(&daemon);
 }
 
+/// Each of them would be remembered for ten seconds, until its burst is whole again.
+#[test]
+fn no_more_sources_are_remembered_than_the_operator_says() {
+    let Some(world) = World::new(NETWORK, "no_more_sources_are_remembered_than_the_operator_says") else { return };
+    let _backend = world.backend(1, Manner::Close, |row| row);
+    let settings = [("source_rate", "1"), ("source_burst", "10"), ("source_capacity", "5")];
+    let daemon = world.daemon(&settings);
+    let mut most = 0;
+    for n in 0..40 {
+        served(&world, world.lab.client(n), daemon.addr()).finish().unwrap();
+        let remembered = daemon.status().unwrap().number("/limits/sources_remembered");
+        assert!(remembered <= 5, "{remembered}");
+        most = most.max(remembered);
+    }
+    assert_eq!(most, 5);
+    assert_all_gone(&daemon);
+}
+
 #[test]
 fn who_may_connect_is_said_by_rules() {
     let Some(world) = World::new(NETWORK, "who_may_connect_is_said_by_rules") else { return };

@@ -118,7 +118,7 @@ impl<P: Prober> Checker<P> {
 impl Running {
     fn is_for(&self, backend: &Arc<Backend>, spec: &Arc<CheckSpec>) -> bool {
         let own = &self.backend;
-        (&own.app, own.addr) == (&backend.app, backend.addr)
+        (&own.app, own.addr, own.send_proxy) == (&backend.app, backend.addr, backend.send_proxy)
             && Arc::ptr_eq(&own.load, &backend.load)
             && self.spec == *spec
     }

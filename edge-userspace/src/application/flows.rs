@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{AppName, BackendId, BackendLoad, ByteCounts, ForwarderKind, Step, Why};
+use crate::domain::{AppName, Backend, BackendId, ByteCounts, ForwarderKind, Step, Why};
 
 /// So many steps are recorded: the first ones and the last one. In practice there are one or two.
 const MOST_STEPS: usize = 16;
@@ -93,7 +93,7 @@ pub struct Flow {
     spliced_down: AtomicU64,
     course: Mutex<Course>,
     /// Learns what the flow measures.
-    measured: Option<Arc<BackendLoad>>,
+    measured: Option<Arc<Backend>>,
 }
 
 #[derive(Default)]
@@ -127,14 +127,14 @@ impl Flow {
     }
 
     /// The same flow, with a backend that learns its round-trip times.
-    pub fn measuring(self, load: &Arc<BackendLoad>) -> Self {
-        Self { measured: Some(Arc::clone(load)), ..self }
+    pub fn measuring(self, backend: &Arc<Backend>) -> Self {
+        Self { measured: Some(Arc::clone(backend)), ..self }
     }
 
     /// Asks for the way to the backend and back, where that is of use now.
     pub fn measure(&self, round_trip: impl FnOnce() -> Option<Duration>) {
-        if let Some(load) = &self.measured {
-            load.rtt().measure(Instant::now(), round_trip);
+        if let Some(backend) = &self.measured {
+            backend.measure(Instant::now(), round_trip);
         }
     }
 

@@ -62,6 +62,9 @@ impl Watch {
 
     /// The backend has accepted a connection.
     pub fn connected(&self, backend: &Arc<Backend>, now: Instant) {
+        if !backend.is_in_place() {
+            return;
+        }
         backend.load.accepted(now);
         if backend.load.is_spotless() {
             return;
@@ -90,7 +93,7 @@ impl Watch {
             Some(complaint) => self.complain(backend, complaint, now),
             None if backend.load.is_spotless() => {}
             // A client that went at once without an answer says nothing.
-            None if !Complaint::is_served(bytes_down, age) => {}
+            None if !Complaint::is_served(bytes_down, age) || !backend.is_in_place() => {}
             None => backend.load.with_health(now, &self.rules, |health| health.served()).0,
         }
     }
@@ -164,13 +167,16 @@ impl Watch {
             // As in `complain`.
             let troubled = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
             let (transition, _) = backend.load.with_health(now, &self.rules, |health| {
-                let may_eject = || self.may_eject(backend);
-                self.is_current(backend).then(|| health.tried(result.err(), may_eject, now, &self.rules)).flatten()
+                if !self.is_current(backend) {
+                    return None;
+                }
+                // First: a time-out of a client that began before says nothing against it then.
+                if result.is_ok() {
+                    backend.load.accepted(now);
+                }
+                health.tried(result.err(), || self.may_eject(backend), now, &self.rules)
             });
             drop(troubled);
-            if result.is_ok() {
-                backend.load.accepted(now);
-            }
             self.tell(backend, transition);
         }
         self.trying.lock().unwrap_or_else(PoisonError::into_inner).remove(&backend.id);

@@ -232,6 +232,8 @@ fn forget_changed(last: &Snapshot, now: &Snapshot) -> Vec<BackendId> {
         for backend in app.backends() {
             let was = before.and_then(|app| app.backend(&backend.id));
             if was.is_none_or(|was| was.addr != backend.addr) {
+                // In this order: what the former address says after it was forgotten must not count.
+                backend.load.move_to(backend.addr);
                 backend.load.rtt().forget();
             }
             let same = before

@@ -153,7 +153,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
             () = gone(client) => return Err(Refusal::client_gone(record.waits())),
         };
         let flow = Flow::new(record.outcome.id, record.outcome.client, app, target.id.clone());
-        let flow = flow.measuring(&target.load);
+        let flow = flow.measuring(&target);
         Ok(Established { backend, target, permit, held, admitted, key, clears, flow: self.flows.list(flow), header })
     }
 
@@ -262,7 +262,7 @@ impl<C: Connector, F: Forwarder> Proxy<C, F> {
         let now = Instant::now();
         // By our own clock it takes the time, too, until this task has its turn again.
         let took = || self.connector.round_trip(&stream).or_else(|| Some(now.duration_since(started)));
-        backend.load.rtt().measure(now, took);
+        backend.measure(now, took);
         announce(&mut stream, backend.send_proxy, limit, record).await?;
         Ok(stream)
     }

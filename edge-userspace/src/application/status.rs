@@ -182,11 +182,11 @@ pub struct KernelPackets {
     pub spilled: u64,
     /// Nothing but the end of a stream.
     pub ends: u64,
-    /// Dropped by TCP on sockets of these flows: old duplicates, and acknowledgements after an end.
+    /// Dropped by TCP on sockets of these flows: old duplicates, probes, and acknowledgements after an end.
     pub dropped: u64,
-    /// Times that some were dropped while neither stream of a flow had ended, so that its bytes were compared at once.
+    /// Times that some were dropped while neither stream of a flow had ended, for which its bytes were compared at once.
     #[serde(default)]
-    pub drop_alarms: u64,
+    pub drop_checks: u64,
     /// Bytes cut off retransmissions that had been forwarded before.
     pub trimmed_bytes: u64,
 }
@@ -510,7 +510,7 @@ pub(crate) mod sample {
                     spilled: 7,
                     ends: 2,
                     dropped: 3,
-                    drop_alarms: 1,
+                    drop_checks: 1,
                     trimmed_bytes: 400,
                 },
                 same_host: SameHostStatus {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -206,8 +207,24 @@ impl Deref for Backend {
     }
 }
 
+impl Backend {
+    /// Whether it is still where this version of its row says. What connections to a former address have to say is no
+    /// longer about it.
+    pub fn is_in_place(&self) -> bool {
+        self.load.is_at(self.addr)
+    }
+
+    /// Measures how far it is, if that would count for anything now.
+    pub fn measure(&self, now: Instant, round_trip: impl FnOnce() -> Option<Duration>) {
+        if self.is_in_place() {
+            self.load.rtt().measure(now, round_trip);
+        }
+    }
+}
+
 impl BackendSpec {
     pub fn with_load(self, load: Arc<BackendLoad>) -> Backend {
+        load.begin_at(self.addr);
         Backend { spec: self, load }
     }
 

@@ -1,5 +1,6 @@
 //! Admission: a slot of a backend is reserved *before* connecting and given back by dropping the permit.
 
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -9,7 +10,7 @@ use arc_swap::ArcSwap;
 use super::health::{Distrust, Vitals};
 use super::room::{Seat, Standing};
 use super::rtt::Rtt;
-use super::{AppQueue, Health, HealthRules, Limits, Phase};
+use super::{AppQueue, BackendAddr, Health, HealthRules, Limits, Phase};
 
 /// Hands out the indices of the kernel's count map, each to one backend at a time.
 #[derive(Debug)]
@@ -77,6 +78,8 @@ pub struct BackendLoad {
     seats: ArcSwap<Seats>,
     vitals: Vitals,
     rtt: Rtt,
+    /// The address that the row in force says, hashed; 0 before there is one.
+    address: AtomicU64,
     /// An operator has told this daemon to give it no new connections.
     draining: AtomicBool,
 }
@@ -101,6 +104,7 @@ impl BackendLoad {
             seats: ArcSwap::default(),
             vitals: Vitals::default(),
             rtt: Rtt::default(),
+            address: AtomicU64::new(0),
             draining: AtomicBool::new(false),
         })
     }
@@ -189,6 +193,21 @@ impl BackendLoad {
     /// Its checks fail.
     pub fn is_down(&self) -> bool {
         self.distrust() == Some(Distrust::Down)
+    }
+
+    /// A row of this address has it, if none had it before.
+    pub(super) fn begin_at(&self, address: BackendAddr) {
+        let _ = self.address.compare_exchange(0, hash_of(address), Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// The row in force says this address. What was known of another one is forgotten by whoever says so.
+    pub fn move_to(&self, address: BackendAddr) {
+        self.address.store(hash_of(address), Ordering::SeqCst);
+    }
+
+    /// Whether it is this address that the row in force says.
+    pub(super) fn is_at(&self, address: BackendAddr) -> bool {
+        self.address.load(Ordering::SeqCst) == hash_of(address)
     }
 
     /// The backend has accepted a connection. One atomic step.
@@ -291,6 +310,11 @@ impl Drop for Permit {
         let before = self.load.active.fetch_sub(1, Ordering::SeqCst);
         self.load.changed(before, before.saturating_sub(1));
     }
+}
+
+/// Never 0. Two addresses of one backend have the same by chance once in 2⁶³.
+fn hash_of(address: BackendAddr) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(address) | 1
 }
 
 #[cfg(test)]

@@ -209,9 +209,10 @@ impl<'a> WeightedSet<'a> {
             let (first, bits) = (word * FAN, self.bits.get(word)?.load(Ordering::SeqCst));
             let admitted = admit(first, bits);
             let weight = |at: usize| weights.get(first + at).copied().map_or(0, u64::from);
-            // Mostly all are admitted: then the place is one among their weights as it is.
-            let at = if admitted == bits { place.at } else { place.among(Bits(admitted).map(weight).sum()) };
-            Some(first + bit_at(admitted, at, weight)?)
+            // Mostly all are admitted, and their weights are what the place is among.
+            let as_it_is = if admitted == bits { bit_at(admitted, place.at, weight) } else { None };
+            let among = || bit_at(admitted, place.among(Bits(admitted).map(weight).sum()), weight);
+            Some(first + as_it_is.or_else(among)?)
         });
         drawn.or_else(|| self.search(found.map_or(0, |(word, _)| word), admit))
     }
@@ -279,31 +280,28 @@ impl Place {
 }
 
 /// The sum in which the place falls, and the place in it. The last that isn't 0, where the sums have shrunk meanwhile.
-fn descend(sums: &[AtomicU64], mut place: Place) -> Option<(usize, Place)> {
-    let mut last = None;
+fn descend(sums: &[AtomicU64], place: Place) -> Option<(usize, Place)> {
+    let (mut at, mut last) = (place.at, None);
     for (index, sum) in sums.iter().map(sum_of).enumerate() {
         // No place is in one of 0.
-        if let Some(rest) = place.at.checked_sub(sum) {
-            place.at = rest;
-            last = if sum > 0 { Some((index, Place { at: sum - 1, of: sum, ..place })) } else { last };
-        } else {
-            return Some((index, Place { of: sum, ..place }));
+        match at.checked_sub(sum) {
+            Some(rest) => at = rest,
+            None => return Some((index, Place { at, of: sum, ..place })),
         }
+        last = if sum > 0 { Some((index, sum)) } else { last };
     }
-    last
+    last.map(|(index, sum)| (index, Place { at: place.among(sum), of: sum, ..place }))
 }
 
-/// The bit at this place, where each takes as much room as its weight; the last one beyond.
+/// The bit at this place, where each takes as much room as its weight; `None` beyond the last one.
 fn bit_at(bits: u64, mut at: u64, weight: impl Fn(usize) -> u64) -> Option<usize> {
-    let mut last = None;
     for bit in Bits(bits) {
-        last = Some(bit);
         match at.checked_sub(weight(bit)) {
             Some(rest) => at = rest,
-            None => break,
+            None => return Some(bit),
         }
     }
-    last
+    None
 }
 
 /// The places of the bits that are set, lowest first.

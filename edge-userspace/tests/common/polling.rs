@@ -22,29 +22,33 @@ pub enum AtTheEnd {
 /// Accepts one connection and sends back what comes.
 pub fn serve_one(world: &World, addr: SocketAddr, at_the_end: AtTheEnd) {
     let listener = listen(world, addr);
-    thread::spawn(move || send_back(listener.accept().unwrap().0, at_the_end));
+    thread::spawn(move || send_back(unblocked(listener.accept().unwrap().0), at_the_end));
 }
 
 /// Accepts all connections and sends back what comes.
 pub fn serve(world: &World, addr: SocketAddr) {
     let listener = listen(world, addr);
     let each = |stream| _ = thread::spawn(move || send_back(stream, AtTheEnd::Close));
-    thread::spawn(move || listener.incoming().flatten().for_each(each));
+    thread::spawn(move || listener.incoming().flatten().map(unblocked).for_each(each));
 }
 
 /// Accepts all connections, and never reads, answers nor closes.
 pub fn be_mute(world: &World, addr: SocketAddr) {
     let listener = listen(world, addr);
-    let unread = |stream: TcpStream| stream.set_nonblocking(true).map(|()| stream);
-    thread::spawn(move || listener.incoming().flatten().map(unread).collect::<Vec<_>>());
+    thread::spawn(move || listener.incoming().flatten().map(unblocked).collect::<Vec<_>>());
 }
 
 fn listen(world: &World, addr: SocketAddr) -> TcpListener {
     world.lab.run_in(Ns::Backends, || TcpListener::bind(addr)).unwrap()
 }
 
-fn send_back(mut stream: TcpStream, at_the_end: AtTheEnd) {
+/// At once: one that blocks for a tenth of a second is taken for one that always does.
+fn unblocked(stream: TcpStream) -> TcpStream {
     stream.set_nonblocking(true).unwrap();
+    stream
+}
+
+fn send_back(mut stream: TcpStream, at_the_end: AtTheEnd) {
     let (mut buffer, mut events) = ([0; 4096], libc::POLLIN);
     while poll(&stream, events, 60_000).is_ok_and(|ready| ready != 0 && ready & libc::POLLERR == 0) {
         match stream.read(&mut buffer) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::AddAssign;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use serde::Serialize;
 
 use super::candidate::Candidate;
@@ -67,7 +67,7 @@ impl Snapshot {
             spliced: kernel.saturating_sub(sockmap + sk_msg),
             running: Connections::running(flows),
             ended: Connections::ended(metrics)?,
-            fallbacks: series(metrics, "edgeproxy_forwarder_fallbacks_total", "reason"),
+            fallbacks: series(metrics, "edgeproxy_forwarder_fallbacks_total", "reason")?,
         })
     }
 }
@@ -79,7 +79,7 @@ impl Connections {
     }
 
     fn ended(metrics: &str) -> Result<Self> {
-        let by = series(metrics, "edgeproxy_flows_total", "forwarder");
+        let by = series(metrics, "edgeproxy_flows_total", "forwarder")?;
         let on = |forwarder| by.get(forwarder).copied().context("connections by forwarder are not in the metrics");
         Ok(Self { all: by.values().sum(), sockmap: on("sockmap")?, sk_msg: on("sk_msg")? })
     }
@@ -94,13 +94,14 @@ fn count(metrics: &str, name: &str, labels: &[(&str, &str)]) -> Result<u64> {
 }
 
 /// The values of all series `name`, by their only label.
-fn series(metrics: &str, name: &str, label: &str) -> BTreeMap<String, u64> {
+fn series(metrics: &str, name: &str, label: &str) -> Result<BTreeMap<String, u64>> {
     let start = format!("{name}{{{label}=\"");
     let parse = |line: &str| {
         let (value, count) = line.strip_prefix(&start)?.split_once("\"} ")?;
         Some((value.to_owned(), count.parse().ok()?))
     };
-    metrics.lines().filter_map(parse).collect()
+    let all: BTreeMap<_, _> = metrics.lines().filter_map(parse).collect();
+    if all.is_empty() { Err(anyhow!("{name} by {label} is not in the metrics")) } else { Ok(all) }
 }
 
 /// What carried the bytes of one cell, or of several.

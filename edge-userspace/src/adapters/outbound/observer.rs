@@ -82,7 +82,7 @@ fn ejection(why: Complaint, lasts: Duration, by: Witness) -> String {
     let (secs, why) = (lasts.as_secs_f64(), why.as_str());
     match by {
         Witness::Client => format!("ejected for {secs} s: it fails its clients ({why})"),
-        Witness::Trial => format!("ejected for {secs} s more: the POP tried it itself, no client did ({why})"),
+        Witness::Trial => format!("ejected for {secs} s more: it did not accept the POP's own connection ({why})"),
     }
 }
 

@@ -167,6 +167,40 @@ fn a_backend_that_accepted_a_trial_is_not_ejected_for_a_handshake_lost_meanwhile
     assert!(ward.backend("b0").load.is_ejected());
 }
 
+/// Live connections to where a backend was say nothing about where it is.
+#[test]
+fn what_a_former_address_says_does_not_count() {
+    let mut ward = Ward::new(3);
+    let former = ward.backend("b0");
+    former.measure(ward.now, || Some(Duration::from_millis(1)));
+    assert!(former.load.rtt().estimate(ward.now).is_some());
+    let moved = RawBackend { port: 9.into(), ..row("b0", "sa") };
+    ward.load([moved, row("b1", "sa"), row("b2", "sa")].into_iter());
+    former.measure(ward.now, || Some(Duration::from_millis(1)));
+    assert_eq!(former.load.rtt().estimate(ward.now), None);
+    ward.backend("b0").measure(ward.now, || Some(Duration::from_millis(200)));
+    assert!(former.load.rtt().estimate(ward.now).is_some());
+
+    // Resets in a row are not interrupted by one that goes on elsewhere.
+    let age = Duration::from_millis(5);
+    let reset = |ward: &Ward| ward.watch.ended(&ward.backend("b0"), Termination::BackendReset, 0, age, ward.now);
+    for _ in 0..RULES.failures {
+        reset(&ward);
+        ward.watch.ended(&former, Termination::Normal, 1, age, ward.now);
+    }
+    assert_eq!(ward.backend("b0").load.phase(), Phase::Ejected(Complaint::EarlyReset));
+
+    // And nobody is back because of one that was accepted elsewhere.
+    ward.now += Duration::from_secs(60);
+    ward.watch.tick(ward.now);
+    let began = ward.now;
+    ward.fail("b0");
+    ward.watch.connected(&former, ward.now);
+    assert_eq!(ward.backend("b0").load.phase(), Phase::Ejected(Complaint::TimedOut));
+    assert!(!former.load.has_accepted_since(began - Duration::from_secs(1)));
+    assert!(!former.is_in_place() && ward.backend("b0").is_in_place());
+}
+
 #[test]
 fn what_is_told_is_true_of_the_row_as_it_is_now() {
     let mut ward = Ward::new(4);

@@ -65,6 +65,33 @@ fn those_that_are_not_admitted_leave_their_shares_to_the_others() {
     assert_eq!(room(&[1; 200]).draw(Standing::BelowSoft, 7, &only_last), Some(199));
 }
 
+/// A heavy member was turned off, and the sums don't know yet: its share is that of all others, not of the last one.
+#[test]
+fn sums_that_are_behind_the_bits_tilt_no_shares() {
+    let mut weights = vec![1; 128];
+    weights[3] = 1_000;
+    let room = room(&weights);
+    room.set(Standing::BelowSoft).bits[0].fetch_and(!(1 << 3), Ordering::SeqCst);
+    let drawn = shares(&room, 112_700, &all);
+    assert!(drawn[..64].iter().enumerate().all(|(at, share)| (at == 3) == (*share == 0)), "{drawn:?}");
+    assert!(drawn[..64].iter().all(|share| *share < 3_500), "{drawn:?}");
+    // A word whose sum has shrunk since the block's was read.
+    let set = room.set(Standing::BelowSoft);
+    set.words[0].store(63, Ordering::Relaxed);
+    let drawn = shares(&room, 112_700, &all);
+    assert!(drawn[64..].iter().all(|share| *share < 3_500), "{drawn:?}");
+}
+
+#[test]
+fn the_greatest_weights_are_drawn_fairly() {
+    let drawn = shares(&room(&[u32::MAX; 200]), 200_000, &all);
+    assert!(drawn.iter().all(|share| share.abs_diff(1_000) <= 1), "{drawn:?}");
+    let some = |first: usize, bits: u64| if first == 64 { bits } else { bits & 0b101 };
+    let drawn = shares(&room(&[u32::MAX; 200]), 200_000, &some);
+    assert!(drawn[64..128].iter().all(|share| share.abs_diff(1_000) <= 1), "{drawn:?}");
+    assert!([0, 2].iter().all(|at| drawn[*at].abs_diff(32_000) <= 1), "{drawn:?}");
+}
+
 #[test]
 fn sums_that_are_behind_the_bits_hide_nobody() {
     let room = room(&[1; 70]);

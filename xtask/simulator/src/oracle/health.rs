@@ -266,7 +266,7 @@ impl HealthBook {
             None => false,
         };
         let tries = rules.failures > 0 && !self.is_down(backend);
-        tries && (enough || record.phase == Phase::ComingBack)
+        record.last.is_some() && tries && (enough || record.phase == Phase::ComingBack)
     }
 
     /// Whether this one of the app's backends may be ejected beside the others: half of those that take clients, rounded

@@ -168,8 +168,8 @@ impl<'a, S: Stream> Pump<'a, S> {
                 _ => socket::received_and_unread(fd)?,
             };
             let read = info.received.saturating_sub(unread);
-            // A FIN counts as one. A closed socket does not tell whether one came, but where its stream was read to its
-            // end. What a target that is gone did not take is on nobody's account.
+            // A FIN counts as one. A closed socket does not tell whether one came; after a normal end each has. What a
+            // target that is gone did not take is on nobody's account.
             let no_fin = info.closed && termination != Termination::Normal && read == moved;
             let agrees = no_fin || read == moved + u64::from(info.fin) || lane.broken && read > moved;
             (!agrees).then(|| format!("{read} bytes were received ({side:?}), {moved} were moved"))

@@ -80,6 +80,8 @@ pub(super) struct Offload {
     wanted: Both<Interest>,
     /// When this end last achieved something.
     active: Instant,
+    /// A time limit, and until when it can't be reached, as far as that is known.
+    quiet_until: Option<(Duration, Instant)>,
     delivery: Delivery,
     /// Which side reset the connection, and when that was seen.
     reset: Option<(Side, Instant)>,
@@ -183,6 +185,7 @@ impl Offload {
             watched: Both::default(),
             wanted: Both::default(),
             active: Instant::now(),
+            quiet_until: None,
             delivery: Delivery::default(),
             reset: None,
             fallback: None,
@@ -557,7 +560,17 @@ impl Offload {
         // Reading the clock of both sockets costs two calls: only when the time may really be up.
         // The sweep wakes a blocked pair again and again: that alone must not put the limit off.
         let due = wait == Wait::Event && ready == Ready::NONE || fruitless % LOOKS_PER_IDLE_CHECK == 1;
-        let left = if due { self.idle_left(limit)? } else { limit };
+        let now = Instant::now();
+        let known = self.quiet_until.filter(|(known, until)| *known == limit && *until > now);
+        let left = match known {
+            Some((_, until)) => until - now,
+            None if due => {
+                let left = self.idle_left(limit)?;
+                self.quiet_until = Some((limit, now + left));
+                left
+            }
+            None => limit,
+        };
         if wait == Wait::Event {
             return Ok(left.min(LOST_AFTER));
         }
@@ -571,6 +584,7 @@ impl Offload {
         // What was received long ago may be on its way to a slow reader still, here.
         match limit.checked_sub(quiet.min(self.active.elapsed())) {
             Some(left) if !left.is_zero() => Ok(left),
+            _ if let Some(left) = self.left_to_arrive() => Ok(left),
             _ if self.delivery.goes_on(&self.sockets) => {
                 self.active = Instant::now();
                 Ok(limit)

@@ -71,11 +71,13 @@ pub(super) const KERNEL_VERDICTS: Name = (
 );
 pub(super) const KERNEL_TRIMMED: Name =
     ("kernel_trimmed_bytes", "Bytes of retransmissions on the kernel path that had been forwarded before");
-pub(super) const KERNEL_DROPS: Name =
-    ("kernel_drops", "Packets that TCP dropped on the kernel path: old duplicates, and acknowledgements after an end");
-pub(super) const KERNEL_DROP_ALARMS: Name = (
-    "kernel_drop_alarms",
-    "Times that packets were dropped on the kernel path before any end, so that the connection's bytes were compared at once",
+pub(super) const KERNEL_DROPS: Name = (
+    "kernel_drops",
+    "Packets that TCP dropped on the kernel path: old duplicates, probes, and acknowledgements after an end",
+);
+pub(super) const KERNEL_DROP_CHECKS: Name = (
+    "kernel_drop_checks",
+    "Times that the bytes of a connection on the kernel path were compared because packets were dropped before any end: old duplicates, probes of its peer, or the kernel's fault",
 );
 pub(super) const SAME_HOST: Name = ("same_host_path_active", "1 while the mark same_host of backends has an effect");
 pub(super) const SAME_HOST_MARKED: Name = ("same_host_marked", "Backends with the mark same_host");

@@ -74,7 +74,7 @@ fn every_number_is_in_the_text() {
         "edgeproxy_kernel_verdicts_total{verdict=\"spilled\"} 7",
         "edgeproxy_kernel_trimmed_bytes_total 400",
         "edgeproxy_kernel_drops_total 3",
-        "edgeproxy_kernel_drop_alarms_total 1",
+        "edgeproxy_kernel_drop_checks_total 1",
         "edgeproxy_log_records_lost_total{log=\"access\"} 4",
         "edgeproxy_backend_connections{backend=\"sa-\\\"1\\\"\",app=\"web\",region=\"sa\"} 3",
         "edgeproxy_backend_kernel_connections{backend=\"sa-\\\"1\\\"\",app=\"web\",region=\"sa\"} 3",

@@ -156,7 +156,7 @@ impl Scrape {
         out.family(names::KERNEL_VERDICTS, MetricType::Counter, verdicts)?;
         out.counter(names::KERNEL_TRIMMED, packets.trimmed_bytes)?;
         out.counter(names::KERNEL_DROPS, packets.dropped)?;
-        out.counter(names::KERNEL_DROP_ALARMS, packets.drop_alarms)?;
+        out.counter(names::KERNEL_DROP_CHECKS, packets.drop_checks)?;
         let same_host = &forwarder.same_host;
         out.gauge(names::SAME_HOST, u64::from(same_host.why.is_none()))?;
         out.gauge(names::SAME_HOST_MARKED, same_host.marked)?;

@@ -19,7 +19,7 @@ use super::connector::classify;
 use super::forward::round_trip;
 use crate::application::ports::Prober;
 use crate::domain::proxy::local;
-use crate::domain::{Backend, BackendLoad, CheckReport, CheckResult, CheckSpec, ConnectFailure, Probe};
+use crate::domain::{Backend, CheckReport, CheckResult, CheckSpec, ConnectFailure, Probe};
 
 /// What is expected must be among the first bytes of an answer.
 const MAX_ANSWER: usize = 16 * 1024;
@@ -70,14 +70,14 @@ impl From<ConnectFailure> for Failure {
 #[derive(Debug, Clone, Copy)]
 struct Target<'a> {
     addr: SocketAddr,
-    load: &'a BackendLoad,
+    backend: &'a Backend,
 }
 
 impl Prober for TcpProber {
     async fn probe(&self, backend: &Backend, spec: &CheckSpec, limit: Duration) -> CheckReport {
         // A port of its own is that of something else, which need not expect a header.
         let header = backend.send_proxy.filter(|_| spec.port.is_none()).map(local).unwrap_or_default();
-        let target = Target { addr: spec.addr_of(backend), load: &backend.load };
+        let target = Target { addr: spec.addr_of(backend), backend };
         self.check(target, &header, spec, limit).await
     }
 }
@@ -99,7 +99,9 @@ impl TcpProber {
         let addr = target.addr;
         let mut stream = connect(addr).await?;
         // So an app that chooses by time knows backends that have no clients.
-        round_trip(stream.as_fd()).into_iter().for_each(|time| target.load.rtt().sample(time, Instant::now()));
+        if let Some(time) = round_trip(stream.as_fd()).filter(|_| target.backend.is_in_place()) {
+            target.backend.load.rtt().sample(time, Instant::now());
+        }
         stream.write_all(header).await.map_err(|why| Failure::of_stream(&why))?;
         match &spec.probe {
             Probe::Connect => Ok(()),

@@ -10,7 +10,8 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use super::*;
-use crate::domain::{HealthCheck, SlotPool};
+use crate::domain::HealthCheck;
+use crate::domain::testing::{backends, row};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -45,11 +46,11 @@ async fn server(answer: Option<&'static [u8]>, tls: Option<TlsAcceptor>) -> Sock
 
 async fn check(addr: SocketAddr, text: &str, limit: Duration) -> (CheckResult, String) {
     let check = HealthCheck::parse(text).unwrap();
-    let load = BackendLoad::new(SlotPool::new(1).take().unwrap());
-    let target = Target { addr, load: &load };
+    let backend = Arc::clone(&backends(&[row("b", "sa")])[0]);
+    let target = Target { addr, backend: &backend };
     let report = TcpProber::default().check(target, b"", check.spec().unwrap(), limit).await;
     // Every connect tells how far it is.
-    assert_eq!(load.rtt().estimate(Instant::now()).is_some(), report.result != CheckResult::Refused);
+    assert_eq!(backend.load.rtt().estimate(Instant::now()).is_some(), report.result != CheckResult::Refused);
     (report.result, report.detail.unwrap_or_default())
 }
 

@@ -95,9 +95,9 @@ impl PairSlot {
         self.kernel.ended().packets.dropped += drops;
     }
 
-    /// That some were dropped while neither stream had ended.
-    pub(in super::super) fn note_alarm(&self) {
-        self.kernel.ended().packets.drop_alarms += 1;
+    /// That the pair's bytes were compared because some were dropped while neither stream had ended.
+    pub(in super::super) fn note_drop_check(&self) {
+        self.kernel.ended().packets.drop_checks += 1;
     }
 
     /// Whether the switch that leaves everything to userspace is on.

@@ -22,7 +22,7 @@ impl Tally {
             trimmed_bytes: flow.trimmed(),
             // Noted by the pairs themselves.
             dropped: 0,
-            drop_alarms: 0,
+            drop_checks: 0,
         };
         Self { bytes: flow.redirected(), packets }
     }
@@ -36,7 +36,7 @@ impl AddAssign for Tally {
         sum.spilled += more.spilled;
         sum.ends += more.ends;
         sum.dropped += more.dropped;
-        sum.drop_alarms += more.drop_alarms;
+        sum.drop_checks += more.drop_checks;
         sum.trimmed_bytes += more.trimmed_bytes;
     }
 }

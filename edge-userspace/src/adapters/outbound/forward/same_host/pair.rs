@@ -487,10 +487,15 @@ impl LocalPair {
                     Ok(more) => more,
                     Err(_) => return,
                 }
-            } else if reset.drained || lane.ended || !self.read_in(side).unwrap_or(false) {
+            } else if reset.drained || lane.ended {
                 break;
             } else {
-                true
+                match self.read_in(side) {
+                    Ok(true) => true,
+                    // The reader is gone, too: nothing can reach it any more.
+                    Err(gone) if gone.side != side => return,
+                    Ok(false) | Err(_) => break,
+                }
             };
             tries = if more { 0 } else { tries + 1 };
             if !more {

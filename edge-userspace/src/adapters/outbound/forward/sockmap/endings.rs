@@ -9,6 +9,9 @@ use super::super::socket;
 use super::{Drained, LOST_AFTER, Offload, RESET_LINGER, Source, Wait};
 use crate::domain::Termination;
 
+/// How often counts that disagree are read before that is believed.
+const LOOKS: usize = 3;
+
 impl Offload {
     /// An event said that the stream of `side` may have ended; TCP's own count says whether everything came through.
     pub(super) fn examine_end(&mut self, side: Side) -> Result<Option<Wait>, Termination> {
@@ -107,7 +110,15 @@ impl Offload {
         }
     }
 
+    /// A FIN that comes in between the reading of the state and of the count, which the kernel does one after the other, looks
+    /// like a byte too many once.
     fn disagreement_at_source(&self, side: Side) -> Option<String> {
+        // What is wrong stays so.
+        let differences = (0..LOOKS).map_while(|_| self.difference_at_source(side));
+        differences.enumerate().find_map(|(look, what)| (look + 1 == LOOKS).then_some(what))
+    }
+
+    fn difference_at_source(&self, side: Side) -> Option<String> {
         let (lane, flow, fd) = (&self.lanes[side], self.slot.flow(side), self.sockets[side].as_fd());
         if lane.plain {
             return None;

@@ -12,11 +12,16 @@ use crate::domain::Termination;
 
 /// A pair is looked at this often while events wake it, and after [`LOST_AFTER`] at the latest where none do.
 const LOOK: Duration = Duration::from_secs(1);
+/// At a time limit what is meant for a target has this long to arrive there. The kernel's worker takes microseconds; on a
+/// machine that is short of processors it may be kept waiting.
+const AT_A_LIMIT: Duration = Duration::from_secs(2);
 
 /// What the last looks at a pair saw.
 #[derive(Debug)]
 pub(super) struct Watch {
     next: Instant,
+    /// Bytes that had passed the verdict.
+    seen: u64,
     /// What each socket had dropped before the insertion.
     dropped_before: Both<u32>,
     /// What was counted since.
@@ -28,7 +33,7 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn new(sockets: &Both<TcpStream>) -> Self {
         let dropped_before = Both::of(|side| socket::drops(sockets[side].as_fd()));
-        Self { next: Instant::now() + LOOK, dropped_before, dropped: 0, untaken: Both::default() }
+        Self { next: Instant::now() + LOOK, seen: 0, dropped_before, dropped: 0, untaken: Both::default() }
     }
 }
 
@@ -40,41 +45,54 @@ impl Offload {
             return Ok(());
         }
         self.watch.next = now + LOOK;
+        // A quiet pair costs no system call.
+        let seen = Side::BOTH.map(|side| self.slot.flow(side).redirected() + self.slot.flow(side).passed());
+        let seen = seen.iter().sum();
+        if std::mem::replace(&mut self.watch.seen, seen) == seen && self.watch.untaken == Both::default() {
+            return Ok(());
+        }
         let dropped = self.note_drops();
-        // After an end TCP drops bare acknowledgements, too. Before one nothing is dropped that was not sent twice, or
-        // that would not be sent again; unless the kernel dropped what it was to hand over.
+        // After an end TCP drops bare acknowledgements, too. Before one it drops what was sent twice and probes of the
+        // peer; and there the kernel counts what it was to hand over and did not.
         if dropped > 0 && self.lanes.iter().all(|lane| lane.source == Source::Open && !lane.hung_up && !lane.shut) {
-            self.slot.note_alarm();
+            self.slot.note_drop_check();
             tracing::debug!(dropped, "packets dropped by the sockets of a pair in the kernel: its bytes are compared");
             self.audit();
         }
         for side in Side::BOTH {
-            self.look_for_untaken(side, now);
+            if let Some((taken, since)) = self.look_for_untaken(side)
+                && since.elapsed() >= LOST_AFTER
+            {
+                self.lost(side, taken);
+            }
         }
         if self.corrupt.is_some() { Err(Termination::InternalError) } else { Ok(()) }
     }
 
-    /// Nothing keeps the kernel's worker from a socket that has nothing to send. What is meant for it and has not
-    /// arrived there for long is lost.
-    fn look_for_untaken(&mut self, side: Side, now: Instant) {
-        let untaken = self.untaken(side);
-        let since = match (untaken, self.watch.untaken[side]) {
-            (Some(now), Some((before, since))) if now == before => since,
-            _ => now,
-        };
-        self.watch.untaken[side] = untaken.map(|taken| (taken, since));
-        if let Some(taken) = untaken.filter(|_| now.duration_since(since) >= LOST_AFTER) {
-            self.lost(side, taken);
-        }
+    /// At a time limit: how much longer to wait for what has not arrived at its target.
+    pub(super) fn left_to_arrive(&mut self) -> Option<Duration> {
+        let untaken = Side::BOTH.map(|side| self.look_for_untaken(side));
+        let since = untaken.into_iter().flatten().map(|(_, since)| since).max()?;
+        AT_A_LIMIT.checked_sub(since.elapsed()).filter(|left| !left.is_zero())
     }
 
-    /// Likewise, at a time limit: nothing has moved for as long as that.
+    /// Likewise, when that time is over.
     pub(super) fn audit_standstill(&mut self) {
         for side in Side::BOTH {
-            if let Some(taken) = self.untaken(side) {
+            let before = self.watch.untaken[side].filter(|(_, since)| since.elapsed() >= AT_A_LIMIT);
+            if let Some((taken, _)) = before.filter(|(taken, _)| self.untaken(side) == Some(*taken)) {
                 self.lost(side, taken);
             }
         }
+    }
+
+    /// How much the target has taken over, if that is not all that is meant for it, and since when no more. One look alone
+    /// says nothing: the kernel's worker may be about to give it the rest.
+    fn look_for_untaken(&mut self, side: Side) -> Option<(u64, Instant)> {
+        let taken = self.untaken(side);
+        let before = self.watch.untaken[side].filter(|(before, _)| taken == Some(*before));
+        self.watch.untaken[side] = taken.map(|taken| (taken, before.map_or_else(Instant::now, |(_, since)| since)));
+        self.watch.untaken[side]
     }
 
     fn lost(&mut self, side: Side, taken: u64) {
@@ -83,17 +101,23 @@ impl Offload {
             .get_or_insert(format!("{given} bytes were given to a socket that took {taken}, and waits for more"));
     }
 
-    /// How much the target has taken over, if that is not all that is meant for it, and it has nothing to send.
-    fn untaken(&self, side: Side) -> Option<u64> {
+    /// How much the target has taken over, if that is not all that is meant for it, and it has nothing to send: nothing keeps
+    /// the kernel's worker from such a socket.
+    fn untaken(&mut self, side: Side) -> Option<u64> {
         let (lane, target) = (&self.lanes[side], self.sockets[side.other()].as_fd());
-        let given = self.slot.flow(side).redirected() + lane.written;
-        if lane.broken || lane.shut || lane.drained_at == given - lane.written {
+        let redirected = self.slot.flow(side).redirected();
+        // What was written since went to TCP directly.
+        if lane.broken || lane.shut || lane.drained_at == redirected {
             return None;
         }
         let taken = socket::taken_over(target).ok()??.saturating_sub(lane.target_base);
+        if taken >= redirected + lane.written {
+            self.lanes[side].drained_at = redirected;
+            return None;
+        }
         // The state last: a socket that is closed takes nothing more.
         let is_open = || self.info(side.other()).is_some_and(|info| !info.closed);
-        (taken < given && socket::unacknowledged(target) == 0 && is_open()).then_some(taken)
+        (socket::unacknowledged(target) == 0 && is_open()).then_some(taken)
     }
 
     /// Counts the packets that TCP dropped since this was asked last.
@@ -106,7 +130,9 @@ impl Offload {
         let all: u64 = Side::BOTH.into_iter().map(of).sum();
         let new = all.saturating_sub(self.watch.dropped);
         self.watch.dropped += new;
-        self.slot.note_drops(new);
+        if new > 0 {
+            self.slot.note_drops(new);
+        }
         new
     }
 }
