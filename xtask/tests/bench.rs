@@ -71,7 +71,7 @@ fn all_candidates_are_there() {
         assert!(line["faults"] == 0 && median(line, "rate") > 1.0, "{line}");
         assert_eq!(line["carried"].is_null(), peers.contains(&candidate), "{line}");
     }
-    // By the daemon's word all of it was in the kernel, and nothing was.
+    // By the daemon's word all of it was in the kernel, and nothing was; counts of running flows are read one after the other.
     for (candidate, in_kernel) in [("sockmap", 8), ("copy", 0), ("splice", 0)] {
         let carried = &line(&results, "rr64-8", candidate)["carried"];
         assert_eq!(
@@ -80,10 +80,12 @@ fn all_candidates_are_there() {
             "{carried}"
         );
         assert!(carried["bytes"].as_u64() > Some(0), "{carried}");
-        assert_eq!(carried["bytes_sockmap"].as_u64() > Some(0), in_kernel > 0, "{carried}");
+        let share = carried["bytes_sockmap"].as_f64().unwrap() / carried["bytes"].as_f64().unwrap();
+        assert!(if in_kernel > 0 { share > 0.9 } else { share == 0.0 }, "{carried}");
         assert_eq!(carried["fallbacks"], serde_json::json!({}), "{carried}");
     }
-    assert!(page.contains("| `rr64-8` | copied | all sockmap |"), "{page}");
+    let row = page.lines().find(|line| line.starts_with("| `rr64-8` | copied | "));
+    assert!(row.is_some_and(|row| row.contains(" sockmap")), "{page}");
 }
 
 #[test]

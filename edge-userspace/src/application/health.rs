@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use super::ports::Observer;
 use super::routing::RoutingTable;
 use crate::domain::{
-    AppIndex, AppName, Backend, BackendId, CheckPace, CheckReport, CheckSpec, Complaint, ConnectFailure, HealthRules,
-    Snapshot, Termination, Transition,
+    AppIndex, AppName, Backend, BackendId, CheckPace, CheckReport, CheckSpec, Complaint, ConnectFailure, Health,
+    HealthRules, Snapshot, Termination, Transition,
 };
 
 /// Listens to connections and acts on what they tell.
@@ -69,7 +69,8 @@ impl Watch {
         if backend.load.is_spotless() {
             return;
         }
-        let (transition, _) = backend.load.with_health(now, &self.rules, |health| health.connected(now));
+        let connected = |health: &mut Health| backend.is_in_place().then(|| health.connected(now)).flatten();
+        let (transition, _) = backend.load.with_health(now, &self.rules, connected);
         self.tell(backend, transition);
     }
 
@@ -94,7 +95,15 @@ impl Watch {
             None if backend.load.is_spotless() => {}
             // A client that went at once without an answer says nothing.
             None if !Complaint::is_served(bytes_down, age) || !backend.is_in_place() => {}
-            None => backend.load.with_health(now, &self.rules, |health| health.served()).0,
+            None => {
+                // Again, as what is forgotten meanwhile must stay so.
+                let served = |health: &mut Health| {
+                    if backend.is_in_place() {
+                        health.served();
+                    }
+                };
+                backend.load.with_health(now, &self.rules, served);
+            }
         }
     }
 

@@ -209,10 +209,14 @@ impl<'a> WeightedSet<'a> {
             let (first, bits) = (word * FAN, self.bits.get(word)?.load(Ordering::SeqCst));
             let admitted = admit(first, bits);
             let weight = |at: usize| weights.get(first + at).copied().map_or(0, u64::from);
-            // Mostly all are admitted, and their weights are what the place is among.
-            let as_it_is = if admitted == bits { bit_at(admitted, place.at, weight) } else { None };
-            let among = || bit_at(admitted, place.among(Bits(admitted).map(weight).sum()), weight);
-            Some(first + as_it_is.or_else(among)?)
+            let total = || Bits(admitted).map(weight).sum();
+            // Mostly all are admitted: then the place is one among their weights as it is, unless these have shrunk.
+            let bit = if admitted == bits {
+                bit_at(admitted, place.at, weight).or_else(|| bit_at(admitted, place.beyond(total())?.at, weight))
+            } else {
+                bit_at(admitted, place.among(total()).at, weight)
+            };
+            Some(first + bit?)
         });
         drawn.or_else(|| self.search(found.map_or(0, |(word, _)| word), admit))
     }
@@ -273,24 +277,34 @@ impl Place {
     }
 
     /// The same place among another number of weights. Takes a division of 128 bits, which is slow.
-    fn among(self, total: u64) -> u64 {
+    fn among(self, total: u64) -> Self {
         let number = (u128::from(self.at) << 64 | u128::from(self.fraction)) / u128::from(self.of.max(1));
-        Self::of(number as u64, total).at
+        Self::of(number as u64, total)
+    }
+
+    /// A place among weights that have shrunk to `total` since they were summed up: what lies beyond is spread over all of
+    /// them. `None` if nothing is left.
+    fn beyond(self, total: u64) -> Option<Self> {
+        let beyond = self.at.checked_sub(total).map(|at| Self { at, of: self.of.saturating_sub(total), ..self });
+        (total > 0).then(|| beyond.map_or(self, |place| place.among(total)))
     }
 }
 
-/// The sum in which the place falls, and the place in it. The last that isn't 0, where the sums have shrunk meanwhile.
+/// The sum in which the place falls, and the place in it.
 fn descend(sums: &[AtomicU64], place: Place) -> Option<(usize, Place)> {
-    let (mut at, mut last) = (place.at, None);
+    find(sums, place).or_else(|| find(sums, place.beyond(sums.iter().map(sum_of).sum())?))
+}
+
+fn find(sums: &[AtomicU64], place: Place) -> Option<(usize, Place)> {
+    let mut at = place.at;
     for (index, sum) in sums.iter().map(sum_of).enumerate() {
         // No place is in one of 0.
         match at.checked_sub(sum) {
             Some(rest) => at = rest,
             None => return Some((index, Place { at, of: sum, ..place })),
         }
-        last = if sum > 0 { Some((index, sum)) } else { last };
     }
-    last.map(|(index, sum)| (index, Place { at: place.among(sum), of: sum, ..place }))
+    None
 }
 
 /// The bit at this place, where each takes as much room as its weight; `None` beyond the last one.

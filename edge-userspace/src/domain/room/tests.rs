@@ -73,13 +73,14 @@ fn sums_that_are_behind_the_bits_tilt_no_shares() {
     let room = room(&weights);
     room.set(Standing::BelowSoft).bits[0].fetch_and(!(1 << 3), Ordering::SeqCst);
     let drawn = shares(&room, 112_700, &all);
-    assert!(drawn[..64].iter().enumerate().all(|(at, share)| (at == 3) == (*share == 0)), "{drawn:?}");
-    assert!(drawn[..64].iter().all(|share| *share < 3_500), "{drawn:?}");
+    let fair = |at: usize, share: u64, all: u64| share.abs_diff(if at == 3 { 0 } else { all }) < 20;
+    // 1,063 of 1,127 parts are the first word's.
+    assert!(drawn[..64].iter().enumerate().all(|(at, share)| fair(at, *share, 106_300 / 63)), "{drawn:?}");
     // A word whose sum has shrunk since the block's was read.
     let set = room.set(Standing::BelowSoft);
     set.words[0].store(63, Ordering::Relaxed);
     let drawn = shares(&room, 112_700, &all);
-    assert!(drawn[64..].iter().all(|share| *share < 3_500), "{drawn:?}");
+    assert!(drawn.iter().enumerate().all(|(at, share)| fair(at, *share, 112_700 / 127)), "{drawn:?}");
 }
 
 #[test]

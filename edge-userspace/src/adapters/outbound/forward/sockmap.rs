@@ -572,7 +572,7 @@ impl Offload {
             None => limit,
         };
         if wait == Wait::Event {
-            return Ok(left.min(LOST_AFTER));
+            return Ok(left.min(self.watch.pause()));
         }
         let millis = RETRY_MILLIS.get(fruitless).or(RETRY_MILLIS.last()).copied().unwrap_or(1);
         Ok(Duration::from_millis(millis))

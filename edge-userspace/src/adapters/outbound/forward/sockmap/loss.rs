@@ -15,25 +15,51 @@ const LOOK: Duration = Duration::from_secs(1);
 /// At a time limit what is meant for a target has this long to arrive there. The kernel's worker takes microseconds; on a
 /// machine that is short of processors it may be kept waiting.
 const AT_A_LIMIT: Duration = Duration::from_secs(2);
+/// And so many looks must see that nothing arrives: a whole machine that stood still lets two see the same.
+const LOOKS: u32 = 3;
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What the last looks at a pair saw.
 #[derive(Debug)]
 pub(super) struct Watch {
     next: Instant,
-    /// Bytes that had passed the verdict.
-    seen: u64,
     /// What each socket had dropped before the insertion.
     dropped_before: Both<u32>,
     /// What was counted since.
     dropped: u64,
-    /// By the side where they began: how much the target had taken over when not all was, and since when.
-    untaken: Both<Option<(u64, Instant)>>,
+    /// By the side where they began: bytes redirected when the target was seen to have taken over everything.
+    settled: Both<u64>,
+    untaken: Both<Option<Untaken>>,
+}
+
+/// A target has not taken over all that is meant for it, and has nothing to send.
+#[derive(Debug, Clone, Copy)]
+struct Untaken {
+    /// This much it has.
+    taken: u64,
+    since: Instant,
+    /// How often that was seen, some time apart, and when last.
+    looks: u32,
+    seen: Instant,
+}
+
+impl Untaken {
+    /// One look alone says nothing: the kernel's worker may be about to give it the rest.
+    fn lasts(&self, time: Duration) -> bool {
+        self.looks >= LOOKS && self.since.elapsed() >= time
+    }
 }
 
 impl Watch {
     pub(super) fn new(sockets: &Both<TcpStream>) -> Self {
         let dropped_before = Both::of(|side| socket::drops(sockets[side].as_fd()));
-        Self { next: Instant::now() + LOOK, seen: 0, dropped_before, dropped: 0, untaken: Both::default() }
+        let (settled, untaken) = (Both::default(), Both::default());
+        Self { next: Instant::now() + LOOK, dropped_before, dropped: 0, settled, untaken }
+    }
+
+    /// How soon a pair that nothing wakes is to be looked at.
+    pub(super) fn pause(&self) -> Duration {
+        if self.untaken.iter().any(Option::is_some) { LOOK } else { LOST_AFTER }
     }
 }
 
@@ -45,12 +71,6 @@ impl Offload {
             return Ok(());
         }
         self.watch.next = now + LOOK;
-        // A quiet pair costs no system call.
-        let seen = Side::BOTH.map(|side| self.slot.flow(side).redirected() + self.slot.flow(side).passed());
-        let seen = seen.iter().sum();
-        if std::mem::replace(&mut self.watch.seen, seen) == seen && self.watch.untaken == Both::default() {
-            return Ok(());
-        }
         let dropped = self.note_drops();
         // After an end TCP drops bare acknowledgements, too. Before one it drops what was sent twice and probes of the
         // peer; and there the kernel counts what it was to hand over and did not.
@@ -60,10 +80,8 @@ impl Offload {
             self.audit();
         }
         for side in Side::BOTH {
-            if let Some((taken, since)) = self.look_for_untaken(side)
-                && since.elapsed() >= LOST_AFTER
-            {
-                self.lost(side, taken);
+            if let Some(untaken) = self.look_for_untaken(side).filter(|untaken| untaken.lasts(LOST_AFTER)) {
+                self.lost(side, untaken.taken);
             }
         }
         if self.corrupt.is_some() { Err(Termination::InternalError) } else { Ok(()) }
@@ -72,26 +90,29 @@ impl Offload {
     /// At a time limit: how much longer to wait for what has not arrived at its target.
     pub(super) fn left_to_arrive(&mut self) -> Option<Duration> {
         let untaken = Side::BOTH.map(|side| self.look_for_untaken(side));
-        let since = untaken.into_iter().flatten().map(|(_, since)| since).max()?;
-        AT_A_LIMIT.checked_sub(since.elapsed()).filter(|left| !left.is_zero())
+        let waits = untaken.into_iter().flatten().filter(|untaken| !untaken.lasts(AT_A_LIMIT));
+        waits.map(|untaken| AT_A_LIMIT.saturating_sub(untaken.since.elapsed()).max(LOOK_AGAIN)).max()
     }
 
     /// Likewise, when that time is over.
     pub(super) fn audit_standstill(&mut self) {
         for side in Side::BOTH {
-            let before = self.watch.untaken[side].filter(|(_, since)| since.elapsed() >= AT_A_LIMIT);
-            if let Some((taken, _)) = before.filter(|(taken, _)| self.untaken(side) == Some(*taken)) {
+            let before = self.watch.untaken[side].filter(|untaken| untaken.lasts(AT_A_LIMIT));
+            if let Some(Untaken { taken, .. }) = before.filter(|before| self.untaken(side) == Some(before.taken)) {
                 self.lost(side, taken);
             }
         }
     }
 
-    /// How much the target has taken over, if that is not all that is meant for it, and since when no more. One look alone
-    /// says nothing: the kernel's worker may be about to give it the rest.
-    fn look_for_untaken(&mut self, side: Side) -> Option<(u64, Instant)> {
-        let taken = self.untaken(side);
-        let before = self.watch.untaken[side].filter(|(before, _)| taken == Some(*before));
-        self.watch.untaken[side] = taken.map(|taken| (taken, before.map_or_else(Instant::now, |(_, since)| since)));
+    fn look_for_untaken(&mut self, side: Side) -> Option<Untaken> {
+        let now = Instant::now();
+        let before = self.watch.untaken[side];
+        self.watch.untaken[side] =
+            self.untaken(side).map(|taken| match before.filter(|before| before.taken == taken) {
+                None => Untaken { taken, since: now, looks: 1, seen: now },
+                Some(before) if now.duration_since(before.seen) < LOOK_AGAIN => before,
+                Some(before) => Untaken { looks: before.looks.saturating_add(1), seen: now, ..before },
+            });
         self.watch.untaken[side]
     }
 
@@ -107,12 +128,13 @@ impl Offload {
         let (lane, target) = (&self.lanes[side], self.sockets[side.other()].as_fd());
         let redirected = self.slot.flow(side).redirected();
         // What was written since went to TCP directly.
-        if lane.broken || lane.shut || lane.drained_at == redirected {
+        if lane.broken || lane.shut || [lane.drained_at, self.watch.settled[side]].contains(&redirected) {
             return None;
         }
         let taken = socket::taken_over(target).ok()??.saturating_sub(lane.target_base);
         if taken >= redirected + lane.written {
-            self.lanes[side].drained_at = redirected;
+            // Whether it has more than that is looked at when its stream ends.
+            self.watch.settled[side] = redirected;
             return None;
         }
         // The state last: a socket that is closed takes nothing more.
