@@ -4,75 +4,41 @@
 mod common;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::polling::{Client, be_mute, serve};
-use common::stage::{one_marked, withdrawn};
-use common::{KERNEL, NETWORK, Row, SOON, World, eventually, urgent};
+use common::scene::Scene;
+use common::stage::withdrawn;
+use common::{KERNEL, NETWORK, SOON, World, eventually, urgent};
 use socket2::SockRef;
 use xtask::lab::requirements::Need;
-use xtask::lab::{Cgroups, Daemon, Record};
+use xtask::lab::{Daemon, Record};
 use xtask::load::Manner;
 
 /// A blocked pair is looked at every few seconds only.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A daemon and its only backend. Neither that nor its clients block, or `sk_msg` would leave them to others.
-struct Scene {
-    // Dropped in this order: a cgroup can go when the daemon is gone.
-    daemon: Daemon,
-    world: World,
-    forwarder: &'static str,
-    _cgroups: Option<Cgroups>,
+/// Nothing was lost, and what one client did has no consequences for others.
+fn assert_unharmed(scene: &Scene) {
+    let metrics = scene.daemon.metrics().unwrap();
+    assert!(metrics.contains("edgeproxy_byte_mismatches_total 0\n"), "{metrics}");
+    if scene.forwarder == "sk_msg" {
+        assert_eq!(withdrawn(&scene.daemon), [""; 0]);
+        assert_handed_over(scene, scene.client(1));
+    } else {
+        assert_eq!(scene.daemon.status().unwrap().text("/forwarder/active"), Some(scene.forwarder));
+    }
 }
 
-impl Scene {
-    fn new(
-        forwarder: &'static str,
-        settings: &[(&str, &str)],
-        serve: fn(&World, SocketAddr),
-        needs: &[Need],
-        test: &str,
-    ) -> Option<Self> {
-        let world = World::new(needs, test)?;
-        let addr = world.backend_addr(1);
-        let (daemon, cgroups) = if forwarder == "sk_msg" {
-            let (cgroups, _, daemon) = one_marked(&world, settings);
-            (daemon, Some(cgroups))
-        } else {
-            world.database.add(&Row::new("b1", addr));
-            (world.daemon(&[&[("forwarder", forwarder)][..], settings].concat()), None)
-        };
-        serve(&world, addr);
-        Some(Self { daemon, world, forwarder, _cgroups: cgroups })
-    }
-
-    fn client(&self, n: u16) -> Client {
-        Client::connect(&self.world, n, self.daemon.addr())
-    }
-
-    /// Nothing was lost, and what one client did has no consequences for others.
-    fn assert_unharmed(&self) {
-        let metrics = self.daemon.metrics().unwrap();
-        assert!(metrics.contains("edgeproxy_byte_mismatches_total 0\n"), "{metrics}");
-        if self.forwarder == "sk_msg" {
-            assert_eq!(withdrawn(&self.daemon), [""; 0]);
-            self.assert_handed_over(self.client(1));
-        } else {
-            assert_eq!(self.daemon.status().unwrap().text("/forwarder/active"), Some(self.forwarder));
-        }
-    }
-
-    /// Sends until something is handed over: what comes before the two are a pair goes through the daemon.
-    fn assert_handed_over(&self, client: Client) {
-        let local = client.local();
-        eventually("another client's bytes are handed over", || {
-            (&client.0).write_all(b"and I").unwrap();
-            self.daemon.flow_of(local).unwrap().is_some_and(|flow| flow.forwarder == "sk_msg" && flow.kernel_up > 0)
-        });
-    }
+/// Sends until something is handed over: what comes before the two are a pair goes through the daemon.
+fn assert_handed_over(scene: &Scene, client: Client) {
+    let local = client.local();
+    eventually("another client's bytes are handed over", || {
+        (&client.0).write_all(b"and I").unwrap();
+        scene.daemon.flow_of(local).unwrap().is_some_and(|flow| flow.forwarder == "sk_msg" && flow.kernel_up > 0)
+    });
 }
 
 #[test]
@@ -116,7 +82,7 @@ fn urgent(forwarder: &'static str, needs: &[Need], test: &str) {
         assert_eq!(record.forwarder.as_deref(), Some("sk_msg"), "{record:?}");
         assert!(record.kernel_up > 800_000, "{record:?}");
     }
-    scene.assert_unharmed();
+    assert_unharmed(&scene);
 }
 
 /// Ends the client's stream and awaits the backend's.
@@ -165,7 +131,7 @@ fn burst(forwarder: &'static str, needs: &[Need], test: &str) {
     lab.unmute(lab.backend(1)).unwrap();
     client.expect(b"before!after");
     assert_eq!(end(&scene, client).bytes_up, 12);
-    scene.assert_unharmed();
+    assert_unharmed(&scene);
 }
 
 /// Behind an urgent byte splice(2) moves nothing, and once the end has come it says so by a 0 like that of the end.
@@ -227,7 +193,7 @@ fn blocked(forwarder: &'static str, needs: &[Need], test: &str) {
     let record = scene.daemon.record_of(client.local(), PATIENCE).expect("the pair is still there");
     assert_eq!(record.termination, "cD", "{record:?}");
     assert_eq!(record.forwarder.as_deref(), Some(blocked_by(forwarder)), "{record:?}");
-    scene.assert_unharmed();
+    assert_unharmed(&scene);
 }
 
 /// What carries so much from a client that nobody reads from.
@@ -266,7 +232,7 @@ fn blocked_reset(forwarder: &'static str, needs: &[Need], test: &str) {
     fill(&client.0);
     let record = reset_is_noticed(&scene.daemon, client.0);
     assert_eq!(record.forwarder.as_deref(), Some(blocked_by(forwarder)), "{record:?}");
-    scene.assert_unharmed();
+    assert_unharmed(&scene);
 }
 
 #[test]
@@ -301,7 +267,7 @@ fn half_closed_reset(forwarder: &'static str, needs: &[Need], test: &str) {
     client.0.shutdown(Shutdown::Write).unwrap();
     thread::sleep(Duration::from_millis(100));
     reset_is_noticed(daemon, client.0);
-    scene.assert_unharmed();
+    assert_unharmed(&scene);
 }
 
 /// Writes until nothing has fitted for a while.

@@ -172,10 +172,9 @@ fn no_more_backends_are_ejected_than_may_be_at_once() {
     }
 }
 
-/// What keeps it away is the operator's word; a last resort is only who failed its clients.
-#[test]
-fn what_the_operator_says_outranks_an_ejection() {
-    let Some(world) = World::new(NETWORK, "what_the_operator_says_outranks_an_ejection") else { return };
+/// `b2` is ejected, and well again since; no other is left.
+fn with_an_ejected_one(test: &str) -> Option<(World, Daemon, NamedBackend)> {
+    let world = World::new(NETWORK, test)?;
     let other = world.backend(1, Manner::Close, |row| row);
     world.database.add(&Row::new("b2", world.backend_addr(2)));
     let daemon = world.daemon(&[("ejection_secs", "600")]);
@@ -184,7 +183,16 @@ fn what_the_operator_says_outranks_an_ejection() {
     }
     assert_eq!(health(&daemon, "b2"), ejected("refused"));
     drop(other);
-    let _well = start(&world, 2);
+    let well = start(&world, 2);
+    Some((world, daemon, well))
+}
+
+/// What keeps it away is the operator's word; a last resort is only who failed its clients.
+#[test]
+fn what_the_operator_says_outranks_an_ejection() {
+    let Some((world, daemon, _well)) = with_an_ejected_one("what_the_operator_says_outranks_an_ejection") else {
+        return;
+    };
     let say = |state: &str| {
         world.database.execute(&format!("UPDATE backends SET state = '{state}' WHERE id = 'b2'"));
         assert_eq!(daemon.post("/api/v1/reload", "{}").unwrap().code, 200);
@@ -200,16 +208,9 @@ fn what_the_operator_says_outranks_an_ejection() {
 
 #[test]
 fn an_ejected_backend_is_asked_when_no_other_is_left() {
-    let Some(world) = World::new(NETWORK, "an_ejected_backend_is_asked_when_no_other_is_left") else { return };
-    let other = world.backend(1, Manner::Close, |row| row);
-    world.database.add(&Row::new("b2", world.backend_addr(2)));
-    let daemon = world.daemon(&[("ejection_secs", "600")]);
-    for client in 0..20 {
-        assert_eq!(visit(&world, &daemon, client).unwrap(), "b1");
-    }
-    assert_eq!(health(&daemon, "b2"), ejected("refused"));
-    drop(other);
-    let _well = start(&world, 2);
+    let Some((world, daemon, _well)) = with_an_ejected_one("an_ejected_backend_is_asked_when_no_other_is_left") else {
+        return;
+    };
     let visit = world.visit(100, daemon.addr()).unwrap();
     let (client, backend) = (visit.local, visit.backend.clone());
     visit.finish().unwrap();

@@ -4,16 +4,16 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::polling::{AtTheEnd, Client, serve_one};
-use common::stage::one_marked;
+use common::scene::Scene;
 use common::{KERNEL, NETWORK, Row, SOON, World};
 use socket2::SockRef;
 use xtask::lab::requirements::Need;
-use xtask::lab::{Cgroups, Daemon, Ns, Record};
+use xtask::lab::{Ns, Record};
 use xtask::load::connect_from;
 
 /// Within these a limit of one second has to end a connection.
@@ -21,99 +21,99 @@ const A_SECOND: std::ops::Range<Duration> = Duration::from_millis(700)..SOON;
 
 #[test]
 fn copy_ends_what_is_idle() {
-    idle(&Scene::new("copy", NETWORK, "copy_ends_what_is_idle"));
+    idle(&limited("copy", NETWORK, "copy_ends_what_is_idle"));
 }
 
 #[test]
 fn splice_ends_what_is_idle() {
-    idle(&Scene::new("splice", NETWORK, "splice_ends_what_is_idle"));
+    idle(&limited("splice", NETWORK, "splice_ends_what_is_idle"));
 }
 
 #[test]
 fn chaos_ends_what_is_idle() {
-    idle(&Scene::new("chaos", NETWORK, "chaos_ends_what_is_idle"));
+    idle(&limited("chaos", NETWORK, "chaos_ends_what_is_idle"));
 }
 
 #[test]
 fn sockmap_ends_what_is_idle() {
-    idle(&Scene::new("sockmap", KERNEL, "sockmap_ends_what_is_idle"));
+    idle(&limited("sockmap", KERNEL, "sockmap_ends_what_is_idle"));
 }
 
 #[test]
 fn sk_msg_ends_what_is_idle() {
-    idle(&Scene::new("sk_msg", KERNEL, "sk_msg_ends_what_is_idle"));
+    idle(&limited("sk_msg", KERNEL, "sk_msg_ends_what_is_idle"));
 }
 
 fn idle(scene: &Option<Scene>) {
     let Some(scene) = scene else { return };
-    let mut client = scene.connect();
+    let mut client = connect(scene);
     for _ in 0..4 {
         thread::sleep(Duration::from_millis(500));
         client.echo(b"busy connections stay");
     }
-    let (took, record) = scene.end_of(client);
+    let (took, record) = end_of(scene, client);
     assert!(A_SECOND.contains(&took), "took {took:?}");
     assert!(["cD", "sD"].contains(&record.termination.as_str()), "{record:?}");
 }
 
 #[test]
 fn copy_ends_what_is_half_closed() {
-    half_closed(&Scene::new("copy", NETWORK, "copy_ends_what_is_half_closed"));
+    half_closed(&limited("copy", NETWORK, "copy_ends_what_is_half_closed"));
 }
 
 #[test]
 fn splice_ends_what_is_half_closed() {
-    half_closed(&Scene::new("splice", NETWORK, "splice_ends_what_is_half_closed"));
+    half_closed(&limited("splice", NETWORK, "splice_ends_what_is_half_closed"));
 }
 
 #[test]
 fn chaos_ends_what_is_half_closed() {
-    half_closed(&Scene::new("chaos", NETWORK, "chaos_ends_what_is_half_closed"));
+    half_closed(&limited("chaos", NETWORK, "chaos_ends_what_is_half_closed"));
 }
 
 #[test]
 fn sockmap_ends_what_is_half_closed() {
-    half_closed(&Scene::new("sockmap", KERNEL, "sockmap_ends_what_is_half_closed"));
+    half_closed(&limited("sockmap", KERNEL, "sockmap_ends_what_is_half_closed"));
 }
 
 #[test]
 fn sk_msg_ends_what_is_half_closed() {
-    half_closed(&Scene::new("sk_msg", KERNEL, "sk_msg_ends_what_is_half_closed"));
+    half_closed(&limited("sk_msg", KERNEL, "sk_msg_ends_what_is_half_closed"));
 }
 
 fn half_closed(scene: &Option<Scene>) {
     let Some(scene) = scene else { return };
-    let mut client = scene.connect();
+    let mut client = connect(scene);
     client.echo(b"open in both directions");
     client.0.shutdown(Shutdown::Write).unwrap();
-    let (took, record) = scene.end_of(client);
+    let (took, record) = end_of(scene, client);
     assert!(A_SECOND.contains(&took), "took {took:?}");
     assert_eq!(record.termination, "sD", "{record:?}");
 }
 
 #[test]
 fn copy_waits_for_the_answer_after_a_long_quiet() {
-    late_end(&Scene::with("copy", NETWORK, "copy_waits_for_the_answer_after_a_long_quiet", QUIET));
+    late_end(&with_limits("copy", NETWORK, "copy_waits_for_the_answer_after_a_long_quiet", QUIET));
 }
 
 #[test]
 fn splice_waits_for_the_answer_after_a_long_quiet() {
-    late_end(&Scene::with("splice", NETWORK, "splice_waits_for_the_answer_after_a_long_quiet", QUIET));
+    late_end(&with_limits("splice", NETWORK, "splice_waits_for_the_answer_after_a_long_quiet", QUIET));
 }
 
 #[test]
 fn chaos_waits_for_the_answer_after_a_long_quiet() {
-    late_end(&Scene::with("chaos", NETWORK, "chaos_waits_for_the_answer_after_a_long_quiet", QUIET));
+    late_end(&with_limits("chaos", NETWORK, "chaos_waits_for_the_answer_after_a_long_quiet", QUIET));
 }
 
 #[test]
 fn sockmap_waits_for_the_answer_after_a_long_quiet() {
-    late_end(&Scene::with("sockmap", KERNEL, "sockmap_waits_for_the_answer_after_a_long_quiet", QUIET));
+    late_end(&with_limits("sockmap", KERNEL, "sockmap_waits_for_the_answer_after_a_long_quiet", QUIET));
 }
 
 #[test]
 fn sk_msg_waits_for_the_answer_after_a_long_quiet() {
-    late_end(&Scene::with("sk_msg", KERNEL, "sk_msg_waits_for_the_answer_after_a_long_quiet", QUIET));
+    late_end(&with_limits("sk_msg", KERNEL, "sk_msg_waits_for_the_answer_after_a_long_quiet", QUIET));
 }
 
 #[test]
@@ -177,62 +177,42 @@ const QUIET: [(&str, &str); 2] = [("idle_timeout_secs", "60"), ("half_close_time
 
 fn late_end(scene: &Option<Scene>) {
     let Some(scene) = scene else { return };
-    let mut client = scene.connect();
+    let mut client = connect(scene);
     client.echo(b"and then nothing for longer than the other limit");
     thread::sleep(Duration::from_secs(4));
     client.0.shutdown(Shutdown::Write).unwrap();
-    let (took, record) = scene.end_of(client);
+    let (took, record) = end_of(scene, client);
     assert!((Duration::from_millis(2_500)..SOON).contains(&took), "took {took:?}");
     assert_eq!(record.termination, "sD", "{record:?}");
 }
 
 /// A daemon with limits of a second, and a backend that answers and never closes.
-struct Scene {
-    // Dropped in this order: a cgroup can go when the daemon is gone.
-    daemon: Daemon,
-    world: World,
-    forwarder: &'static str,
-    _cgroups: Option<Cgroups>,
+fn limited(forwarder: &'static str, needs: &[Need], test: &str) -> Option<Scene> {
+    with_limits(forwarder, needs, test, [("idle_timeout_secs", "1"), ("half_close_timeout_secs", "1")])
 }
 
-impl Scene {
-    fn new(forwarder: &'static str, needs: &[Need], test: &str) -> Option<Self> {
-        Self::with(forwarder, needs, test, [("idle_timeout_secs", "1"), ("half_close_timeout_secs", "1")])
-    }
+fn with_limits(forwarder: &'static str, needs: &[Need], test: &str, limits: [(&str, &str); 2]) -> Option<Scene> {
+    let serve = |world: &World, addr: SocketAddr| serve_one(world, addr, AtTheEnd::Stay);
+    // A single full read, and a direction is spliced.
+    Scene::new(forwarder, &[&limits[..], &[("splice_read_kib", "16")]].concat(), serve, needs, test)
+}
 
-    fn with(forwarder: &'static str, needs: &[Need], test: &str, limits: [(&str, &str); 2]) -> Option<Self> {
-        let world = World::new(needs, test)?;
-        let addr = world.backend_addr(1);
-        let (daemon, cgroups) = if forwarder == "sk_msg" {
-            let (cgroups, _, daemon) = one_marked(&world, &limits);
-            (daemon, Some(cgroups))
-        } else {
-            world.database.add(&Row::new("b1", addr));
-            // A single full read, and a direction is spliced.
-            let others = [("forwarder", forwarder), ("splice_read_kib", "16")];
-            (world.daemon(&[&limits[..], &others].concat()), None)
-        };
-        serve_one(&world, addr, AtTheEnd::Stay);
-        Some(Self { daemon, world, forwarder, _cgroups: cgroups })
+fn connect(scene: &Scene) -> Client {
+    let mut client = scene.client(0);
+    let spliced = || scene.daemon.flows().unwrap().iter().any(|flow| flow.forwarder == "splice");
+    while scene.forwarder == "splice" && !spliced() {
+        client.echo(&[7; 40_000]);
     }
+    client
+}
 
-    fn connect(&self) -> Client {
-        let mut client = Client::connect(&self.world, 0, self.daemon.addr());
-        let spliced = || self.daemon.flows().unwrap().iter().any(|flow| flow.forwarder == "splice");
-        while self.forwarder == "splice" && !spliced() {
-            client.echo(&[7; 40_000]);
-        }
-        client
-    }
-
-    /// How long the connection still lives, and what is said of it afterwards.
-    fn end_of(&self, mut client: Client) -> (Duration, Record) {
-        let since = Instant::now();
-        let end = client.read(&mut [0]);
-        let took = since.elapsed();
-        assert!(!matches!(end, Ok(1..)), "{end:?}");
-        let record = self.daemon.record_of(client.local(), SOON).unwrap();
-        assert_eq!(record.forwarder.as_deref(), Some(self.forwarder), "{record:?}");
-        (took, record)
-    }
+/// How long the connection still lives, and what is said of it afterwards.
+fn end_of(scene: &Scene, mut client: Client) -> (Duration, Record) {
+    let since = Instant::now();
+    let end = client.read(&mut [0]);
+    let took = since.elapsed();
+    assert!(!matches!(end, Ok(1..)), "{end:?}");
+    let record = scene.daemon.record_of(client.local(), SOON).unwrap();
+    assert_eq!(record.forwarder.as_deref(), Some(scene.forwarder), "{record:?}");
+    (took, record)
 }
