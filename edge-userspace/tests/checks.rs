@@ -415,6 +415,40 @@ fn a_silent_backend_that_is_checked_costs_nobody_anything() {
     assert!(records.iter().all(|record| record.attempts == 1), "nobody tried it");
 }
 
+/// Its clients said that it is ill, and then only the POP: a check of its port knows as much as that.
+#[test]
+fn a_check_that_passes_ends_an_ejection_that_only_trials_prolong() {
+    let Some(world) = World::new(NETWORK, "a_check_that_passes_ends_an_ejection_that_only_trials_prolong") else {
+        return;
+    };
+    // So many that they take nobody out.
+    let check = "tcp interval=100ms fall=100";
+    let (_live, well) = (backend(&world, 1, ""), backend(&world, 2, check));
+    let daemon = world.daemon(&[("ejection_secs", "2"), ("ejection_failures", "1")]);
+    wait_check(&daemon, "b2", "up", "passed");
+    drop(well);
+    let ejected = || backend_status(&daemon, "b2")["health"] == "ejected";
+    eventually("a client meets it", || {
+        visits(&world, &daemon, 0..2);
+        ejected()
+    });
+    let start = || {
+        let namespace = world.lab.namespace(Ns::Backends);
+        NamedBackend::start(namespace, "b2", world.backend_addr(2), Manner::Close).unwrap()
+    };
+    let well = start();
+    wait_check(&daemon, "b2", "up", "passed");
+    assert!(ejected(), "checks do not see all that clients see");
+    drop(well);
+    eventually("a trial fails", || {
+        events(&daemon, "backend_ejected").iter().any(|event| event.contains("ejected for 4 s more"))
+    });
+    let _well = start();
+    let back = || events(&daemon, "backend_back");
+    eventually("it is back", || !back().is_empty());
+    assert_eq!(back(), ["b2: a check passed: gets a growing share of clients"]);
+}
+
 #[test]
 fn checks_are_in_no_count_of_connections_and_against_no_limit() {
     let Some(world) = World::new(NETWORK, "checks_are_in_no_count_of_connections_and_against_no_limit") else { return };

@@ -29,6 +29,11 @@ fn start(world: &World, n: u8) -> NamedBackend {
     NamedBackend::start(namespace, &format!("b{n}"), world.backend_addr(n), Manner::Close).unwrap()
 }
 
+/// Waits until the events say so.
+fn wait_told(daemon: &Daemon, words: &str) {
+    eventually(words, || daemon.messages().contains(words));
+}
+
 fn visit(world: &World, daemon: &Daemon, client: u16) -> std::io::Result<String> {
     let visit = world.visit(client, daemon.addr())?;
     let name = visit.backend.clone();
@@ -120,6 +125,7 @@ fn no_client_waits_again_for_a_backend_that_stays_silent() {
     while next() != "b2" {
         assert!(Instant::now() < deadline + SOON, "{}", daemon.messages());
     }
+    wait_told(&daemon, "accepted the POP's own connection: gets a growing share of clients");
     let records = daemon.access_log(SOON, |records| records.len() >= usize::from(clients));
     assert_eq!(records.iter().filter(|record| record.attempts > 1).count(), 1, "the first one only");
 }
@@ -217,6 +223,7 @@ fn an_ejected_backend_is_asked_when_no_other_is_left() {
     let record = daemon.record_of(client, SOON).unwrap();
     assert_eq!((backend.as_str(), record.why.as_deref(), record.attempts), ("b2", Some("last_resort"), 2));
     assert_eq!(health(&daemon, "b2").0, "slow_start", "it has answered: it is back");
+    wait_told(&daemon, "accepted a client's connection: gets a growing share of clients");
 }
 
 #[test]

@@ -40,6 +40,8 @@ struct Kit<P> {
     defaults: CheckDefaults,
     /// Bounds the sockets that checks have open.
     places: Semaphore,
+    /// Likewise for trials: checks of many silent backends don't hold them up.
+    trial_places: Semaphore,
     /// How a backend is tried that accepted no connections, and how long that may take.
     trial: (CheckSpec, Duration),
     random: fn() -> u64,
@@ -65,7 +67,7 @@ impl<P> std::fmt::Debug for Checker<P> {
 }
 
 impl<P: Prober> Checker<P> {
-    /// `at_once` checks run at the same time, others wait for them. A backend that was ejected is tried within
+    /// `at_once` checks run at the same time, others wait for them; and as many trials. A backend that was ejected is tried within
     /// `connect_limit`. `random` is uniform.
     pub fn new(
         prober: P,
@@ -76,8 +78,9 @@ impl<P: Prober> Checker<P> {
         connect_limit: Duration,
         random: fn() -> u64,
     ) -> Self {
-        let (places, trial) = (Semaphore::new(at_once.max(1)), (CheckSpec::connect(), connect_limit));
-        let kit = Kit { prober, watch, defaults, places, trial, random };
+        let places = || Semaphore::new(at_once.max(1));
+        let trial = (CheckSpec::connect(), connect_limit);
+        let kit = Kit { prober, watch, defaults, places: places(), trial_places: places(), trial, random };
         Self { kit: Arc::new(kit), routing, generation: 0, running: HashMap::new() }
     }
 
@@ -142,7 +145,7 @@ async fn keep_checking<P: Prober>(kit: Arc<Kit<P>>, backend: Arc<Backend>, spec:
 
 /// Connects as a client would, in the place of one.
 async fn try_once<P: Prober>(kit: Arc<Kit<P>>, backend: Arc<Backend>) {
-    let Ok(place) = kit.places.acquire().await else { return };
+    let Ok(place) = kit.trial_places.acquire().await else { return };
     let (spec, limit) = &kit.trial;
     let report = Box::pin(kit.prober.probe(&backend, spec, *limit)).await;
     drop(place);

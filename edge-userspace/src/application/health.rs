@@ -1,7 +1,7 @@
 //! The use case that keeps clients away from backends that fail them: listens to what connections and checks tell,
 //! ejects, lets back, and notices where an app has lost all its backends.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,10 @@ pub struct Watch {
     trying: Mutex<HashSet<BackendId>>,
     /// Apps that fail open.
     failing: Mutex<BTreeSet<AppName>>,
+    /// What is still to be told, each backend's in the order in which it happened.
+    untold: Mutex<VecDeque<(Arc<Backend>, Transition)>>,
+    /// Held by who tells.
+    telling: Mutex<()>,
 }
 
 /// An attempt to connect that has failed.
@@ -57,6 +61,38 @@ impl Watch {
             troubled: Mutex::default(),
             trying: Mutex::default(),
             failing: Mutex::default(),
+            untold: Mutex::default(),
+            telling: Mutex::default(),
+        }
+    }
+
+    /// Changes the health of a backend. What comes of it waits to be [told](Self::tell). Says whether time has work to do, too.
+    fn change(
+        &self,
+        backend: &Arc<Backend>,
+        now: Instant,
+        change: impl FnOnce(&mut Health) -> Option<Transition>,
+    ) -> (Option<Transition>, bool) {
+        backend.load.with_health(now, &self.rules, |health| {
+            let transition = change(health);
+            // While the health is held, so that nobody else's comes between.
+            if let Some(transition) = transition {
+                lock(&self.untold).push_back((Arc::clone(backend), transition));
+            }
+            transition
+        })
+    }
+
+    /// Tells what has come of changes, others' too. Not while a backend's health is held: who is told looks at it.
+    fn tell(&self) {
+        let _one_at_a_time = lock(&self.telling);
+        loop {
+            let next = lock(&self.untold).pop_front();
+            let Some((backend, transition)) = next else { return };
+            // As its row is now: the operator may have taken it out since, or removed it, and then there is nothing to tell.
+            if let Some((_, now)) = current(&self.routing.load(), &backend) {
+                self.observer.health_changed(now, transition);
+            }
         }
     }
 
@@ -69,9 +105,11 @@ impl Watch {
         if backend.load.is_spotless() {
             return;
         }
-        let connected = |health: &mut Health| backend.is_in_place().then(|| health.connected(now)).flatten();
-        let (transition, _) = backend.load.with_health(now, &self.rules, connected);
-        self.tell(backend, transition);
+        let (transition, _) =
+            self.change(backend, now, |health| backend.is_in_place().then(|| health.connected(now)).flatten());
+        if transition.is_some() {
+            self.tell();
+        }
     }
 
     /// It has not.
@@ -110,16 +148,16 @@ impl Watch {
     fn complain(&self, backend: &Arc<Backend>, complaint: Complaint, now: Instant) {
         let rules = &self.rules;
         // Held until the ejection is in force, so that no two together eject more than may be.
-        let mut troubled = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
-        let (transition, _) = backend.load.with_health(now, rules, |health| {
+        let mut troubled = lock(&self.troubled);
+        let (transition, _) = self.change(backend, now, |health| {
             let eject = self.is_current(backend) && health.complain(complaint, rules) && self.may_eject(backend);
             eject.then(|| health.eject(complaint, now, rules))
         });
         if transition.is_some() {
             troubled.insert(backend.id.clone(), Arc::clone(backend));
+            drop(troubled);
+            self.tell();
         }
-        drop(troubled);
-        self.tell(backend, transition);
     }
 
     /// Whether the backend may be out by ejection, beside the others that are.
@@ -147,35 +185,36 @@ impl Watch {
         pace: &CheckPace,
     ) {
         self.observer.checked(&report);
-        let (transition, _) = backend.load.with_health(now, &self.rules, |health| {
+        let (transition, _) = self.change(backend, now, |health| {
             // Looked at while the health is held: a reload forgets it after it has put the new snapshot in place.
-            self.is_checked_so(backend, spec).then(|| health.check(report, now, pace)).flatten()
+            self.is_checked_so(backend, spec).then(|| health.check(report, spec, now, pace)).flatten()
         });
         if let Some(Transition::Up { .. }) = transition {
-            let mut troubled = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
-            troubled.insert(backend.id.clone(), Arc::clone(backend));
+            lock(&self.troubled).insert(backend.id.clone(), Arc::clone(backend));
         }
-        self.tell(backend, transition);
+        if transition.is_some() {
+            self.tell();
+        }
     }
 
     /// Backends whose ejection is over but for that somebody tries whether they accept connections. Each is named once,
     /// until it was [tried](Self::tried).
     pub fn to_try(&self, now: Instant) -> Vec<Arc<Backend>> {
-        let troubled = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
+        let troubled = lock(&self.troubled);
         let due =
             |backend: &&Arc<Backend>| backend.load.with_health(now, &self.rules, |health| health.is_to_be_tried(now)).0;
         let due: Vec<_> = troubled.values().filter(|backend| self.is_current(backend)).filter(due).cloned().collect();
         drop(troubled);
-        let mut trying = self.trying.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trying = lock(&self.trying);
         due.into_iter().filter(|backend| trying.insert(backend.id.clone())).collect()
     }
 
     /// The POP itself has tried to connect to the backend, with this result; `None`: it could not try.
-    pub fn tried(&self, backend: &Backend, result: Option<Result<(), Complaint>>, now: Instant) {
+    pub fn tried(&self, backend: &Arc<Backend>, result: Option<Result<(), Complaint>>, now: Instant) {
         if let Some(result) = result {
             // As in `complain`.
-            let troubled = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
-            let (transition, _) = backend.load.with_health(now, &self.rules, |health| {
+            let troubled = lock(&self.troubled);
+            self.change(backend, now, |health| {
                 if !self.is_current(backend) {
                     return None;
                 }
@@ -186,9 +225,9 @@ impl Watch {
                 health.tried(result.err(), || self.may_eject(backend), now, &self.rules)
             });
             drop(troubled);
-            self.tell(backend, transition);
+            self.tell();
         }
-        self.trying.lock().unwrap_or_else(PoisonError::into_inner).remove(&backend.id);
+        lock(&self.trying).remove(&backend.id);
     }
 
     /// Whether the backend is still where the connection found it.
@@ -205,11 +244,7 @@ impl Watch {
 
     /// Apps whose backends are all out by their checks and are asked all the same.
     pub fn failing_open(&self) -> Vec<AppName> {
-        self.failing().iter().cloned().collect()
-    }
-
-    fn failing(&self) -> MutexGuard<'_, BTreeSet<AppName>> {
-        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.failing).iter().cloned().collect()
     }
 
     /// Looks which apps have begun or ceased to fail open, and tells. A drain by an operator counts, too.
@@ -217,32 +252,21 @@ impl Watch {
         let snapshot = self.routing.load();
         let failing: BTreeSet<AppName> =
             snapshot.apps().filter(|app| app.fails_open()).map(|app| app.name().clone()).collect();
-        let before = std::mem::replace(&mut *self.failing(), failing.clone());
+        let before = std::mem::replace(&mut *lock(&self.failing), failing.clone());
         before.difference(&failing).for_each(|app| self.observer.fail_open(app, false));
         failing.difference(&before).for_each(|app| self.observer.fail_open(app, true));
     }
 
     /// Lets time do its work. To be called several times a second.
     pub fn tick(&self, now: Instant) {
-        let mut transitions = Vec::new();
-        self.troubled.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, backend| {
-            let (transition, more) = backend.load.with_health(now, &self.rules, |health| health.tick(now, &self.rules));
-            transitions.push((Arc::clone(backend), transition));
-            more
-        });
-        for (backend, transition) in transitions {
-            self.tell(&backend, transition);
-        }
+        lock(&self.troubled).retain(|_, backend| self.change(backend, now, |health| health.tick(now, &self.rules)).1);
+        self.tell();
         self.look_at_apps();
     }
+}
 
-    fn tell(&self, backend: &Backend, transition: Option<Transition>) {
-        let Some(transition) = transition else { return };
-        // As its row is now: the operator may have taken it out since, or removed it, and then there is nothing to tell.
-        if let Some((_, now)) = current(&self.routing.load(), backend) {
-            self.observer.health_changed(now, transition);
-        }
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// This very backend as the snapshot has it.

@@ -147,7 +147,7 @@ settings! {
     health_rise: u32, "health_rise" = "2", Rule::count(1, 100);
     /// Checks in a row that fail and take a backend out, likewise.
     health_fall: u32, "health_fall" = "3", Rule::count(1, 100);
-    /// Health checks under way at once; others wait for them. Never more than a sixteenth of the limit on open files.
+    /// Health checks under way at once, and as many trials of ejected backends; others wait for them. Never more than a sixteenth of the limit on open files.
     health_checks_at_once: u32, "health_checks_at_once" = "256", Rule::count(1, 65_536);
     /// A connection without a byte in either direction is closed after this time.
     idle_timeout: Duration, "idle_timeout_secs" = "3600", Rule::seconds(0.1, 31_536_000.0);

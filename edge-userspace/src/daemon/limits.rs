@@ -26,7 +26,7 @@ pub(crate) fn workers(settings: &Settings) -> usize {
 /// Connections to hold at once: as configured, or two descriptors each of what may be open. Where pipes may be used,
 /// theirs are set aside, a quarter of all at most.
 pub(crate) fn connections(settings: &Settings) -> usize {
-    let files = raise_file_limit().saturating_sub(RESERVED_FILES + checks(settings) as u64);
+    let files = raise_file_limit().saturating_sub(RESERVED_FILES + 2 * checks(settings) as u64);
     let most = usize::try_from(settings.max_connections).unwrap_or(usize::MAX);
     let of_files = |files: u64| usize::try_from(files / 2).unwrap_or(usize::MAX);
     if most > 0 {
@@ -45,7 +45,7 @@ pub(crate) fn yield_to_workers() {
     let _ = rustix::process::nice(10);
 }
 
-/// Health checks at once: as configured, but not more than a sixteenth of what may be open.
+/// Health checks at once, and as many trials of ejected backends: as configured, but not more than a sixteenth of what may be open.
 pub(crate) fn checks(settings: &Settings) -> usize {
     let files = usize::try_from(raise_file_limit() / 16).unwrap_or(usize::MAX);
     usize::try_from(settings.health_checks_at_once).unwrap_or(usize::MAX).min(files).max(1)

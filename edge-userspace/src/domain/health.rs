@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 pub(super) use self::vitals::{Distrust, Vitals};
 use super::check::Checked;
-use super::{CheckChange, CheckPace, CheckReport, CheckResult, ConnectFailure, Termination};
+use super::{CheckChange, CheckPace, CheckReport, CheckResult, CheckSpec, ConnectFailure, Termination};
 
 /// When to eject, for how long, and how to come back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +124,23 @@ impl Witness {
     }
 }
 
+/// What ended an ejection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Return {
+    /// It has accepted a connection: it was asked because no other was left.
+    Connected,
+    /// It has accepted the POP's own.
+    Tried,
+    /// A check has passed, and only trials had kept it out.
+    Checked,
+    /// It has not accepted the POP's own, but no more of its app's backends may be out.
+    Spared,
+    /// Its time is over.
+    Over,
+    /// Likewise, and nobody was able to try it.
+    Untried,
+}
+
 /// What a backend's health has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transition {
@@ -133,7 +150,9 @@ pub enum Transition {
         by: Witness,
     },
     /// Takes clients again, few at first.
-    Back,
+    Back {
+        why: Return,
+    },
     /// Has its whole share again.
     Recovered,
     /// So many checks in a row have failed, the last one so: it is out.
@@ -153,6 +172,8 @@ enum State {
     Up,
     Ejected {
         why: Complaint,
+        by: Witness,
+        since: Instant,
         until: Instant,
     },
     SlowStart {
@@ -202,7 +223,7 @@ impl Health {
             self.ejections = self.ejections.saturating_add(1);
         }
         let lasts = rules.duration(self.ejections);
-        self.state = State::Ejected { why, until: now + lasts };
+        self.state = State::Ejected { why, by, since: now, until: now + lasts };
         Transition::Ejected { why, lasts, by }
     }
 
@@ -211,7 +232,7 @@ impl Health {
     pub fn connected(&mut self, now: Instant) -> Option<Transition> {
         self.failed_connects = 0;
         match self.state {
-            State::Ejected { why, .. } if why.is_of_connect() => Some(self.back(now)),
+            State::Ejected { why, .. } if why.is_of_connect() => Some(self.back(Return::Connected, now)),
             _ => None,
         }
     }
@@ -221,19 +242,24 @@ impl Health {
         self.early_resets = 0;
     }
 
-    fn back(&mut self, now: Instant) -> Transition {
+    fn back(&mut self, why: Return, now: Instant) -> Transition {
+        self.start_slowly(now);
+        Transition::Back { why }
+    }
+
+    fn start_slowly(&mut self, now: Instant) {
         (self.failed_connects, self.early_resets) = (0, 0);
         self.state = State::SlowStart { since: now };
-        Transition::Back
     }
 
     /// Lets time do its work.
     pub fn tick(&mut self, now: Instant, rules: &HealthRules) -> Option<Transition> {
         match self.state {
             State::Up => None,
-            State::Ejected { why, until } => {
+            State::Ejected { why, until, .. } => {
                 let patience = if why.is_of_connect() { rules.untried } else { Duration::ZERO };
-                (now >= until + patience).then(|| self.back(now))
+                let why = if patience.is_zero() { Return::Over } else { Return::Untried };
+                (now >= until + patience).then(|| self.back(why, now))
             }
             State::SlowStart { since } if now.saturating_duration_since(since) >= rules.slow_start => {
                 self.state = State::Remembered { since: now };
@@ -253,7 +279,7 @@ impl Health {
 
     /// Whether it is only out because nobody has tried yet whether it accepts connections again.
     pub fn is_to_be_tried(&self, now: Instant) -> bool {
-        matches!(self.state, State::Ejected { why, until } if why.is_of_connect() && now >= until)
+        matches!(self.state, State::Ejected { why, until, .. } if why.is_of_connect() && now >= until)
     }
 
     /// It was tried, and this is what there was to complain of; `may_eject` says whether it may stay out.
@@ -267,27 +293,44 @@ impl Health {
         // Clients may have been quicker, where no other backend was left.
         self.is_to_be_tried(now).then(|| match complaint {
             Some(why) if may_eject() => self.eject_by(Witness::Trial, why, now, rules),
-            _ => self.back(now),
+            Some(_) => self.back(Return::Spared, now),
+            None => self.back(Return::Tried, now),
         })
     }
 
-    /// Takes the report of a check.
-    pub fn check(&mut self, report: CheckReport, now: Instant, pace: &CheckPace) -> Option<Transition> {
-        match self.checked.take(report, now, pace)? {
-            CheckChange::Down { why, after } => {
+    /// Takes the report of a check that was made as `spec` says and ended just now.
+    pub fn check(
+        &mut self,
+        report: CheckReport,
+        spec: &CheckSpec,
+        now: Instant,
+        pace: &CheckPace,
+    ) -> Option<Transition> {
+        let vouched = self.is_vouched_for(&report, spec, now);
+        match self.checked.take(report, now, pace) {
+            Some(CheckChange::Down { why, after }) => {
                 if matches!(self.state, State::SlowStart { .. }) {
                     self.state = if self.ejections == 0 { State::Up } else { State::Remembered { since: now } };
                 }
                 Some(Transition::Down { why, after })
             }
-            CheckChange::Up { after } => {
-                // Who was ejected meanwhile stays so until its time is over: checks don't see all that clients see.
-                if !self.is_ejected() {
-                    self.back(now);
+            Some(CheckChange::Up { after }) => {
+                // Whom clients have ejected meanwhile stays so until its time is over: checks don't see all that they see.
+                if vouched || !self.is_ejected() {
+                    self.start_slowly(now);
                 }
                 Some(Transition::Up { after })
             }
+            None => (vouched && !self.checked.is_down()).then(|| self.back(Return::Checked, now)),
         }
+    }
+
+    /// Whether a check that ends `now` refutes all that keeps the backend out: that it did not accept a connection of the
+    /// POP's, which began earlier.
+    fn is_vouched_for(&self, report: &CheckReport, spec: &CheckSpec, now: Instant) -> bool {
+        let State::Ejected { by: Witness::Trial, since, .. } = self.state else { return false };
+        // Another port may be that of something else.
+        report.result == CheckResult::Passed && spec.port.is_none() && now >= since + report.took
     }
 
     /// What the checks say, and the last one.

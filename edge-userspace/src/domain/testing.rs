@@ -53,7 +53,7 @@ pub(crate) fn turn(backend: &Backend, passes: bool) {
     let result = if passes { CheckResult::Passed } else { CheckResult::Refused };
     let report = CheckReport { result, detail: None, took: Duration::ZERO };
     let now = Instant::now();
-    backend.load.with_health(now, &STRICT, |health| health.check(report, now, &pace));
+    backend.load.with_health(now, &STRICT, |health| health.check(report, &CheckSpec::connect(), now, &pace));
 }
 
 /// Backends with loads of their own.

@@ -9,7 +9,7 @@ use super::metrics::Metrics;
 use super::refusal_log::RefusalLog;
 use crate::application::events::{EventKind, Events, Subject};
 use crate::application::ports::{GeoSource, Observer};
-use crate::domain::{AppName, Backend, CheckReport, Complaint, Outcome, Phase, Skip, Transition, Witness};
+use crate::domain::{AppName, Backend, CheckReport, Complaint, Outcome, Phase, Return, Skip, Transition, Witness};
 
 /// Counts every connection and, where wanted, writes its line.
 #[derive(Debug)]
@@ -50,7 +50,9 @@ impl Observer for Recorder {
             Transition::Up { after } => {
                 (EventKind::BackendUp, format!("{} passed: {}", checks(after), share(backend, GROWING)))
             }
-            Transition::Back => (EventKind::BackendBack, share(backend, GROWING)),
+            Transition::Back { why } => {
+                (EventKind::BackendBack, format!("{}: {}", end_of_ejection(why), share(backend, GROWING)))
+            }
             Transition::Recovered => {
                 (EventKind::BackendRecovered, share(backend, "has its whole share of clients again"))
             }
@@ -83,6 +85,17 @@ fn ejection(why: Complaint, lasts: Duration, by: Witness) -> String {
     match by {
         Witness::Client => format!("ejected for {secs} s: it fails its clients ({why})"),
         Witness::Trial => format!("ejected for {secs} s more: it did not accept the POP's own connection ({why})"),
+    }
+}
+
+const fn end_of_ejection(why: Return) -> &'static str {
+    match why {
+        Return::Connected => "accepted a client's connection",
+        Return::Tried => "accepted the POP's own connection",
+        Return::Checked => "a check passed",
+        Return::Spared => "did not accept the POP's own connection, but no more of its app's backends may be ejected",
+        Return::Over => "its ejection is over",
+        Return::Untried => "its ejection is over, and the POP was not able to try it",
     }
 }
 
@@ -135,7 +148,7 @@ mod tests {
         let backends = backends(&[row("b1", "sa"), row("b2", "sa"), out]);
         turn(&backends[1], false);
         for backend in &backends {
-            recorder.health_changed(backend, Transition::Back);
+            recorder.health_changed(backend, Transition::Back { why: Return::Tried });
         }
         for backend in [&backends[0], &backends[2]] {
             recorder.health_changed(backend, Transition::Recovered);
@@ -144,9 +157,9 @@ mod tests {
         assert_eq!(
             reasons(&recorder).await,
             [
-                "gets a growing share of clients",
-                "gets no clients yet, for its checks fail (refused)",
-                out,
+                "accepted the POP's own connection: gets a growing share of clients",
+                "accepted the POP's own connection: gets no clients yet, for its checks fail (refused)",
+                &format!("accepted the POP's own connection: {out}"),
                 "has its whole share of clients again",
                 out,
             ]

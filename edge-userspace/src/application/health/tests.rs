@@ -6,8 +6,8 @@ use super::*;
 use crate::application::ports::GeoSource;
 use crate::domain::testing::{app_name, id, region, row};
 use crate::domain::{
-    CheckResult, HealthCheck, NoBackend, Outcome, Phase, Pick, PickReason, RawBackend, RawRouting, Request, Skip,
-    Tried, Witness, pick,
+    CheckResult, HealthCheck, NoBackend, Outcome, Phase, Pick, PickReason, RawBackend, RawRouting, Request, Return,
+    Skip, Tried, Witness, pick,
 };
 
 const RULES: HealthRules = HealthRules {
@@ -118,7 +118,7 @@ fn an_ejected_backend_gets_nobody_comes_back_slowly_and_all_is_told() {
     let told: Vec<_> = ward.diary.0.lock().unwrap().iter().map(|(_, transition)| *transition).collect();
     let lasts = Duration::from_secs(10);
     let ejected = Transition::Ejected { why: Complaint::TimedOut, lasts, by: Witness::Client };
-    assert_eq!(told, [ejected, Transition::Back, Transition::Recovered]);
+    assert_eq!(told, [ejected, Transition::Back { why: Return::Over }, Transition::Recovered]);
     ward.now += Duration::from_secs(10);
     ward.watch.tick(ward.now);
     assert!(ward.watch.troubled.lock().unwrap().is_empty(), "all is forgotten");
@@ -214,7 +214,11 @@ fn what_is_told_is_true_of_the_row_as_it_is_now() {
     }
     let told: Vec<_> = ward.diary.0.lock().unwrap().split_off(2);
     let of = |transition| ("b0".to_owned(), transition);
-    assert_eq!(told, [of(Transition::Back), of(Transition::Recovered)], "of one that was removed nothing is told");
+    assert_eq!(
+        told,
+        [of(Transition::Back { why: Return::Over }), of(Transition::Recovered)],
+        "of one that was removed nothing is told"
+    );
     assert_eq!(ward.diary.2.lock().unwrap().split_off(2), [Some(Skip::Maint); 2]);
 }
 

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use super::*;
+use crate::domain::HealthCheck;
 
 const RULES: HealthRules = HealthRules {
     failures: 3,
@@ -38,6 +39,10 @@ impl Patient {
     }
 }
 
+const fn back(why: Return) -> Option<Transition> {
+    Some(Transition::Back { why })
+}
+
 #[test]
 fn failures_in_a_row_eject_and_a_success_between_them_does_not() {
     let mut patient = Patient::new();
@@ -71,20 +76,60 @@ fn who_accepted_no_connections_is_tried_first() {
     let again = Transition::Ejected { why: Complaint::Refused, lasts, by: Witness::Trial };
     assert_eq!(patient.health.tried(Some(Complaint::Refused), || true, patient.now, &rules), Some(again));
     assert_eq!(after(&mut patient, 20), None);
-    assert_eq!(patient.health.tried(None, || true, patient.now, &rules), Some(Transition::Back));
+    assert_eq!(patient.health.tried(None, || true, patient.now, &rules), back(Return::Tried));
     // Where too many are out already it may not stay so.
     assert_eq!(patient.complain(Complaint::TimedOut), Some(40));
     assert_eq!(after(&mut patient, 40), None);
-    assert_eq!(patient.health.tried(Some(Complaint::TimedOut), || false, patient.now, &rules), Some(Transition::Back));
+    assert_eq!(patient.health.tried(Some(Complaint::TimedOut), || false, patient.now, &rules), back(Return::Spared));
     // Where nobody tries, clients do.
     assert_eq!(patient.complain(Complaint::TimedOut), Some(60));
     assert_eq!(after(&mut patient, 60), None);
     assert_eq!(after(&mut patient, 29), None);
-    assert_eq!(after(&mut patient, 1), Some(Transition::Back));
+    assert_eq!(after(&mut patient, 1), back(Return::Untried));
     // To connect says nothing about resets.
     let resets: Vec<_> = (0..3).filter_map(|_| patient.complain(Complaint::EarlyReset)).collect();
     assert_eq!(resets, [60]);
-    assert_eq!(after(&mut patient, 60), Some(Transition::Back));
+    assert_eq!(after(&mut patient, 60), back(Return::Over));
+}
+
+/// Checks don't see all that clients see, but they see what a trial sees.
+#[test]
+fn a_check_ends_what_only_trials_prolong() {
+    let pace = CheckPace { interval: Duration::from_secs(1), timeout: Duration::from_secs(9), rise: 2, fall: 2 };
+    let check = |patient: &mut Patient, spec: &str, result, took| {
+        let report = CheckReport { result, detail: None, took: Duration::from_secs(took) };
+        let spec = HealthCheck::parse(spec).unwrap();
+        patient.health.check(report, spec.spec().unwrap(), patient.now, &pace)
+    };
+    let ejected = |by: Witness| {
+        let mut patient = Patient::new();
+        check(&mut patient, "tcp", CheckResult::Passed, 0);
+        assert_eq!(patient.complain(Complaint::TimedOut), Some(10));
+        patient.now += Duration::from_secs(10);
+        if by == Witness::Trial {
+            patient.health.tried(Some(Complaint::TimedOut), || true, patient.now, &RULES).unwrap();
+        }
+        patient.now += Duration::from_secs(5);
+        patient
+    };
+    use CheckResult::{Passed, Refused};
+    let mut by_client = ejected(Witness::Client);
+    assert_eq!(check(&mut by_client, "tcp", Passed, 0), None, "its clients have said so");
+    let mut by_trial = ejected(Witness::Trial);
+    assert_eq!(check(&mut by_trial, "tcp", Refused, 0), None);
+    assert_eq!(check(&mut by_trial, "tcp port=81", Passed, 0), None, "another port says nothing");
+    assert_eq!(check(&mut by_trial, "tcp", Passed, 6), None, "it began before the trial had failed");
+    assert_eq!(check(&mut by_trial, "tcp", Passed, 5), back(Return::Checked));
+    assert_eq!(by_trial.health.phase(), Phase::SlowStart);
+    assert_eq!(by_trial.complain(Complaint::Refused), Some(40), "its ejections are remembered");
+    // One that is down, too, comes back when so many have passed as must.
+    let mut down = ejected(Witness::Trial);
+    check(&mut down, "tcp", Refused, 0);
+    assert_eq!(check(&mut down, "tcp", Refused, 0), Some(Transition::Down { why: Refused, after: 2 }));
+    assert_eq!(check(&mut down, "tcp", Passed, 0), None);
+    assert_eq!(down.health.distrust(), Some(Distrust::Down));
+    assert_eq!(check(&mut down, "tcp", Passed, 0), Some(Transition::Up { after: 2 }));
+    assert_eq!(down.health.distrust(), None);
 }
 
 #[test]
@@ -116,7 +161,7 @@ fn ejections_grow_up_to_a_bound_and_are_forgotten_one_by_one() {
     for lasts in [10, 20, 40, 60, 60] {
         assert_eq!(patient.complain(Complaint::TimedOut), Some(lasts));
         assert_eq!(patient.after(lasts - 1), None);
-        assert_eq!(patient.after(1), Some(Transition::Back));
+        assert_eq!(patient.after(1), back(Return::Over));
     }
     assert_eq!(patient.after(32), Some(Transition::Recovered));
     // Four are remembered: 60, 40, 20 and 10 seconds. The fifth made it no longer.
@@ -151,7 +196,7 @@ fn who_comes_back_is_on_probation_and_gets_a_growing_share() {
 fn a_connect_that_succeeds_after_all_ends_the_ejection() {
     let mut patient = Patient::new();
     patient.complain(Complaint::TimedOut);
-    assert_eq!(patient.health.connected(patient.now), Some(Transition::Back));
+    assert_eq!(patient.health.connected(patient.now), back(Return::Connected));
     assert_eq!(patient.health.phase(), Phase::SlowStart);
 }
 

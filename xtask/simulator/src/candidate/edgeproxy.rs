@@ -193,9 +193,9 @@ impl Candidate for Edgeproxy<'_> {
         let answers = self.probes.as_mut().map(|probes| probes.tick(now)).unwrap_or_default();
         for answer in answers {
             self.note();
-            let passed = answer.report.result == CheckResult::Passed;
-            self.news
-                .extend(self.affinity.backend(&answer.backend.id).map(|backend| News::Checked { backend, passed }));
+            let (passed, began) = (answer.report.result == CheckResult::Passed, now - answer.report.took);
+            let backend = self.affinity.backend(&answer.backend.id);
+            self.news.extend(backend.map(|backend| News::Checked { backend, passed, began }));
             self.health.checked(&answer.backend, &answer.spec, answer.report, instant, &self.world.rules.pace);
         }
     }

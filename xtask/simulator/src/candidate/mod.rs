@@ -46,8 +46,8 @@ pub trait Candidate {
 /// What has become known of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum News {
-    /// A check has passed, or not.
-    Checked { backend: usize, passed: bool },
+    /// A check that began then has passed, or not.
+    Checked { backend: usize, passed: bool, began: Duration },
     /// The candidate thinks otherwise of it now.
     Turned { backend: usize, transition: Transition },
 }

@@ -31,7 +31,8 @@ struct Running {
     spec: Arc<CheckSpec>,
     /// When the next check begins, or the one under way ends with a result.
     due: Duration,
-    result: Option<CheckResult>,
+    /// When that one began, and what comes of it.
+    asked: Option<(Duration, CheckResult)>,
 }
 
 impl<'a> Probes<'a> {
@@ -47,13 +48,8 @@ impl<'a> Probes<'a> {
                 let Some(at) = place(backend) else { continue };
                 let same = before.iter().position(|one| Arc::ptr_eq(&one.backend.load, &backend.load));
                 let first = self.world.rules.pace.interval.mul_f64(self.dice.unit());
-                let new = Running {
-                    at,
-                    backend: Arc::clone(backend),
-                    spec: Arc::clone(spec),
-                    due: now + first,
-                    result: None,
-                };
+                let new =
+                    Running { at, backend: Arc::clone(backend), spec: Arc::clone(spec), due: now + first, asked: None };
                 self.running.push(same.map_or(new, |same| before.swap_remove(same)));
             }
         }
@@ -65,17 +61,17 @@ impl<'a> Probes<'a> {
         let pace = self.world.rules.pace;
         let mut answers = Vec::new();
         for one in self.running.iter_mut().filter(|one| one.due <= now) {
-            match one.result.take() {
+            match one.asked.take() {
                 None => {
                     let (result, took) = match self.truth.condition(one.at) {
                         Condition::Works | Condition::Resets => (CheckResult::Passed, Duration::ZERO),
                         Condition::Refuses => (CheckResult::Refused, Duration::ZERO),
                         Condition::Silent => (CheckResult::TimedOut, pace.timeout),
                     };
-                    (one.result, one.due) = (Some(result), now + took);
+                    (one.asked, one.due) = (Some((now, result)), now + took);
                 }
-                Some(result) => {
-                    let report = CheckReport { result, detail: None, took: Duration::ZERO };
+                Some((began, result)) => {
+                    let report = CheckReport { result, detail: None, took: now - began };
                     answers.push(Answer { backend: Arc::clone(&one.backend), spec: Arc::clone(&one.spec), report });
                     one.due = now + pace.interval.mul_f64(self.dice.between(0.9, 1.1));
                 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ::edgeproxy::domain::{CheckPace, Complaint, ConnectFailure, HealthRules, Transition, Witness};
+use ::edgeproxy::domain::{CheckPace, Complaint, ConnectFailure, HealthRules, Return, Transition, Witness};
 
 use crate::candidate::End;
 use crate::world::Table;
@@ -26,7 +26,7 @@ pub(super) struct HealthBook {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Owed {
     /// It has accepted a connection, or may not stay out.
-    Back,
+    Back(Return),
     /// It has not.
     Ejection,
 }
@@ -43,6 +43,8 @@ struct Record {
     checks: Checks,
     /// What the last check must have led to.
     expected: Option<Turn>,
+    /// Whether it has shown, too, that a backend that only trials kept out accepts connections.
+    vouched: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +52,16 @@ enum Misdeed {
     Refused,
     TimedOut,
     Reset,
+}
+
+impl Misdeed {
+    const fn of(why: Complaint) -> Self {
+        match why {
+            Complaint::Refused | Complaint::Unreachable => Self::Refused,
+            Complaint::TimedOut => Self::TimedOut,
+            Complaint::EarlyReset => Self::Reset,
+        }
+    }
 }
 
 /// What checks say, by how many in a row.
@@ -74,6 +86,7 @@ enum Phase {
         since: Duration,
         lasts: Duration,
         for_resets: bool,
+        by: Witness,
     },
     ComingBack,
 }
@@ -106,9 +119,17 @@ impl HealthBook {
         open.peek().is_some() && open.all(|(at, _)| self.is_ejected(at) || self.is_down(at))
     }
 
-    /// A check has ended. Judges what the one before has led to.
-    pub(super) fn checked(&mut self, backend: usize, passed: bool, table: &Table) -> Result<(), &'static str> {
+    /// A check that began then has ended. Judges what the one before has led to.
+    pub(super) fn checked(
+        &mut self,
+        backend: usize,
+        passed: bool,
+        began: Duration,
+        table: &Table,
+    ) -> Result<(), &'static str> {
         let record = &mut self.backends[backend];
+        record.vouched =
+            passed && matches!(record.phase, Phase::Ejected { by: Witness::Trial, since, .. } if began >= since);
         let missed = record.expected.take();
         let needed = match record.checks.up {
             None => 1,
@@ -130,6 +151,9 @@ impl HealthBook {
             let up = if record.expected.is_some() { record.checks.up } else { Some(passed) };
             record.checks = Checks { up, against: 0 };
         }
+        if record.vouched && record.expected.is_none() && record.checks.up != Some(false) {
+            self.owed = Some((backend, Owed::Back(Return::Checked)));
+        }
         match (missed, table.get(backend)) {
             (Some(_), _) => Err("has checks that turned it, and was not turned"),
             (None, None) => Err("was checked though it is not there"),
@@ -141,9 +165,10 @@ impl HealthBook {
         let record = &mut self.backends[backend];
         let expected = record.expected.take();
         record.checks.up = Some(turn == Turn::Up);
-        match (turn, record.phase) {
-            (Turn::Down, Phase::ComingBack) => record.phase = Phase::Up,
-            (Turn::Up, Phase::Up | Phase::ComingBack) => {
+        let ejected = matches!(record.phase, Phase::Ejected { .. });
+        match turn {
+            Turn::Down if record.phase == Phase::ComingBack => record.phase = Phase::Up,
+            Turn::Up if record.vouched || !ejected => {
                 record.phase = Phase::ComingBack;
                 (record.failed_in_a_row, record.resets_in_a_row) = (0, 0);
             }
@@ -165,13 +190,13 @@ impl HealthBook {
         let record = &mut self.backends[backend];
         (record.failed_in_a_row, record.accepted) = (0, Some(now));
         if matches!(record.phase, Phase::Ejected { for_resets: false, .. }) && table.get(backend).is_some() {
-            self.owed = Some((backend, Owed::Back));
+            self.owed = Some((backend, Owed::Back(Return::Connected)));
         }
     }
 
     /// Whether its ejection is over, but that nobody knows whether it accepts connections again.
     fn is_to_be_tried(&self, backend: usize, table: &Table, now: Duration) -> bool {
-        let Phase::Ejected { since, lasts, for_resets: false } = self.backends[backend].phase else { return false };
+        let Phase::Ejected { since, lasts, for_resets: false, .. } = self.backends[backend].phase else { return false };
         now >= since + lasts && table.get(backend).is_some()
     }
 
@@ -202,9 +227,9 @@ impl HealthBook {
         }
         let app = table.rows.get(backend).map_or(0, |row| row.app);
         let (owed, what) = match accepted {
-            true => (Owed::Back, "trial accepted"),
+            true => (Owed::Back(Return::Tried), "trial accepted"),
             false if self.has_cell(app, backend, table) => (Owed::Ejection, "trial failed"),
-            false => (Owed::Back, "trial failed and too many are out"),
+            false => (Owed::Back(Return::Spared), "trial failed and too many are out"),
         };
         self.owed = Some((backend, owed));
         what
@@ -214,7 +239,7 @@ impl HealthBook {
     pub(super) fn owes(&mut self) -> Option<(usize, &'static str)> {
         let (backend, owed) = self.owed.take()?;
         let what = match owed {
-            Owed::Back => "should have come back",
+            Owed::Back(_) => "should have come back",
             Owed::Ejection => "should have been ejected again",
         };
         Some((backend, what))
@@ -229,7 +254,7 @@ impl HealthBook {
 
     /// Whether an ejection is over without anybody's word.
     fn is_over(&self, phase: Phase, now: Duration) -> bool {
-        let Phase::Ejected { since, lasts, for_resets } = phase else { return false };
+        let Phase::Ejected { since, lasts, for_resets, .. } = phase else { return false };
         now >= since + lasts + if for_resets { Duration::ZERO } else { self.rules.untried }
     }
 
@@ -297,18 +322,21 @@ impl HealthBook {
         let app = table.rows.get(backend).map_or(0, |row| row.app);
         let (phase, verdict) = match transition {
             Transition::Ejected { why, lasts, by } => {
-                let phase = Phase::Ejected { since: now, lasts, for_resets: why == Complaint::EarlyReset };
+                let phase = Phase::Ejected { since: now, lasts, for_resets: why == Complaint::EarlyReset, by };
                 let again = self.owed.take_if(|owed| *owed == (backend, Owed::Ejection)).is_some();
                 let verdict = match again {
                     _ if again != (by == Witness::Trial) => Err("was ejected by another than it is said"),
                     true => self.judge_further_ejection(was, lasts),
+                    false if self.backends[backend].last != Some(Misdeed::of(why)) => {
+                        Err("was ejected for another thing")
+                    }
                     false => self.judge_ejection(was, guilty, lasts, (app, backend), table),
                 };
                 (phase, verdict)
             }
-            Transition::Back => {
-                let earned = self.owed.take_if(|owed| *owed == (backend, Owed::Back)).is_some();
-                (Phase::ComingBack, self.judge_return(was, earned, now))
+            Transition::Back { why } => {
+                let earned = self.owed.take_if(|owed| *owed == (backend, Owed::Back(why))).is_some();
+                (Phase::ComingBack, self.judge_return(was, earned, why, now))
             }
             Transition::Recovered if was == Phase::ComingBack => (Phase::Up, Ok(())),
             _ => (Phase::Up, Err("recovered from nothing")),
@@ -316,7 +344,7 @@ impl HealthBook {
         let record = &mut self.backends[backend];
         record.phase = phase;
         record.last = None;
-        if transition == Transition::Back {
+        if matches!(transition, Transition::Back { .. }) {
             (record.failed_in_a_row, record.resets_in_a_row) = (0, 0);
         }
         self.accused = self.accused.filter(|accused| *accused != backend);
@@ -353,9 +381,13 @@ impl HealthBook {
 
     /// Comes back when its time is over, after resets; else when it has accepted a connection: of the POP's, or of a
     /// client's while no other was left. Or when nobody was able to try it for too long.
-    fn judge_return(&self, was: Phase, earned: bool, now: Duration) -> Result<(), &'static str> {
+    fn judge_return(&self, was: Phase, earned: bool, why: Return, now: Duration) -> Result<(), &'static str> {
         match was {
-            Phase::Ejected { .. } if earned || self.is_over(was, now) => Ok(()),
+            Phase::Ejected { .. } if earned => Ok(()),
+            Phase::Ejected { for_resets, .. } if self.is_over(was, now) => {
+                let over = if for_resets { Return::Over } else { Return::Untried };
+                if why == over { Ok(()) } else { Err("came back for another reason than it is said") }
+            }
             Phase::Ejected { since, lasts, .. } if now < since + lasts => Err("came back too early"),
             Phase::Ejected { .. } => Err("came back before it had accepted a connection"),
             Phase::Up | Phase::ComingBack => Err("came back without having been away"),

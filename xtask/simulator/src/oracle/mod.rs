@@ -10,7 +10,7 @@ mod times;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use ::edgeproxy::domain::{ConnectFailure, NoBackend, PickReason, Skip, Transition};
+use ::edgeproxy::domain::{ConnectFailure, NoBackend, PickReason, Return, Skip, Transition};
 
 use self::bindings::{Bindings, Bound};
 use self::health::HealthBook;
@@ -273,8 +273,9 @@ impl<'a> Oracle<'a> {
         }
         for news in news {
             let (backend, what, verdict) = match *news {
-                News::Checked { backend, passed } => {
-                    (backend, "checked", self.health.checked(backend, passed, &self.table))
+                News::Checked { backend, passed, began } => {
+                    self.settle(now);
+                    (backend, "checked", self.health.checked(backend, passed, began, &self.table))
                 }
                 News::Turned { backend, transition } => {
                     (backend, name_of(transition), self.health.heard(backend, transition, &self.table, now))
@@ -286,12 +287,17 @@ impl<'a> Oracle<'a> {
                 self.fault(Fault::Ejection, || words);
             }
         }
-        if let Some((backend, what)) = self.health.owes() {
-            let words = format!("{} {what} at {now:?}", self.name(backend));
-            self.fault(Fault::Ejection, || words);
-        }
+        self.settle(now);
         if let Some(backend) = self.health.overdue(&self.table) {
             let words = format!("{} should have been ejected at {now:?}", self.name(backend));
+            self.fault(Fault::Ejection, || words);
+        }
+    }
+
+    /// What was heard last must have led to something by now.
+    fn settle(&mut self, now: Duration) {
+        if let Some((backend, what)) = self.health.owes() {
+            let words = format!("{} {what} at {now:?}", self.name(backend));
             self.fault(Fault::Ejection, || words);
         }
     }
@@ -326,7 +332,14 @@ impl<'a> Oracle<'a> {
 fn name_of(transition: Transition) -> &'static str {
     match transition {
         Transition::Ejected { why, .. } => why.as_str(),
-        Transition::Back => "back",
+        Transition::Back { why } => match why {
+            Return::Connected => "back: connected",
+            Return::Tried => "back: tried",
+            Return::Checked => "back: checked",
+            Return::Spared => "back: spared",
+            Return::Over => "back: over",
+            Return::Untried => "back: untried",
+        },
         Transition::Recovered => "recovered",
         Transition::Down { .. } => "down",
         Transition::Up { .. } => "up",

@@ -19,7 +19,7 @@ use crate::measure::Figures;
 use crate::oracle::Fault;
 use crate::report;
 use crate::scenes::{self, Ailment, Size};
-use crate::world::Happening;
+use crate::world::{Happening, World};
 
 fn no_fault(run: &Run) -> Result<(), TestCaseError> {
     let verdict = &run.verdict;
@@ -98,13 +98,17 @@ fn play_warped(seed: u64, kind: Kind, wrong: Wrong) -> Verdict {
         // Far must be far.
         world.happenings.retain(|(_, what)| !matches!(what, Happening::Detour(..)));
     }
+    warp(&world, kind, wrong)
+}
+
+fn warp(world: &World, kind: Kind, wrong: Wrong) -> Verdict {
     let mut believed = world.clone();
     if wrong == Wrong::TrustsTime {
         believed.rules.health.untried = Duration::ZERO;
     }
     let make = |pop| -> Box<dyn Candidate + '_> { Box::new(Warped::new(kind, &believed, pop, wrong)) };
     let candidates = (0..world.pops.len()).map(make).collect();
-    engine::play(&world, kind.patience(&world), kind.promises(), candidates).verdict
+    engine::play(world, kind.patience(world), kind.promises(), candidates).verdict
 }
 
 #[test]
@@ -175,6 +179,26 @@ fn the_oracle_notices_trials_that_go_wrong() {
     }
 }
 
+/// And the oracle sees to that.
+#[test]
+fn a_check_that_passes_brings_back_whom_only_trials_kept_out() {
+    for (ailment, seed) in [(Ailment::Refuses, 5), (Ailment::Silent, 5), (Ailment::Silent, 6)] {
+        let mut world = scenes::illness(ailment, seed);
+        // It would be down otherwise, and come back for that.
+        world.rules.pace.fall = 1000;
+        let well = warp(&world, Kind::CheckedEdgeproxy, Wrong::Nothing);
+        assert_eq!((well.faults, &well.words[..]), (BTreeMap::new(), &[][..]));
+        assert!(well.seen.contains_key("back: checked"), "{:?}", well.seen);
+        for (kind, wrong, words) in [
+            (Kind::CheckedEdgeproxy, Wrong::HidesChecked, "should have come back"),
+            (Kind::Edgeproxy, Wrong::SaysChecked, "came back before it had accepted a connection"),
+        ] {
+            let ill = warp(&world, kind, wrong);
+            assert!(ill.words[0].contains(words), "{:?}", ill.words);
+        }
+    }
+}
+
 /// Nobody finds out by a client's time whether one that was silent is still so, whatever its ejections.
 #[test]
 fn a_silent_backend_costs_clients_one_connect_limit_in_all() {
@@ -195,7 +219,7 @@ fn a_silent_backend_costs_clients_one_connect_limit_in_all() {
 #[test]
 fn random_worlds_reach_every_corner() {
     let mut seen: BTreeMap<&'static str, u64> = BTreeMap::new();
-    for seed in 0..150 {
+    for seed in 0..200 {
         let knobs = Knobs { backends: (seed % 13) as usize, ..busy_knobs(seed) };
         for kind in [Kind::Edgeproxy, Kind::CheckedEdgeproxy, Kind::NearestRtt] {
             for (what, times) in engine::run(&random(knobs), kind).verdict.seen {
@@ -208,9 +232,12 @@ fn random_worlds_reach_every_corner() {
     let complaints = [Complaint::Refused, Complaint::TimedOut, Complaint::EarlyReset].map(Complaint::as_str);
     let yields = [Skip::Gone, Skip::Drain, Skip::Unhealthy, Skip::AtSoftLimit, Skip::AtHardLimit, Skip::Ejected];
     let yields = yields.map(Skip::as_str);
-    let turns = ["back", "recovered", "checked", "down", "up"];
+    let turns = ["recovered", "checked", "down", "up"];
+    let returns = ["back: connected", "back: tried", "back: spared", "back: over", "back: untried"];
     let trials = ["trial accepted", "trial failed", "trial failed and too many are out", "tried in vain"];
-    for what in reasons.iter().chain(&yields).chain(&refusals).chain(&complaints).chain(&turns).chain(&trials) {
+    for what in
+        reasons.iter().chain(&yields).chain(&refusals).chain(&complaints).chain(&turns).chain(&returns).chain(&trials)
+    {
         assert!(seen.get(what).is_some_and(|times| *times >= 20), "{what} is seldom in {seen:?}");
     }
 }

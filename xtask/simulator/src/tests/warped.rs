@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use edgeproxy::domain::{CheckResult, ConnectFailure, NoBackend, PickReason, Transition};
+use edgeproxy::domain::{CheckResult, ConnectFailure, NoBackend, PickReason, Return, Transition};
 
 use crate::candidate::{Ask, Candidate, Choice, End, Kind, News};
 use crate::world::{Row, Table, World};
@@ -47,6 +47,10 @@ pub(super) enum Wrong {
     ForgetsTrials,
     /// Lets backends back when their time is over, untried.
     TrustsTime,
+    /// Doesn't say that a check has ended an ejection.
+    HidesChecked,
+    /// Says that a check has ended it where a trial has.
+    SaysChecked,
 }
 
 pub(super) struct Warped<'a> {
@@ -166,7 +170,18 @@ impl Candidate for Warped<'_> {
             news.retain(|news| matches!(news, News::Checked { .. }));
         }
         if self.now_and_then(Wrong::Invents) {
-            news.push(News::Turned { backend: 0, transition: Transition::Back });
+            news.push(News::Turned { backend: 0, transition: Transition::Back { why: Return::Connected } });
+        }
+        let back =
+            |news: &News, by| matches!(news, News::Turned { transition: Transition::Back { why }, .. } if *why == by);
+        if self.wrong == Wrong::HidesChecked {
+            news.retain(|news| !back(news, Return::Checked));
+        }
+        if self.wrong == Wrong::SaysChecked {
+            for news in news.iter_mut().filter(|news| back(news, Return::Tried)) {
+                let News::Turned { backend, .. } = *news else { continue };
+                *news = News::Turned { backend, transition: Transition::Back { why: Return::Checked } };
+            }
         }
         news
     }

@@ -127,7 +127,8 @@ fn rules(world: &mut World, dice: &mut Dice) {
     rules.pace.interval = seconds(dice.between(0.5, 5.0));
     rules.pace.timeout = seconds(dice.between(0.1, 2.0));
     rules.pace.rise = 1 + dice.below(3) as u32;
-    rules.pace.fall = 1 + dice.below(3) as u32;
+    // With the last, checks take hardly anybody out, but what they say of who was tried counts.
+    rules.pace.fall = [1, 2, 3, 30][dice.below(4)];
     rules.connect_attempts = 1 + dice.below(4);
     rules.connect_timeout = seconds(dice.between(0.5, 3.0));
     rules.binding_ttl = seconds(dice.between(2.0, 60.0));
