@@ -147,10 +147,15 @@ impl Watch {
 
     fn complain(&self, backend: &Arc<Backend>, complaint: Complaint, now: Instant) {
         let rules = &self.rules;
+        let complain = |health: &mut Health| self.is_current(backend) && health.complain(complaint, rules);
+        if !backend.load.with_health(now, rules, complain).0 {
+            return;
+        }
         // Held until the ejection is in force, so that no two together eject more than may be.
         let mut troubled = lock(&self.troubled);
         let (transition, _) = self.change(backend, now, |health| {
-            let eject = self.is_current(backend) && health.complain(complaint, rules) && self.may_eject(backend);
+            // Looked at again: others may have been quicker.
+            let eject = health.may_be_ejected() && self.may_eject(backend);
             eject.then(|| health.eject(complaint, now, rules))
         });
         if transition.is_some() {
@@ -160,19 +165,14 @@ impl Watch {
         }
     }
 
-    /// Whether the backend may be out by ejection, beside the others that are.
+    /// Whether the backend may be out by ejection, beside the others that are. Who is down by its checks serves nobody: of
+    /// those that are left not all may go. Who is out by the operator's word is no part of either number.
     fn may_eject(&self, backend: &Backend) -> bool {
         let snapshot = self.routing.load();
-        let Some(index) = snapshot.app(&backend.app) else { return false };
-        // Who is down by its checks serves nobody: of those that are left not all may go.
-        // Who is out by the operator's word is no part of either number.
-        let serves = |backend: &&Arc<Backend>| {
-            backend.closed_to_new().is_none() && !backend.load.is_down() && !backend.load.is_draining()
-        };
-        let in_service = index.backends().iter().filter(serves).count();
-        let other = |other: &&Arc<Backend>| other.id != backend.id && other.load.is_ejected();
-        let ejected = index.backends().iter().filter(serves).filter(other).count();
-        ejected < self.rules.most_ejected(in_service)
+        current(&snapshot, backend).is_some_and(|(app, now)| {
+            let ejections = app.ejections_beside(now);
+            ejections.others < self.rules.most_ejected(ejections.serving)
+        })
     }
 
     /// A check of the backend was made as `spec` says.

@@ -209,7 +209,12 @@ impl Health {
         let enough = *count >= rules.failures
             || complaint == Complaint::TimedOut
             || matches!(self.state, State::SlowStart { .. });
-        rules.failures > 0 && enough && !self.is_ejected() && !self.checked.is_down()
+        rules.failures > 0 && enough && self.may_be_ejected()
+    }
+
+    /// It is not out already.
+    pub fn may_be_ejected(&self) -> bool {
+        !self.is_ejected() && !self.checked.is_down()
     }
 
     /// Clients have complained too much.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::maglev::{Entrant, Maglev};
 use super::nearest::Nearest;
 use super::random::spread;
-use super::room::{Room, Seat};
+use super::room::{Room, Seat, Trust};
 use super::{
     AccessList, AppName, AppQueue, AppSpec, Backend, BackendId, BackendLoad, CheckSpec, Endpoints, Limits, Lobby,
     Overrides, Region, Regions, Selection,
@@ -293,6 +293,13 @@ impl AppIndex {
         backends.iter().filter_map(|backend| Some((backend, self.check_of(backend)?)))
     }
 
+    /// How many backends are ejected beside `one`, and of how many. Costs a look at two words for each 64 backends.
+    pub fn ejections_beside(&self, one: &Backend) -> Ejections {
+        let (trusted, ejected) = self.everywhere.as_ref().map_or((0, 0), |group| group.room.count());
+        let own = one.closed_to_new().is_none() && one.load.trust() == Trust::Ejected;
+        Ejections { serving: trusted + ejected, others: ejected.saturating_sub(usize::from(own)) }
+    }
+
     /// Whether all that the operator has in service are out by their checks or by what clients say: then those whose
     /// checks fail are asked, too. A check that is wrong must not take an app off the air.
     pub fn fails_open(&self) -> bool {
@@ -317,6 +324,15 @@ impl AppIndex {
     pub(super) fn everywhere(&self) -> Option<&Group> {
         self.everywhere.as_ref()
     }
+}
+
+/// Of those that the operator has in service and whose checks don't fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ejections {
+    /// All of them.
+    pub serving: usize,
+    /// Those that are ejected, but for the one that is asked about.
+    pub others: usize,
 }
 
 /// Backends that take new clients and between which geography makes no difference.

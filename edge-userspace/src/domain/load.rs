@@ -8,7 +8,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 
 use super::health::{Distrust, Vitals};
-use super::room::{Seat, Standing};
+use super::room::{Seat, Standing, Trust};
 use super::rtt::Rtt;
 use super::{AppQueue, BackendAddr, Health, HealthRules, Limits, Phase};
 
@@ -187,7 +187,17 @@ impl BackendLoad {
 
     /// Serves clients as it should: nothing is held against it, and it isn't draining.
     pub(super) fn is_trusted(&self) -> bool {
-        self.distrust().is_none() && !self.is_draining()
+        self.trust() == Trust::Trusted
+    }
+
+    /// How far it is trusted, full or not.
+    pub(super) fn trust(&self) -> Trust {
+        match self.distrust() {
+            _ if self.is_draining() => Trust::Out,
+            None => Trust::Trusted,
+            Some(Distrust::Ejected) => Trust::Ejected,
+            Some(Distrust::Down) => Trust::Out,
+        }
     }
 
     /// Its checks fail.

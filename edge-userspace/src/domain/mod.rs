@@ -57,7 +57,7 @@ pub use endpoints::{Endpoint, Endpoints};
 pub use forwarding::{Fallback, ForwarderKind, Step, Why};
 pub use greeting::{Greeting, HelloError};
 pub use health::{Complaint, Health, HealthRules, Phase, Return, Transition, Witness};
-pub use index::{AppIndex, Snapshot, World};
+pub use index::{AppIndex, Ejections, Snapshot, World};
 pub use listener::{AcceptProxy, ListenerError, ListenerSpec, Place, PortRange, ServerName, Specificity, Spot};
 pub use load::{BackendLoad, Permit, Slot, SlotPool};
 pub use locality::Locality;

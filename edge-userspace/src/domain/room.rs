@@ -2,8 +2,9 @@
 //! kept up to date by whoever reserves or releases, without a lock.
 //!
 //! Those that were ejected are a third set, those whose checks fail a fourth; a fifth holds all that are trusted and not
-//! draining, full or not. Each is a set of bits, one for each member, with the weights of the members in it summed up over 64 and over
-//! 4,096 members, so that drawing by weight looks at a few dozen numbers, whatever the size of the group.
+//! draining, full or not, a sixth likewise all that are ejected. Each is a set of bits, one for each member, with the
+//! weights of the members in it summed up over 64 and over 4,096 members, so that drawing by weight looks at a few dozen
+//! numbers, whatever the size of the group.
 //!
 //! **Why the bits can be trusted.** A change of a backend's count or of the trust in it is one atomic step, and who makes a change by which
 //! the backend comes to stand elsewhere then writes its bits and reads the count again, until what was written is what
@@ -55,6 +56,15 @@ impl Standing {
     }
 }
 
+/// How far a member is trusted, full or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trust {
+    Trusted,
+    Ejected,
+    /// Its checks fail, or it is draining.
+    Out,
+}
+
 /// The sets of one group.
 #[derive(Debug)]
 pub(super) struct Room {
@@ -63,9 +73,10 @@ pub(super) struct Room {
     cells: Box<[AtomicU64]>,
 }
 
-/// The sets: one for each [`Standing`], and the members that are to be trusted, full or not.
-const SETS: usize = 5;
-const TRUSTED: usize = SETS - 1;
+/// The sets: one for each [`Standing`], and the members that are to be trusted and those that are ejected, full or not.
+const SETS: usize = 6;
+const TRUSTED: usize = SETS - 2;
+const EJECTED: usize = SETS - 1;
 
 impl Room {
     /// For members of these weights; all count as full until they are refreshed.
@@ -94,6 +105,12 @@ impl Room {
         self.set(standing).draw(number, &self.weights, admit)
     }
 
+    /// How many members are to be trusted, and how many are ejected, full or not; those whose checks fail and that are
+    /// draining are neither. Right as soon as nobody is between a change and its end.
+    pub(super) fn count(&self) -> (usize, usize) {
+        (self.trusted().len(), self.set_at(EJECTED).len())
+    }
+
     /// Whether there is nobody to be trusted: all have failed their clients or their checks.
     pub(super) fn trusts_nobody(&self) -> bool {
         self.trusted().blocks.iter().all(|sum| sum_of(sum) == 0)
@@ -111,12 +128,12 @@ impl Room {
     }
 
     /// Writes where a member stands, until that is where it stands.
-    /// The other half of the answer is whether it is trusted.
-    pub(super) fn refresh(&self, at: usize, standing: impl Fn() -> (Option<Standing>, bool)) {
+    pub(super) fn refresh(&self, at: usize, standing: impl Fn() -> (Option<Standing>, Trust)) {
         loop {
             let now = standing();
-            let (stands, trusted) = now;
-            self.trusted().put(at, trusted, &self.weights);
+            let (stands, trust) = now;
+            self.trusted().put(at, trust == Trust::Trusted, &self.weights);
+            self.set_at(EJECTED).put(at, trust == Trust::Ejected, &self.weights);
             for standing in Standing::ALL {
                 self.set(standing).put(at, stands == Some(standing), &self.weights);
             }
@@ -137,7 +154,7 @@ pub(super) struct Seat {
 
 impl Seat {
     pub(super) fn refresh(&self, load: &BackendLoad) {
-        self.room.refresh(self.at, || (load.standing(self.limits), load.is_trusted()));
+        self.room.refresh(self.at, || (load.standing(self.limits), load.trust()));
     }
 }
 
@@ -197,6 +214,10 @@ impl<'a> WeightedSet<'a> {
                 sum.fetch_sub(weight, Ordering::Relaxed);
             }
         }
+    }
+
+    fn len(&self) -> usize {
+        self.bits.iter().map(|bits| bits.load(Ordering::SeqCst).count_ones() as usize).sum()
     }
 
     fn has_any(&self) -> bool {

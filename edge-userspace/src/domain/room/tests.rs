@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use super::*;
+use crate::domain::index::Member;
 
 fn all(_: usize, bits: u64) -> u64 {
     bits
@@ -8,7 +9,7 @@ fn all(_: usize, bits: u64) -> u64 {
 
 fn room(weights: &[u32]) -> Room {
     let room = Room::new(weights.into());
-    (0..weights.len()).for_each(|at| room.refresh(at, || (Some(Standing::BelowSoft), true)));
+    (0..weights.len()).for_each(|at| room.refresh(at, || (Some(Standing::BelowSoft), Trust::Trusted)));
     room
 }
 
@@ -38,9 +39,9 @@ fn members_are_drawn_by_weight_however_many_there_are() {
 fn only_those_that_stand_so_are_drawn() {
     let room = room(&[1; 500]);
     for at in (0..500).filter(|at| at % 100 != 7) {
-        room.refresh(at, || (Some(Standing::OverSoft), true));
+        room.refresh(at, || (Some(Standing::OverSoft), Trust::Trusted));
     }
-    room.refresh(8, || (None, true));
+    room.refresh(8, || (None, Trust::Trusted));
     let shares = shares(&room, 500, &all);
     let drawn: Vec<_> = shares.iter().enumerate().filter(|(_, share)| **share > 0).collect();
     assert_eq!(drawn, [(7, &100), (107, &100), (207, &100), (307, &100), (407, &100)]);
@@ -48,7 +49,7 @@ fn only_those_that_stand_so_are_drawn() {
         let at = room.draw(Standing::OverSoft, n * (u64::MAX / 1000), &all).unwrap();
         assert!(at % 100 != 7 && at != 8, "{at}");
     }
-    (0..500).for_each(|at| room.refresh(at, || (None, true)));
+    (0..500).for_each(|at| room.refresh(at, || (None, Trust::Trusted)));
     for standing in [Standing::BelowSoft, Standing::OverSoft] {
         assert_eq!(room.draw(standing, 1 << 60, &all), None);
     }
@@ -106,7 +107,7 @@ fn sums_that_are_behind_the_bits_hide_nobody() {
 #[test]
 fn threads_that_change_counts_leave_exact_bits_and_sums() {
     use crate::domain::RawBackend;
-    use crate::domain::testing::{World, row, turn};
+    use crate::domain::testing::{World, eject, row, turn};
     let rows: Vec<_> = (0..70)
         .map(|at| {
             let (id, weight) = (format!("b{at}"), 1 + at % 3);
@@ -123,8 +124,12 @@ fn threads_that_change_counts_leave_exact_bits_and_sums() {
                 for _ in 0..20_000 {
                     // Few members: threads meet.
                     let member = &group.members[rng.usize(..3)];
-                    if rng.usize(..20) == 0 {
-                        turn(&member.backend, rng.bool());
+                    match rng.usize(..80) {
+                        0..3 => turn(&member.backend, rng.bool()),
+                        3 => eject(&member.backend),
+                        4 => _ = member.load.forget_health(),
+                        5 => member.load.set_draining(rng.bool()),
+                        _ => {}
                     }
                     held.extend(member.load.try_reserve(member.limits));
                     if rng.bool() && !held.is_empty() {
@@ -135,21 +140,46 @@ fn threads_that_change_counts_leave_exact_bits_and_sums() {
             });
         }
     });
-    for standing in
-        [Some(Standing::BelowSoft), Some(Standing::OverSoft), Some(Standing::Ejected), Some(Standing::Down), None]
-    {
-        // `None` stands for "trusted".
-        let set = standing.map_or(group.room.trusted(), |standing| group.room.set(standing));
-        let mut sums = [0u64; 2];
-        for (at, member) in group.members.iter().enumerate() {
-            let is = match standing {
-                Some(_) => member.load.standing(member.limits) == standing,
-                None => member.load.is_trusted(),
-            };
-            assert_eq!(set.bits[at / 64].load(Ordering::SeqCst) >> (at % 64) & 1 == 1, is, "{at} {standing:?}");
-            sums[at / 64] += if is { u64::from(member.weight) } else { 0 };
+    let is_in = |member: &Member, set: usize| match set {
+        TRUSTED => member.load.is_trusted(),
+        EJECTED => member.load.is_ejected() && !member.load.is_draining(),
+        standing => member.load.standing(member.limits).is_some_and(|stands| stands as usize == standing),
+    };
+    for at in 0..SETS {
+        let set = group.room.set_at(at);
+        let (mut sums, mut count) = ([0u64; 2], 0);
+        for (place, member) in group.members.iter().enumerate() {
+            let is = is_in(member, at);
+            assert_eq!(set.bits[place / 64].load(Ordering::SeqCst) >> (place % 64) & 1 == 1, is, "{place} in {at}");
+            sums[place / 64] += if is { u64::from(member.weight) } else { 0 };
+            count += usize::from(is);
         }
         assert_eq!(set.words.iter().map(sum_of).collect::<Vec<_>>(), sums);
         assert_eq!(sum_of(&set.blocks[0]), sums[0] + sums[1]);
+        assert_eq!(set.len(), count);
     }
+}
+
+/// Who is full, down, draining or out by the operator's word is where it should be, in both numbers.
+#[test]
+fn ejections_are_counted_among_those_that_serve() {
+    use crate::domain::RawBackend;
+    use crate::domain::testing::{World, eject, id, row, turn};
+    let maint = RawBackend { state: "maint".into(), ..row("out", "us") };
+    let full = RawBackend { hard_limit: 1.into(), ..row("full", "eu") };
+    let world = World::new(&[row("a", "sa"), row("b", "us"), full, row("down", "sa"), row("drain", "sa"), maint]);
+    let backend = |name: &str| world.app().backend(&id(name)).unwrap();
+    let beside = |name: &str| {
+        let ejections = world.app().ejections_beside(backend(name));
+        (ejections.others, ejections.serving)
+    };
+    let _held = backend("full").load.try_reserve(backend("full").limits).unwrap();
+    assert_eq!(beside("a"), (0, 5));
+    ["full", "b", "down", "drain", "out"].into_iter().for_each(|name| eject(backend(name)));
+    turn(backend("down"), false);
+    backend("drain").load.set_draining(true);
+    assert_eq!(["a", "b", "full", "down", "drain", "out"].map(beside), [2, 1, 1, 2, 2, 2].map(|others| (others, 3)));
+    backend("b").load.forget_health();
+    turn(backend("down"), true);
+    assert_eq!(["a", "b", "down"].map(beside), [2, 2, 1].map(|others| (others, 4)), "it is still ejected");
 }
