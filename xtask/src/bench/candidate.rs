@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 
 use super::peers::{self, Peer};
 use super::place::Place;
-use super::workload::Group;
+use super::workload::{Group, Shape};
 use crate::lab::{Config, Daemon};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -184,6 +184,16 @@ impl Running {
             Some(Proxy::Daemon(daemon)) => Some(daemon),
             Some(Proxy::Peer(_)) | None => None,
         }
+    }
+
+    /// Why the figures are not those of splicing, where another proxy was to splice and did not.
+    pub(super) fn unspliced(&self, candidate: Candidate, shape: Shape) -> Result<Option<String>> {
+        let bulk = matches!(shape, Shape::Bulk { .. });
+        let Some(Proxy::Peer(peer)) = self.proxy.as_ref().filter(|_| bulk && candidate == Candidate::HaproxySplice)
+        else {
+            return Ok(None);
+        };
+        Ok((peer.spliced()? == 0).then(|| "no figures: HAProxy has not spliced a byte".to_owned()))
     }
 
     /// What is wrong with the proxy after the work: corrupted connections, a forwarder that was switched off.

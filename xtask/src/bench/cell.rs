@@ -79,7 +79,8 @@ impl Cell<'_> {
         let (running, measured) = measured?;
         let (mut faults, mut words) = control.faults();
         let objection = measured.carried.as_ref().and_then(|it| it.objection(self.candidate, self.workload.shape));
-        for complaint in running.complaint().into_iter().chain(objection) {
+        let unspliced = running.unspliced(self.candidate, self.workload.shape)?;
+        for complaint in running.complaint().into_iter().chain(objection).chain(unspliced) {
             faults += 1;
             words.push(complaint);
         }

@@ -6,7 +6,8 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -28,6 +29,9 @@ const STEP: Duration = Duration::from_millis(5);
 /// Connections the others are set up for: two files each, and HAProxy's pipes, must fit the usual limit of 20,000.
 const CONNECTIONS: u32 = 7000;
 
+/// The name of HAProxy's socket for statistics.
+const STATS: &str = "stats";
+
 /// A proxy in the foreground; ended when dropped.
 #[derive(Debug)]
 pub(super) struct Peer {
@@ -37,14 +41,19 @@ pub(super) struct Peer {
 
 pub(super) fn haproxy(place: &Place, splice: bool) -> Result<Peer> {
     let program = process::find_system("haproxy").context("haproxy is not installed (Debian package haproxy)")?;
-    let option = if splice { "    option splice-auto\n" } else { "" };
-    let config = format!(
-        "global\n    maxconn {CONNECTIONS}\ndefaults\n    mode tcp\n    timeout connect 10s\n    timeout client 1h\n    \
-         timeout server 1h\n{option}listen bench\n    bind {} backlog 4096\n    server backend {}\n",
-        place.peer(),
-        place.backend()
-    );
-    Peer::start(place, &config, |file, _| {
+    // Not `splice-auto`, which on this work never splices.
+    let option = if splice { "    option splice-request\n    option splice-response\n" } else { "" };
+    let config = |directory: &Path| {
+        format!(
+            "global\n    maxconn {CONNECTIONS}\n    stats socket {} mode 600\ndefaults\n    mode tcp\n    timeout connect \
+             10s\n    timeout client 1h\n    timeout server 1h\n{option}listen bench\n    bind {} backlog 4096\n    server \
+             backend {}\n",
+            directory.join(STATS).display(),
+            place.peer(),
+            place.backend()
+        )
+    };
+    Peer::start(place, config, |file, _| {
         let mut command = Command::new(&program);
         command.args(["-db", "-q", "-f"]).arg(file);
         command
@@ -67,27 +76,39 @@ pub(super) fn nginx(place: &Place) -> Result<Peer> {
         place.backend(),
         files = 2 * CONNECTIONS,
     );
-    Peer::start(place, &config, |file, directory| {
-        let mut command = Command::new(&program);
-        command.args(["-e", "stderr", "-p"]).arg(directory).arg("-c").arg(file);
-        command
-    })
+    Peer::start(
+        place,
+        |_| config,
+        |file, directory| {
+            let mut command = Command::new(&program);
+            command.args(["-e", "stderr", "-p"]).arg(directory).arg("-c").arg(file);
+            command
+        },
+    )
 }
 
 pub(super) fn tokio_copy(place: &Place) -> Result<Peer> {
     let program = std::env::current_exe().context("where this program is")?;
-    Peer::start(place, "", |_, _| {
-        let mut command = Command::new(&program);
-        command.args(["bench-proxy", &place.peer().to_string(), &place.backend().to_string()]);
-        command
-    })
+    Peer::start(
+        place,
+        |_| String::new(),
+        |_, _| {
+            let mut command = Command::new(&program);
+            command.args(["bench-proxy", &place.peer().to_string(), &place.backend().to_string()]);
+            command
+        },
+    )
 }
 
 impl Peer {
-    fn start(place: &Place, config: &str, make: impl FnOnce(&Path, &Path) -> Command) -> Result<Self> {
+    fn start(
+        place: &Place,
+        config: impl FnOnce(&Path) -> String,
+        make: impl FnOnce(&Path, &Path) -> Command,
+    ) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("edgeproxy-bench-").tempdir()?;
         let (file, errors) = (directory.path().join("config"), directory.path().join("errors"));
-        fs::write(&file, config)?;
+        fs::write(&file, config(directory.path()))?;
         let mut command = make(&file, directory.path());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(errors)?);
         place.lab().command_in(Ns::Pop, &mut command);
@@ -123,6 +144,17 @@ impl Peer {
 
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Bytes that HAProxy has spliced since its start, by its own word.
+    pub(super) fn spliced(&self) -> Result<u64> {
+        let mut stats = UnixStream::connect(self.directory.path().join(STATS)).context("HAProxy's statistics")?;
+        stats.write_all(b"show info\n")?;
+        let mut info = String::new();
+        stats.read_to_string(&mut info)?;
+        // Its versions spell it in several ways.
+        let count = |line: &str| line.strip_prefix("TotalSpli")?.split_once("BytesOut: ")?.1.parse().ok();
+        info.lines().find_map(count).context("HAProxy does not say how much it has spliced")
     }
 
     fn errors(&self) -> String {

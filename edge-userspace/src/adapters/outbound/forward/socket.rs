@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 
 /// Receives what is there. `Ok(0)` is the end of the stream.
@@ -146,6 +147,14 @@ static WMEM_MAX: LazyLock<libc::c_int> = LazyLock::new(|| {
     let text = std::fs::read_to_string("/proc/sys/net/core/wmem_max").unwrap_or_default();
     text.trim().parse().unwrap_or(212_992)
 });
+
+/// Whether the send buffer has room again, by the kernel's measure (a third of what it holds), which is also when it wakes
+/// whoever waits for that. Not where it can't be told.
+pub(super) fn is_writable(socket: BorrowedFd<'_>) -> bool {
+    let mut asked = [PollFd::from_borrowed_fd(socket, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(poll(&mut asked, Some(&now)), Ok(1)) && asked[0].revents().contains(PollFlags::OUT)
+}
 
 /// What TCP says of a socket, read in one consistent call.
 #[derive(Debug, Clone, Copy)]

@@ -507,7 +507,11 @@ impl Offload {
         let backlog = given.saturating_sub(taken - reverse.target_base);
         if backlog > 0 {
             self.gate(Fallback::Entangled);
-            socket::enlarge_send_buffer(self.sockets[side].as_fd(), backlog * 2);
+            // Where there is room the kernel's worker was only not scheduled yet, and TCP goes on sizing its buffer itself.
+            let socket = self.sockets[side].as_fd();
+            if !socket::is_writable(socket) {
+                socket::enlarge_send_buffer(socket, backlog * 2);
+            }
             (self.lanes[side].stuck, self.lanes[side].taking) = (None, None);
         }
     }
