@@ -51,15 +51,15 @@ pub fn run(args: &FlowsArgs) -> Result<(), CliError> {
 
 fn table(flows: &[FlowStatus]) -> String {
     let mut out = format!(
-        "{:>8} {:<40} {:<16} {:<16} {:>9} {:<8} {:<14} {:>10} {:>10}  in kernel\n",
-        "id", "client", "app", "backend", "age", "by", "why", "up", "down"
+        "{:>8} {:<40} {:<16} {:<16} {:>9} {:<8} {:<14} {:>9} {:>10} {:>10}  in kernel\n",
+        "id", "client", "app", "backend", "age", "by", "why", "from", "up", "down"
     );
     for flow in flows {
         let all = flow.bytes_up + flow.bytes_down;
         let share = (flow.kernel_up + flow.kernel_down) * 100 / all.max(1);
         let _ = writeln!(
             out,
-            "{:>8} {:<40} {:<16} {:<16} {:>8.1}s {:<8} {:<14} {:>10} {:>10}  {share:>3} %",
+            "{:>8} {:<40} {:<16} {:<16} {:>8.1}s {:<8} {:<14} {:>8.1}s {:>10} {:>10}  {share:>3} %",
             flow.id,
             flow.client.to_string(),
             flow.app,
@@ -67,6 +67,7 @@ fn table(flows: &[FlowStatus]) -> String {
             flow.age_secs,
             flow.forwarder,
             flow.why,
+            flow.since_secs,
             size(flow.bytes_up),
             size(flow.bytes_down),
         );
@@ -99,7 +100,7 @@ mod tests {
         });
         let text = table(&[serde_json::from_value(flow).unwrap()]);
         assert_eq!(text.lines().count(), 3);
-        for word in ["192.0.2.1:5", "sockmap", "lively", "1.0 KiB", "3.0 KiB", "25 %", "1 flows"] {
+        for word in ["192.0.2.1:5", "2.5s", "sockmap", "lively", "0.5s", "1.0 KiB", "3.0 KiB", "25 %", "1 flows"] {
             assert!(text.contains(word), "{word} is not in {text}");
         }
     }
