@@ -80,6 +80,23 @@ fn the_same_host_path_takes_the_same_three_capabilities() {
     }
 }
 
+/// A service manager makes the cgroups of services, so it is done while the daemon runs, by a user without any privileges.
+#[test]
+fn a_cgroup_that_comes_later_takes_no_capability() {
+    let Some(world) = World::new(KERNEL, "a_cgroup_that_comes_later_takes_no_capability") else { return };
+    let cgroups = Cgroups::create().unwrap();
+    let three = LOADING.into_iter().map(|(_, capability)| capability).collect();
+    let config = world.config_for_others().privileged_user(NOBODY, three).cgroup(cgroups.daemon());
+    let service = cgroups.servers().join("api.service");
+    let daemon = Daemon::start(&world.lab, &config.set("same_host_cgroup", service.display())).unwrap();
+    assert!(why_off(&daemon).is_some_and(|why| why.ends_with("is not there")), "{:?}", why_off(&daemon));
+    assert_privileges(&daemon, CapabilitySet::empty());
+    fs::create_dir(&service).unwrap();
+    eventually("its applications take part", || why_off(&daemon).is_none());
+    drop(daemon);
+    fs::remove_dir(&service).unwrap();
+}
+
 /// With the two others, which are given up all the same.
 fn lacking(name: &str, test: &str) {
     let Some(world) = World::new(KERNEL, test) else { return };

@@ -144,8 +144,12 @@ impl Findings {
     /// clients are on this host, only their connections tell.
     fn same_host(&mut self, settings: &Settings) {
         let cgroups: Vec<_> = settings.same_host_cgroup.iter().map(|path| path.as_path().to_owned()).collect();
-        if let Err(why) = check_cgroups(&cgroups) {
-            return self.bad.push(why.to_string());
+        match check_cgroups(&cgroups) {
+            Err(why) if !cgroups.is_empty() => return self.bad.push(why.to_string()),
+            // No problem: a service's cgroup is there while it runs.
+            missing => missing.into_iter().flatten().for_each(|why| {
+                let _ = writeln!(self.good, "same host      not yet: {why}; its applications take part once it is");
+            }),
         }
         let in_vain = match settings.forwarder {
             _ if cgroups.is_empty() => {
@@ -219,10 +223,11 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_that_is_not_there_is_a_problem() {
+    fn a_cgroup_that_is_not_there_is_told_and_may_come() {
         let env = [("EDGEPROXY_SAME_HOST_CGROUP", "/nowhere")];
-        let findings = problems(Some(&format!("{SCHEMA}{EXAMPLE}")), &env);
-        assert!(findings[0].contains("/nowhere"), "{findings:?}");
+        let (told, bad) = findings(Some(&format!("{SCHEMA}{EXAMPLE}")), &env);
+        assert!(told.contains("not yet: same_host_cgroup /nowhere is not there"), "{told}");
+        assert_eq!(bad, [""; 0]);
     }
 
     #[test]

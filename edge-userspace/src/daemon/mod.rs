@@ -118,7 +118,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let events = Arc::new(Events::default());
     let early = kernel_path::comes_first(&settings).then(|| Programs::start(&settings)).transpose()?;
     let (routing, reload) = load_routing(&settings.db_path, Arc::clone(&events))?;
-    let same_host = Arc::new(kernel_path::open_same_host(&settings).await);
+    let same_host = Arc::new(kernel_path::open_same_host(&settings, &events).await);
     let geo = open_geo(&settings)?;
     let admin_tcp = settings.admin_listen.map(edgeproxy::config::LoopbackAddr::socket_addr);
     let admin = AdminServer::bind(&settings.admin_socket, admin_tcp).await.map_err(failed)?;
@@ -419,7 +419,7 @@ fn health_rules(settings: &Settings) -> HealthRules {
 }
 
 /// Ends ejections in time and lets shares grow; ranks backends by their round-trip times; tells when the kernel path was
-/// condemned or a mark withdrawn.
+/// condemned or a mark withdrawn; takes in cgroups that have come back.
 fn spawn_health_ticks(shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
     let mut rtt = RttRanking::default();
@@ -438,6 +438,7 @@ fn spawn_health_ticks(shared: &Arc<Shared>) {
                 let why = format!("the mark same_host is withdrawn until a restart: {why}");
                 shared.events.emit(EventKind::MarkWithdrawn, Subject::backend_id(&backend), why);
             }
+            kernel_path::look_after_cgroups(&shared.same_host, &shared.events);
         }
     });
 }

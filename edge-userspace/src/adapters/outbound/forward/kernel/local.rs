@@ -1,9 +1,9 @@
 //! The programs and maps of the path between two applications of this host, and the place of one pair in them.
 #![allow(unsafe_code)]
 
-use std::fs::File;
+use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +18,7 @@ use edge_common::{
 
 use super::super::lane::{Both, Side};
 use super::super::socket;
+use super::applications::{Applications, CgroupNews, check_cgroups};
 use super::btf::Btf;
 use super::mapped::MappedArray;
 use super::pairs::PairPool;
@@ -59,6 +60,8 @@ const OFFSETS: [(&str, &str, &str); 12] = [
 pub enum SameHostError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    #[error("same_host_cgroup {0} is not there")]
+    Absent(PathBuf),
     #[error("same_host_cgroup {0} can't be opened: {1}")]
     NoCgroup(PathBuf, std::io::Error),
     #[error("same_host_cgroup {0} is not a directory of a cgroup v2 file system (usually below /sys/fs/cgroup)")]
@@ -71,6 +74,13 @@ pub enum SameHostError {
     HoldsDaemon(PathBuf),
     #[error("this process stands in no cgroup v2: {0}")]
     NoOwnCgroup(std::io::Error),
+}
+
+impl SameHostError {
+    /// Whether it is no matter of configuration, and may end.
+    pub(super) fn may_pass(&self) -> bool {
+        matches!(self, Self::Absent(_))
+    }
 }
 
 /// The loaded programs. Dropping it detaches them; paired sockets then go on through TCP.
@@ -87,27 +97,13 @@ pub(in super::super) struct LocalPrograms {
     /// Bytes handed over by pairs that have ended.
     forwarded: AtomicU64,
     programs: Mutex<Ebpf>,
+    applications: Mutex<Applications>,
 }
 
 impl std::fmt::Debug for LocalPrograms {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LocalPrograms").field("pairs", &self.pairs).finish_non_exhaustive()
     }
-}
-
-/// What is wrong with the cgroups, without loading anything.
-pub fn check_cgroups(cgroups: &[PathBuf]) -> Result<(), SameHostError> {
-    let own = cgroup::own().map_err(SameHostError::NoOwnCgroup)?;
-    for path in cgroups {
-        let named = path.canonicalize().map_err(|why| SameHostError::NoCgroup(path.clone(), why))?;
-        if !cgroup::is_one(&named) {
-            return Err(SameHostError::NotACgroup(path.clone()));
-        }
-        if own.starts_with(&named) {
-            return Err(SameHostError::HoldsDaemon(path.clone()));
-        }
-    }
-    Ok(())
 }
 
 impl LocalPrograms {
@@ -127,9 +123,7 @@ impl LocalPrograms {
         own.attach(own_cgroup, CgroupAttachMode::Single).map_err(KernelError::from)?;
         let adopt: &mut SockOps = program(&mut programs, "adopt")?;
         adopt.load().map_err(KernelError::from)?;
-        for path in cgroups {
-            attach(adopt, path)?;
-        }
+        let applications = Applications::attach(adopt, cgroups)?;
         let flows = map_array(&mut programs, "LOCAL_FLOWS", MAX_LOCAL_FLOWS)?;
         let control: MappedArray<LocalControl> = map_array(&mut programs, "LOCAL_CONTROL", 1)?;
         control.set_budget(budget);
@@ -145,7 +139,29 @@ impl LocalPrograms {
             pairs: PairPool::new(pairs.clamp(1, MAX_LOCAL_FLOWS / 4)),
             forwarded: AtomicU64::new(0),
             programs: Mutex::new(programs),
+            applications: Mutex::new(applications),
         }))
+    }
+
+    /// Takes in the applications of cgroups that have come since, and says which are gone. Cheap where nothing changed.
+    pub(in super::super) fn look_for_cgroups(&self) -> Vec<CgroupNews> {
+        let mut applications = lock(&self.applications);
+        if applications.is_settled() {
+            return Vec::new();
+        }
+        let mut programs = lock(&self.programs);
+        let adopt: Result<&mut SockOps, _> = program(&mut programs, "adopt");
+        adopt.map(|adopt| applications.look(adopt)).unwrap_or_default()
+    }
+
+    /// The named cgroups whose applications don't take part, and why.
+    pub(in super::super) fn missing_cgroups(&self) -> BTreeMap<PathBuf, String> {
+        lock(&self.applications).missing().map(|(path, why)| (path.to_owned(), why.to_owned())).collect()
+    }
+
+    /// Whether any applications take part.
+    pub(in super::super) fn has_applications(&self) -> bool {
+        lock(&self.applications).any()
     }
 
     /// A marked backend listens on this port: its end of a connection is to be known.
@@ -269,12 +285,6 @@ where
     &'a mut T: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
     Ok(programs.program_mut(name).ok_or(KernelError::Missing(name))?.try_into()?)
-}
-
-fn attach(adopt: &mut SockOps, path: &Path) -> Result<(), SameHostError> {
-    let cgroup = File::open(path).map_err(|why| SameHostError::NoCgroup(path.to_owned(), why))?;
-    // As a bpf_link, which other programs in the same cgroup don't disturb.
-    adopt.attach(cgroup, CgroupAttachMode::Single).map(drop).map_err(|why| SameHostError::Attach(path.to_owned(), why))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
