@@ -1,4 +1,5 @@
-//! Cgroups of the path between applications of this host: service managers make and remove them.
+//! Cgroups of the path between applications of this host: service managers make and remove them, and daemons must not
+//! share theirs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod common;
@@ -12,8 +13,10 @@ use aya::maps::{Map, SockHash};
 use common::http::Pace;
 use common::stage::{self, FileServer, Kind, same_host_daemon, why_off};
 use common::{KERNEL, Row, SOON, World, eventually, maps, polling};
-use xtask::lab::{Cgroups, Daemon, Record};
+use xtask::lab::{Cgroups, Daemon, Record, daemon};
 
+/// Where a second daemon listens.
+const OTHER_PORT: u16 = daemon::PORT + 1;
 /// Looking for an end that does not come takes 10 ms. An exchange takes less than one.
 const PROMPT: Duration = Duration::from_millis(5);
 
@@ -51,7 +54,12 @@ fn a_poll_server() {
 
 /// A few requests of the `n`-th client.
 fn converse(world: &World, daemon: &Daemon, server: &FileServer, n: u16) -> Record {
-    let mut http = stage::connect(world, daemon.addr(), n);
+    converse_by(world, daemon.addr(), daemon, server, n)
+}
+
+/// Likewise, where the daemon listens elsewhere.
+fn converse_by(world: &World, to: SocketAddr, daemon: &Daemon, server: &FileServer, n: u16) -> Record {
+    let mut http = stage::connect(world, to, n);
     let client = http.local_addr();
     stage::converse(&mut http, &[&server.root()], n, Pace::Fast, |_| false);
     drop(http);
@@ -217,4 +225,45 @@ fn a_slice_outlives_its_services() {
     // At once: nothing had to be noticed.
     (1..5).for_each(|n| assert_handed_over(&converse(&world, &daemon, &server, n)));
     assert_eq!((told(&daemon, "cgroup_lost").len(), told(&daemon, "cgroup_found").len()), (0, 0));
+}
+
+/// Each would take the other's connections for its own.
+#[test]
+fn a_second_daemon_in_one_cgroup_hands_nothing_over_and_says_why() {
+    let test = "a_second_daemon_in_one_cgroup_hands_nothing_over_and_says_why";
+    let Some(world) = World::new(KERNEL, test) else { return };
+    let (cgroups, addr, mut first) = stage::one_marked(&world, &[]);
+    let server = FileServer::start(Kind::Poll, &world, addr, cgroups.applications());
+    let listen = SocketAddr::new(world.lab.pop(), OTHER_PORT);
+    let below = Service::below(cgroups.daemon());
+    for cgroup in [cgroups.daemon(), below.0.as_path()] {
+        let second = second_daemon(&world, &cgroups, cgroup);
+        let why = why_off(&second).unwrap();
+        let theirs = format!("another daemon with a same-host path is in cgroup {}", cgroups.daemon().display());
+        assert!(why.starts_with(&theirs), "{why}");
+        assert!(told(&second, "same_host_off")[0].contains(&theirs), "{:?}", told(&second, "same_host_off"));
+        common::assert_said(&second, &theirs);
+        assert_metric(&second, "edgeproxy_same_host_path_active 0");
+        for n in 0..20 {
+            assert_handed_over(&converse(&world, &first, &server, n));
+            let record = converse_by(&world, listen, &second, &server, n);
+            assert_ne!(record.forwarder.as_deref(), Some("sk_msg"), "{record:?}");
+        }
+    }
+    // What was killed leaves nothing behind; and one above would see what one below does.
+    first.kill();
+    let next = same_host_daemon(&world, &cgroups, &[cgroups.applications()], &[]);
+    assert_handed_over(&converse(&world, &next, &server, 40));
+    drop(next);
+    let inside = second_daemon(&world, &cgroups, &below.0);
+    assert_eq!(why_off(&inside), None);
+    let above = same_host_daemon(&world, &cgroups, &[cgroups.applications()], &[]);
+    assert!(why_off(&above).unwrap().contains(&below.0.display().to_string()), "{:?}", why_off(&above));
+}
+
+/// One that listens elsewhere.
+fn second_daemon(world: &World, cgroups: &Cgroups, own: &Path) -> Daemon {
+    let listen = SocketAddr::new(world.lab.pop(), OTHER_PORT);
+    let config = world.config().set("same_host_cgroup", cgroups.applications().display()).set("listen_addr", listen);
+    Daemon::start(&world.lab, &config.cgroup(own)).unwrap()
 }

@@ -20,9 +20,10 @@ use super::super::lane::{Both, Side};
 use super::super::socket;
 use super::applications::{Applications, CgroupNews, check_cgroups};
 use super::btf::Btf;
+use super::cgroup::Place;
 use super::mapped::MappedArray;
 use super::pairs::PairPool;
-use super::{KernelError, PROGRAMS, cgroup, map_array, take};
+use super::{KernelError, PROGRAMS, map_array, take};
 use crate::application::flows::InKernel;
 
 /// Maps that only the ordinary kernel path uses: here they take the least room there is.
@@ -74,6 +75,10 @@ pub enum SameHostError {
     HoldsDaemon(PathBuf),
     #[error("this process stands in no cgroup v2: {0}")]
     NoOwnCgroup(std::io::Error),
+    #[error(
+        "another daemon with a same-host path is in cgroup {0}, and would take this one's connections for its own: run each in a cgroup of its own, and none below another's"
+    )]
+    Shared(PathBuf),
 }
 
 impl SameHostError {
@@ -98,6 +103,8 @@ pub(in super::super) struct LocalPrograms {
     forwarded: AtomicU64,
     programs: Mutex<Ebpf>,
     applications: Mutex<Applications>,
+    /// Keeps other daemons with such a path out of this one's cgroup.
+    _place: Place,
 }
 
 impl std::fmt::Debug for LocalPrograms {
@@ -110,6 +117,8 @@ impl LocalPrograms {
     /// Loads the programs and attaches them: one to this process's own cgroup, one to each that is named.
     pub(in super::super) fn load(cgroups: &[PathBuf], pairs: u32, budget: u32) -> Result<Arc<Self>, SameHostError> {
         check_cgroups(cgroups)?;
+        // Before the programs: from their first moment on they would see the sockets of all who are in the cgroup.
+        let place = Place::take()?;
         let mut programs = load_object()?;
         let sockets: SockHash<MapData, u64> = take(&mut programs, "LOCAL_SOCKETS")?;
         let verdict: &mut SkMsg = program(&mut programs, "hand_over")?;
@@ -119,8 +128,7 @@ impl LocalPrograms {
         look.load().map_err(KernelError::from)?;
         let own: &mut SockOps = program(&mut programs, "own")?;
         own.load().map_err(KernelError::from)?;
-        let own_cgroup = cgroup::open_own().map_err(SameHostError::NoOwnCgroup)?;
-        own.attach(own_cgroup, CgroupAttachMode::Single).map_err(KernelError::from)?;
+        own.attach(place.cgroup(), CgroupAttachMode::Single).map_err(KernelError::from)?;
         let adopt: &mut SockOps = program(&mut programs, "adopt")?;
         adopt.load().map_err(KernelError::from)?;
         let applications = Applications::attach(adopt, cgroups)?;
@@ -140,6 +148,7 @@ impl LocalPrograms {
             forwarded: AtomicU64::new(0),
             programs: Mutex::new(programs),
             applications: Mutex::new(applications),
+            _place: place,
         }))
     }
 
