@@ -5,12 +5,13 @@ mod common;
 
 use std::cell::RefCell;
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aya::maps::{HashMap, Map, MapData};
 use common::bench::{Bench, memory_fall};
 use common::http::{Http, Pace};
 use common::polling;
@@ -272,6 +273,49 @@ fn the_kill_switch_stops_new_pairs_and_shows_on_running_ones() {
     talk();
     assert_eq!(steps(lasting.into_inner())[..2], [pair("sk_msg", "same_host"), pair("copy", "switched")]);
     assert_eq!(steps(visit(2)), [pair("sk_msg", "same_host")]);
+}
+
+/// The programs have room for 1,024 ports, which would otherwise be all that a daemon could serve in its life.
+#[test]
+fn ports_that_no_marked_backend_has_any_more_are_forgotten() {
+    let test = "ports_that_no_marked_backend_has_any_more_are_forgotten";
+    let Some(world) = World::new(KERNEL, test) else { return };
+    let (_cgroups, addr, daemon) = one_marked(&world, &[]);
+    let other = SocketAddr::new(addr.ip(), addr.port() + 1);
+    [addr, other].into_iter().for_each(|addr| polling::serve(&world, addr));
+    let known = || ports(&daemon).keys().map(Result::unwrap).collect::<Vec<u32>>();
+    let visit = |n: u16| {
+        let mut client = polling::Client::connect(&world, n, daemon.addr());
+        client.echo(b"a few bytes");
+        let local = client.local();
+        drop(client);
+        daemon.record_of(local, SOON).unwrap()
+    };
+    let change = |to: &str| {
+        world.database.execute(&format!("UPDATE backends SET {to}"));
+        assert_eq!(daemon.post("/api/v1/reload", "{}").unwrap().code, 200);
+    };
+    assert_eq!(visit(0).forwarder.as_deref(), Some("sk_msg"));
+    assert_eq!(known(), [u32::from(addr.port())]);
+    change(&format!("port = {}", other.port()));
+    eventually("the former one is forgotten", || known().is_empty());
+    assert_eq!(visit(1).forwarder.as_deref(), Some("sk_msg"));
+    assert_eq!(known(), [u32::from(other.port())]);
+
+    // And one for which there was no room is tried again.
+    change(&format!("port = {}", addr.port()));
+    eventually("this one, too", || known().is_empty());
+    let others = 20_000..20_000 + 1_024;
+    others.clone().for_each(|port| ports(&daemon).insert(port, 1, 0).unwrap());
+    assert_eq!(visit(2).fallback.as_deref(), Some("not_local"));
+    common::assert_said(&daemon, "backends on this port take the ordinary way");
+    others.for_each(|port| ports(&daemon).remove(&port).unwrap());
+    change("weight = 2");
+    eventually("it is known now", || visit(3).forwarder.as_deref() == Some("sk_msg"));
+}
+
+fn ports(daemon: &Daemon) -> HashMap<MapData, u32, u32> {
+    HashMap::try_from(Map::HashMap(maps::map_of(daemon, "own", "MARKED_PORTS"))).unwrap()
 }
 
 /// Blocking reads are not what the kernel promises on such sockets, so those who use them take the ordinary way.

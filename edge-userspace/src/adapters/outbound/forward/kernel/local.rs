@@ -174,10 +174,14 @@ impl LocalPrograms {
     }
 
     /// A marked backend listens on this port: its end of a connection is to be known.
-    pub(in super::super) fn expect(&self, port: u16) {
-        if let Err(why) = lock(&self.ports).insert(u32::from(port), 1, 0) {
-            tracing::warn!(port, %why, "backends on this port take the ordinary way");
-        }
+    pub(in super::super) fn expect(&self, port: u16) -> Result<(), KernelError> {
+        Ok(lock(&self.ports).insert(u32::from(port), 1, 0)?)
+    }
+
+    /// None does any more.
+    pub(in super::super) fn expect_no_more(&self, port: u16) {
+        // Absent is fine: there was no room for it.
+        let _ = lock(&self.ports).remove(&u32::from(port));
     }
 
     /// The other end of this connection is not wanted any more, should it still come.

@@ -5,6 +5,7 @@ mod audit;
 mod late;
 mod marks;
 mod pair;
+mod ports;
 mod self_test;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +20,7 @@ use self::late::Late;
 use self::marks::Marks;
 pub(super) use self::pair::Report;
 use self::pair::{LocalPair, find_backend};
+use self::ports::Ports;
 use super::TimeLimits;
 use super::kernel::{CgroupNews, LocalPrograms, SameHostError};
 use super::lane::Both;
@@ -46,8 +48,7 @@ pub struct SameHostLimits {
 pub struct SameHost {
     programs: Option<Arc<LocalPrograms>>,
     budget: u32,
-    /// Ports of marked backends that the programs know.
-    expected: Mutex<BTreeSet<u16>>,
+    ports: Ports,
     late: Late,
     /// Why there is none.
     why_not: Option<String>,
@@ -86,16 +87,14 @@ impl SameHost {
     }
 
     fn new(programs: Option<Arc<LocalPrograms>>, budget: u32, why_not: Option<String>) -> Self {
-        let (expected, late, told, marks) = (Mutex::default(), Late::default(), Mutex::default(), Arc::default());
-        Self { programs, budget, expected, late, why_not, told, marks }
+        let (ports, late, told, marks) = (Ports::default(), Late::default(), Mutex::default(), Arc::default());
+        Self { programs, budget, ports, late, why_not, told, marks }
     }
 
     /// A connection to a marked backend is about to be opened.
     pub(super) fn expect(&self, port: u16) {
-        if let Some(programs) = &self.programs
-            && self.expected.lock().unwrap_or_else(PoisonError::into_inner).insert(port)
-        {
-            programs.expect(port);
+        if let Some(programs) = &self.programs {
+            self.ports.expect(port, || programs.expect(port));
         }
     }
 
@@ -130,9 +129,19 @@ impl SameHost {
         programs.look_for_cgroups()
     }
 
+    /// The routing database has changed: what was there for its former backends can go.
+    pub fn look_at(&self, snapshot: &Snapshot) {
+        if let Some(programs) = &self.programs {
+            let marked = snapshot.same_host().map(|backend| backend.addr.socket_addr().port()).collect();
+            self.ports.retain(&marked, |port| programs.expect_no_more(port));
+        }
+        self.marks.forget_ended();
+        self.tell_in_vain(snapshot);
+    }
+
     /// Says which backends are marked in vain, once, when the routing database or the daemon begins to say so and not
     /// only when a client comes.
-    pub fn look_at(&self, snapshot: &Snapshot) {
+    fn tell_in_vain(&self, snapshot: &Snapshot) {
         let Some(why) = self.why_not() else { return };
         let marked: BTreeSet<BackendId> = snapshot.same_host().map(|backend| backend.id.clone()).collect();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
