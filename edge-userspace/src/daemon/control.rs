@@ -112,7 +112,7 @@ impl DaemonControl {
         let policy = self.shared.path.policy();
         let off = || (!policy.wants_kernel()).then(|| format!("forwarder {} asks for userspace only", policy.as_str()));
         SameHostStatus {
-            why: path.why_not().or_else(off),
+            why: path.why_not().or_else(off).or_else(|| self.shared.ways_to_marked().why_not(&snapshot)),
             marked: snapshot.same_host().count() as u64,
             flows: path.pairs_in_use().into(),
             bytes: path.forwarded(),

@@ -36,6 +36,7 @@ use edgeproxy::application::events::{EventKind, Events, Subject};
 use edgeproxy::application::flows::Flows;
 use edgeproxy::application::health::Watch;
 use edgeproxy::application::listening::Listening;
+use edgeproxy::application::marked_behind_headers::{HeaderWatch, WaysToMarked};
 use edgeproxy::application::ports::SourceError;
 use edgeproxy::application::reload::{ReloadCommand, ReloadError, ReloadLoop, Tick};
 use edgeproxy::application::routing::RoutingTable;
@@ -98,6 +99,12 @@ pub(crate) struct Shared {
     max_connections: usize,
     /// What the daemon kept of its capabilities.
     privileges: CapabilitySet,
+}
+
+impl Shared {
+    fn ways_to_marked(&self) -> WaysToMarked {
+        WaysToMarked { endpoints: Arc::clone(&self.endpoints), app: self.settings.app.clone() }
+    }
 }
 
 /// Runs the daemon until it is told to stop; the exit code says how it ended.
@@ -370,10 +377,14 @@ fn spawn_reload(
     let regions =
         UnknownRegions { pop_region: shared.settings.region.clone(), overrides: Arc::clone(&shared.overrides) };
     let mut regions = RegionWatch::new(regions, Arc::clone(&shared.events));
+    // Where no cgroup is named no mark has an effect, which is told already.
+    let named = !shared.settings.same_host_cgroup.is_empty();
+    let mut headers = named.then(|| HeaderWatch::new(shared.ways_to_marked(), Arc::clone(&shared.events)));
     let work = move || {
         limits::yield_to_workers();
         let mut seen = routing.load().generation();
         regions.look_at(&routing.snapshot());
+        headers.iter_mut().for_each(|watch| watch.look_at(&routing.snapshot()));
         let also = move || {
             look_after_geo();
             let snapshot = routing.snapshot();
@@ -381,6 +392,7 @@ fn spawn_reload(
                 same_host.look_at(&snapshot);
                 listeners.look();
                 regions.look_at(&snapshot);
+                headers.iter_mut().for_each(|watch| watch.look_at(&snapshot));
             }
         };
         reload.run(interval, &inbox, also);
