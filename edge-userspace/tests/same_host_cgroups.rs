@@ -114,9 +114,26 @@ fn clients_from_elsewhere_wait_for_nothing() {
     // Neither the clients nor the backend, which are threads of this test, are in there.
     let daemon = same_host_daemon(&world, &cgroups, &[cgroups.servers()], &[]);
     let took = median(&world, daemon.addr(), 0);
+    eprintln!("connecting and an exchange took {took:?}");
     assert!(took < PROMPT, "{took:?}");
     let records = daemon.access_log(SOON, |records| records.len() == 31);
     assert!(records.iter().all(|record| record.fallback.is_none()), "{records:?}");
+}
+
+/// Local clients of a backend that is none of the named applications wait for its end, unless the operator has switched.
+#[test]
+fn while_all_is_to_be_in_userspace_nobody_waits() {
+    let Some(world) = World::new(KERNEL, "while_all_is_to_be_in_userspace_nobody_waits") else { return };
+    let (cgroups, addr, daemon) = stage::one_marked(&world, &[]);
+    let server = FileServer::start(Kind::Poll, &world, addr, cgroups.servers());
+    let record = converse(&world, &daemon, &server, 0);
+    assert_eq!(record.fallback.as_deref(), Some("not_local"), "{record:?}");
+    daemon.post("/api/v1/forwarder", "{\"forwarder\": \"off\"}").unwrap();
+    let record = converse(&world, &daemon, &server, 1);
+    assert_eq!(record.fallback, None, "{record:?}");
+    let begun = record.forwarders.first().map(|step| step.at_ms).unwrap();
+    eprintln!("forwarded after {begun} ms");
+    assert!(begun < 10.0, "{record:?}");
 }
 
 /// Nobody waits for the backend's end, so it may be taken up while it is being given up on.
