@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs::{self, Permissions};
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 
@@ -80,6 +81,23 @@ fn the_same_host_path_takes_the_same_three_capabilities() {
     }
 }
 
+/// A service manager makes the cgroups of services, so it is done while the daemon runs, by a user without any privileges.
+#[test]
+fn a_cgroup_that_comes_later_takes_no_capability() {
+    let Some(world) = World::new(KERNEL, "a_cgroup_that_comes_later_takes_no_capability") else { return };
+    let cgroups = Cgroups::create().unwrap();
+    let three = LOADING.into_iter().map(|(_, capability)| capability).collect();
+    let config = world.config_for_others().privileged_user(NOBODY, three).cgroup(cgroups.daemon());
+    let service = cgroups.servers().join("api.service");
+    let daemon = Daemon::start(&world.lab, &config.set("same_host_cgroup", service.display())).unwrap();
+    assert!(why_off(&daemon).is_some_and(|why| why.ends_with("is not there")), "{:?}", why_off(&daemon));
+    assert_privileges(&daemon, CapabilitySet::empty());
+    fs::create_dir(&service).unwrap();
+    eventually("its applications take part", || why_off(&daemon).is_none());
+    drop(daemon);
+    fs::remove_dir(&service).unwrap();
+}
+
 /// With the two others, which are given up all the same.
 fn lacking(name: &str, test: &str) {
     let Some(world) = World::new(KERNEL, test) else { return };
@@ -107,6 +125,38 @@ fn without_privileges_connections_stay_in_userspace_and_the_status_says_why() {
         assert!(why.starts_with("CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF are missing"), "{why}");
         common::assert_in_userspace(&world.exchange(&daemon));
     }
+}
+
+/// What is large is spliced then, as where the kernel path is not wanted.
+#[test]
+fn without_privileges_auto_splices_what_is_large() {
+    let Some(world) = World::new(NETWORK, "without_privileges_auto_splices_what_is_large") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let config = world.config_for_others().user(NOBODY).set("forwarder", "auto");
+    let daemon = Daemon::start(&world.lab, &config).unwrap();
+    common::assert_kernel_path_off(&daemon, "capability");
+    assert_eq!(daemon.status().unwrap().text("/forwarder/active"), Some("splice"));
+    const SIZE: u64 = 32 << 20;
+    let visit = world.visit(0, daemon.addr()).unwrap();
+    let (local, mut sender) = (visit.local, visit.stream().try_clone().unwrap());
+    let sent = std::thread::spawn(move || sender.write_all(&bytes(SIZE)));
+    let mut back = vec![0; bytes(SIZE).len()];
+    visit.stream().read_exact(&mut back).unwrap();
+    assert!(back == bytes(SIZE), "the echo differs");
+    sent.join().unwrap().unwrap();
+    visit.finish().unwrap();
+    let record = daemon.record_of(local, SOON).unwrap();
+    assert_eq!((record.termination.as_str(), record.fallback.as_deref()), ("--", Some("unavailable")), "{record:?}");
+    assert!(record.bytes_up == SIZE && record.bytes_down > SIZE, "{record:?}");
+    let steps: Vec<_> = record.forwarders.iter().map(|step| step.forwarder.as_str()).collect();
+    assert_eq!(steps, ["copy", "splice"], "{record:?}");
+    // Most of it, and not a last piece.
+    assert!(record.kernel_up > SIZE / 2 && record.kernel_down > SIZE / 2, "{record:?}");
+}
+
+/// In which any shift or swap shows.
+fn bytes(count: u64) -> Vec<u8> {
+    (0..count / 8).flat_map(u64::to_le_bytes).collect()
 }
 
 #[test]

@@ -528,6 +528,35 @@ fn a_header_and_a_marked_backend_take_the_ordinary_way() {
     at_rest(&bench.daemon);
 }
 
+/// All begin with a header then, so no mark can have an effect: that is said, and nobody waits for it.
+#[test]
+fn marked_backends_behind_listeners_that_require_headers_are_told() {
+    let test = "marked_backends_behind_listeners_that_require_headers_are_told";
+    let Some(world) = World::new(KERNEL, test) else { return };
+    let cgroups = Cgroups::create().unwrap();
+    let _backend = world.backend(1, Manner::Echo, Row::same_host);
+    let config = world.config().set("same_host_cgroup", cgroups.applications().display());
+    let config = config.set("accept_proxy", "required").set("proxy_from", CLIENTS);
+    let daemon = Daemon::start(&world.lab, &config.cgroup(cgroups.daemon())).unwrap();
+    let why = "accept_proxy = required: a connection that begins with a PROXY header can't be handed over";
+    let told = || daemon.status().unwrap().text("/forwarder/same_host/why").map(str::to_owned);
+    assert!(told().is_some_and(|told| told.starts_with(why)), "{:?}", told());
+    assert_said(&daemon, why);
+    assert_said(&daemon, "same_host_off");
+    let metrics = daemon.metrics().unwrap();
+    assert!(metrics.contains("edgeproxy_same_host_path_active 0\n"), "{metrics}");
+    let client = SocketAddr::from(([203, 0, 113, 9], 9));
+    let mut stream = open(&world, 1, daemon.addr(), &header(ProxyVersion::V2, client));
+    assert_eq!(line(&mut stream), "b1");
+    assert_eq!(echoed(stream, b"a few bytes"), b"a few bytes");
+    let record = daemon.record_of(client, SOON).unwrap();
+    assert_eq!((record.fallback.as_deref(), record.forwarder.as_deref()), (Some("proxy_header"), Some("copy")));
+    // Clients of a listener that takes none can have their bytes handed over.
+    let plain = "INSERT INTO listeners (id, address, port) VALUES ('plain', '10.64.0.1', 8099)";
+    world.database.execute(&plain.replace("10.64.0.1", &world.lab.pop().to_string()));
+    eventually("the other listener counts", || told().is_none());
+}
+
 /// One that is promoted to the kernel path after a while, by `auto`.
 #[test]
 fn a_connection_with_headers_is_promoted() {

@@ -5,12 +5,13 @@ mod common;
 
 use std::cell::RefCell;
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aya::maps::{HashMap, Map, MapData};
 use common::bench::{Bench, memory_fall};
 use common::http::{Http, Pace};
 use common::polling;
@@ -83,6 +84,70 @@ fn what_is_sent_before_the_pairing_comes_first() {
     marked.bench.assert_clean(&report);
     marked.bench.assert_log_agrees(&report);
     marked.assert_sound();
+}
+
+/// As in `bytes.rs`: the operator switches all the time, under running pairs and between new ones.
+#[test]
+fn switching_the_forwarder_while_pairs_run_carries_every_byte() {
+    let test = "switching_the_forwarder_while_pairs_run_carries_every_byte";
+    let Some(marked) = Marked::new(test, &[]) else { return };
+    let load = Load { at_once: 100, ..Load::mixed(50 * Behaviour::ALL.len() as u64, 15) };
+    let report = marked.bench.run_while(&load, |turn| {
+        switch(&marked.bench.daemon, ["sockmap", "off", "splice", "auto", "copy"][turn % 5]);
+        thread::sleep(Duration::from_millis(25));
+    });
+    marked.bench.assert_clean(&report);
+    marked.bench.assert_log_agrees(&report);
+    marked.assert_sound();
+    let records = marked.bench.daemon.access_log(SOON, |records| records.len() as u64 >= load.connections);
+    let with = |forwarder: &str, why: &str| {
+        let steps = |record: &&Record| record.forwarders.iter().any(|s| s.forwarder == forwarder && s.why == why);
+        records.iter().filter(steps).count()
+    };
+    let (paired, off, on) = (with("sk_msg", "same_host"), with("copy", "switched"), with("sk_msg", "switched"));
+    eprintln!("{paired} of {} were pairs; {off} were seen switched off, {on} on again", records.len());
+    assert!(paired > 0 && paired < records.len(), "{paired} of {} were pairs", records.len());
+}
+
+/// Pairs that last through many switches, and send all the while in both directions.
+#[test]
+fn lasting_pairs_are_switched_to_and_fro_and_lose_no_byte() {
+    let test = "lasting_pairs_are_switched_to_and_fro_and_lose_no_byte";
+    let Some(world) = World::new(KERNEL, test) else { return };
+    let (cgroups, addr, daemon) = one_marked(&world, &[]);
+    let server = FileServer::start(Kind::Poll, &world, addr, cgroups.applications());
+    let (root, done) = (server.root(), AtomicBool::new(false));
+    let clients: Vec<_> = (0..8).map(|n| (n, stage::connect(&world, daemon.addr(), n))).collect();
+    let talk = |(n, mut http): (u16, Http)| {
+        stage::converse(&mut http, &[&root], n, Pace::Fast, |_| !done.load(Ordering::SeqCst));
+        http.local_addr()
+    };
+    let talks: Vec<_> = thread::scope(|scope| {
+        let _ended = SetWhenDropped(&done);
+        let talks: Vec<_> = clients.into_iter().map(|client| scope.spawn(move || talk(client))).collect();
+        let pairs = || daemon.flows().unwrap().iter().filter(|flow| flow.forwarder == "sk_msg").count();
+        eventually("all are forwarded", || daemon.status().unwrap().active() == 8 && pairs() > 0);
+        // Longer than a pair takes to look at the switch, and then much shorter.
+        for (turn, pause) in [1_200; 4].into_iter().chain((0..200).map(|n| n % 23)).enumerate() {
+            switch(&daemon, ["off", "auto"][turn % 2]);
+            thread::sleep(Duration::from_millis(pause));
+        }
+        done.store(true, Ordering::SeqCst);
+        talks.into_iter().map(|talk| talk.join().unwrap()).collect()
+    });
+    let records: Vec<_> = talks.into_iter().map(|client| daemon.record_of(client, SOON).unwrap()).collect();
+    assert!(records.iter().all(|record| record.termination == "--"), "{records:?}");
+    // On a loaded host one may have been too late to accept.
+    let pairs: Vec<_> = records.iter().filter(|record| record.fallback.is_none()).collect();
+    assert!(pairs.len() >= 4, "{records:?}");
+    for record in pairs {
+        let steps: Vec<_> = record.forwarders.iter().map(|s| (s.forwarder.as_str(), s.why.as_str())).collect();
+        assert!(steps.contains(&("copy", "switched")) && steps.contains(&("sk_msg", "switched")), "{record:?}");
+        // Both ways were taken by bytes of both directions.
+        assert!(0 < record.kernel_down && record.kernel_down < record.bytes_down, "{record:?}");
+        assert!(0 < record.kernel_up && record.kernel_up < record.bytes_up, "{record:?}");
+    }
+    assert_eq!(withdrawn(&daemon), [""; 0]);
 }
 
 /// As in `bytes.rs`: sixteen connections push 64 MiB each to somebody who reads nothing for two seconds.
@@ -272,6 +337,49 @@ fn the_kill_switch_stops_new_pairs_and_shows_on_running_ones() {
     talk();
     assert_eq!(steps(lasting.into_inner())[..2], [pair("sk_msg", "same_host"), pair("copy", "switched")]);
     assert_eq!(steps(visit(2)), [pair("sk_msg", "same_host")]);
+}
+
+/// The programs have room for 1,024 ports, which would otherwise be all that a daemon could serve in its life.
+#[test]
+fn ports_that_no_marked_backend_has_any_more_are_forgotten() {
+    let test = "ports_that_no_marked_backend_has_any_more_are_forgotten";
+    let Some(world) = World::new(KERNEL, test) else { return };
+    let (_cgroups, addr, daemon) = one_marked(&world, &[]);
+    let other = SocketAddr::new(addr.ip(), addr.port() + 1);
+    [addr, other].into_iter().for_each(|addr| polling::serve(&world, addr));
+    let known = || ports(&daemon).keys().map(Result::unwrap).collect::<Vec<u32>>();
+    let visit = |n: u16| {
+        let mut client = polling::Client::connect(&world, n, daemon.addr());
+        client.echo(b"a few bytes");
+        let local = client.local();
+        drop(client);
+        daemon.record_of(local, SOON).unwrap()
+    };
+    let change = |to: &str| {
+        world.database.execute(&format!("UPDATE backends SET {to}"));
+        assert_eq!(daemon.post("/api/v1/reload", "{}").unwrap().code, 200);
+    };
+    assert_eq!(visit(0).forwarder.as_deref(), Some("sk_msg"));
+    assert_eq!(known(), [u32::from(addr.port())]);
+    change(&format!("port = {}", other.port()));
+    eventually("the former one is forgotten", || known().is_empty());
+    assert_eq!(visit(1).forwarder.as_deref(), Some("sk_msg"));
+    assert_eq!(known(), [u32::from(other.port())]);
+
+    // And one for which there was no room is tried again.
+    change(&format!("port = {}", addr.port()));
+    eventually("this one, too", || known().is_empty());
+    let others = 20_000..20_000 + 1_024;
+    others.clone().for_each(|port| ports(&daemon).insert(port, 1, 0).unwrap());
+    assert_eq!(visit(2).fallback.as_deref(), Some("not_local"));
+    common::assert_said(&daemon, "backends on this port take the ordinary way");
+    others.for_each(|port| ports(&daemon).remove(&port).unwrap());
+    change("weight = 2");
+    eventually("it is known now", || visit(3).forwarder.as_deref() == Some("sk_msg"));
+}
+
+fn ports(daemon: &Daemon) -> HashMap<MapData, u32, u32> {
+    HashMap::try_from(Map::HashMap(maps::map_of(daemon, "own", "MARKED_PORTS"))).unwrap()
 }
 
 /// Blocking reads are not what the kernel promises on such sockets, so those who use them take the ordinary way.

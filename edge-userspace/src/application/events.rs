@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -119,6 +120,12 @@ kinds! {
     BytesDisagree = "bytes_disagree", Error;
     /// A backend lost the mark `same_host` because byte counts disagreed.
     MarkWithdrawn = "mark_withdrawn", Error;
+    /// There is no path between applications of this host, though cgroups were named for it.
+    SameHostOff = "same_host_off", Warn;
+    /// The applications of a named cgroup don't take part in the same-host path: it is gone, or not there yet.
+    CgroupLost = "cgroup_lost", Warn;
+    /// They do: it is there, or there again.
+    CgroupFound = "cgroup_found", Info;
 }
 
 /// What an event is about.
@@ -181,6 +188,11 @@ impl Subject {
 
     pub fn forwarder() -> Self {
         Self::new("forwarder", "")
+    }
+
+    /// A cgroup of the same-host path, by its directory.
+    pub fn cgroup(path: &Path) -> Self {
+        Self::new("cgroup", path.display().to_string())
     }
 }
 

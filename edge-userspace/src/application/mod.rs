@@ -12,6 +12,7 @@ pub mod flows;
 pub mod health;
 pub mod listening;
 pub mod locate;
+pub mod marked_behind_headers;
 pub mod ports;
 pub mod queue;
 pub mod reload;

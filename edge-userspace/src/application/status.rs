@@ -203,6 +203,9 @@ pub struct SameHostStatus {
     pub bytes: u64,
     /// Backends that lost the mark until a restart, and why.
     pub withdrawn: BTreeMap<String, String>,
+    /// Named cgroups whose applications don't take part now, and why.
+    #[serde(default)]
+    pub missing_cgroups: BTreeMap<String, String>,
 }
 
 /// Why the kernel path is off, where it is wanted.
@@ -519,6 +522,7 @@ pub(crate) mod sample {
                     flows: 0,
                     bytes: 0,
                     withdrawn: BTreeMap::from([("sa-2".to_owned(), "counts disagree".to_owned())]),
+                    missing_cgroups: BTreeMap::from([("/sys/fs/cgroup/api".to_owned(), "it is not there".to_owned())]),
                 },
             },
             connections: ConnectionStatus {

@@ -1,6 +1,6 @@
 //! `edgeproxy check`: would the daemon start, and with what?
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -9,12 +9,13 @@ use crate::adapters::outbound::forward::kernel::check_cgroups;
 use crate::adapters::outbound::forward::kernel::releases::{self, Judgement};
 use crate::adapters::outbound::geo::Geo;
 use crate::adapters::outbound::sqlite::SqliteSource;
+use crate::application::marked_behind_headers::{self, WaysToMarked};
 use crate::application::ports::RoutingSource as _;
 use crate::application::routing::RoutingTable;
 use crate::application::status::GeoStatus;
 use crate::application::unknown_regions::UnknownRegions;
 use crate::config::{ForwarderChoice, Settings};
-use crate::domain::{Overrides, Snapshot};
+use crate::domain::{Endpoints, Overrides, Snapshot, Spot};
 
 /// Prints what was found good; the error lists all that was not.
 pub fn run(args: &SettingArgs) -> Result<(), CliError> {
@@ -40,6 +41,8 @@ struct Findings {
     bad: Vec<String>,
     /// Backends with the mark `same_host`.
     marked: Vec<String>,
+    /// Listeners whose clients marks are no good for.
+    behind_headers: BTreeSet<Spot>,
 }
 
 impl Findings {
@@ -56,6 +59,7 @@ impl Findings {
         self.bad.extend(report.rejected.iter().map(|(row, why)| format!("routing database, {row}: {why}")));
         self.marked = table.load().same_host().map(|backend| backend.id.to_string()).collect();
         let before = self.bad.len();
+        self.behind_headers = ways_to_marked(settings).in_vain(&table.load());
         self.listeners(settings, &table.load());
         self.regions(settings, &table.load());
         if self.bad.len() == before {
@@ -144,8 +148,12 @@ impl Findings {
     /// clients are on this host, only their connections tell.
     fn same_host(&mut self, settings: &Settings) {
         let cgroups: Vec<_> = settings.same_host_cgroup.iter().map(|path| path.as_path().to_owned()).collect();
-        if let Err(why) = check_cgroups(&cgroups) {
-            return self.bad.push(why.to_string());
+        match check_cgroups(&cgroups) {
+            Err(why) if !cgroups.is_empty() => return self.bad.push(why.to_string()),
+            // No problem: a service's cgroup is there while it runs.
+            missing => missing.into_iter().flatten().for_each(|why| {
+                let _ = writeln!(self.good, "same host      not yet: {why}; its applications take part once it is");
+            }),
         }
         let in_vain = match settings.forwarder {
             _ if cgroups.is_empty() => {
@@ -163,6 +171,13 @@ impl Findings {
             Some(_) => Ok(()),
             None => writeln!(self.good, "same host      ok: {} cgroups, {count} marked backends", cgroups.len()),
         };
+        for spot in self.behind_headers.iter().filter(|_| !cgroups.is_empty()) {
+            let _ = writeln!(
+                self.good,
+                "same host      no effect for clients of listener {spot}: {}",
+                marked_behind_headers::WHY
+            );
+        }
     }
 
     fn geo(&mut self, settings: &Settings) {
@@ -171,6 +186,15 @@ impl Findings {
             Err(error) => self.bad.push(error.to_string()),
         }
     }
+}
+
+fn ways_to_marked(settings: &Settings) -> WaysToMarked {
+    let mut endpoints = Endpoints::default();
+    for spec in settings.listen_addr.as_slice().iter().filter_map(|spot| settings.listener(spot.clone()).ok()) {
+        // One that contradicts another is told where listeners are judged.
+        let _ = endpoints.add(spec);
+    }
+    WaysToMarked { endpoints: Arc::new(endpoints), app: settings.app.clone() }
 }
 
 #[cfg(test)]
@@ -219,10 +243,28 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_that_is_not_there_is_a_problem() {
+    fn a_cgroup_that_is_not_there_is_told_and_may_come() {
         let env = [("EDGEPROXY_SAME_HOST_CGROUP", "/nowhere")];
-        let findings = problems(Some(&format!("{SCHEMA}{EXAMPLE}")), &env);
-        assert!(findings[0].contains("/nowhere"), "{findings:?}");
+        let (told, bad) = findings(Some(&format!("{SCHEMA}{EXAMPLE}")), &env);
+        assert!(told.contains("not yet: same_host_cgroup /nowhere is not there"), "{told}");
+        assert_eq!(bad, [""; 0]);
+    }
+
+    #[test]
+    fn marks_that_only_clients_behind_headers_come_to_are_told() {
+        let marked = format!("{SCHEMA}{EXAMPLE}UPDATE backends SET same_host = 1 WHERE id = 'sa-node-1';");
+        let env = [
+            ("EDGEPROXY_SAME_HOST_CGROUP", "/nowhere"),
+            ("EDGEPROXY_LISTEN_ADDR", "0.0.0.0:8080"),
+            ("EDGEPROXY_ACCEPT_PROXY", "required"),
+            ("EDGEPROXY_PROXY_FROM", "10.0.0.0/8"),
+        ];
+        let (told, bad) = findings(Some(&marked), &env);
+        assert!(told.contains("no effect for clients of listener 0.0.0.0:8080: accept_proxy = required"), "{told}");
+        assert_eq!(bad, [""; 0]);
+        let listener = "INSERT INTO listeners (id, port) VALUES ('plain', 81);";
+        let (told, _) = findings(Some(&format!("{marked}{listener}")), &env[..2]);
+        assert!(!told.contains("no effect"), "{told}");
     }
 
     #[test]

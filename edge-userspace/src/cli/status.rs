@@ -186,6 +186,10 @@ fn forwarder(status: &Status, line: &mut impl FnMut(&str, String)) {
     for (backend, why) in &same_host.withdrawn {
         line("", format!("{backend} lost the mark same_host: {why}"));
     }
+    // Where none takes part that is why there is no path, and told.
+    for (_, why) in same_host.missing_cgroups.iter().filter(|_| same_host.why.is_none()) {
+        line("", format!("applications that don't take part: {why}"));
+    }
 }
 
 fn routing(status: &Status, line: &mut impl FnMut(&str, String)) {

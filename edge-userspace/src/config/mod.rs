@@ -23,9 +23,24 @@ pub use sources::Sources;
 pub use table::{KEYS, Key, Settings};
 pub use value::{Rule, Unit};
 
+use crate::domain::{ListenerId, ListenerSpec, NameError, Spot};
+
 impl Settings {
     /// The settings in force, or everything that is wrong with the sources.
     pub fn load(sources: Sources) -> Result<Self, Vec<SettingError>> {
         Effective::load(&sources).map(|effective| effective.settings)
+    }
+
+    /// The listener of one of the places in `listen_addr`.
+    pub fn listener(&self, spot: Spot) -> Result<ListenerSpec, NameError> {
+        Ok(ListenerSpec {
+            id: ListenerId::parse(&spot.to_string())?,
+            app: self.app.clone(),
+            spot,
+            server_names: Vec::new(),
+            accept_proxy: self.accept_proxy,
+            proxy_from: self.proxy_from.clone(),
+            max_connections: 0,
+        })
     }
 }

@@ -107,15 +107,17 @@ impl DaemonControl {
 
     fn same_host(&self) -> SameHostStatus {
         let path = &self.shared.same_host;
-        let withdrawn = path.withdrawn().into_iter();
+        let snapshot = self.shared.routing.snapshot();
+        let (withdrawn, missing) = (path.withdrawn().into_iter(), path.missing_cgroups().into_iter());
         let policy = self.shared.path.policy();
         let off = || (!policy.wants_kernel()).then(|| format!("forwarder {} asks for userspace only", policy.as_str()));
         SameHostStatus {
-            why: path.why_not().map(str::to_owned).or_else(off),
-            marked: self.shared.routing.load().same_host().count() as u64,
+            why: path.why_not().or_else(off).or_else(|| self.shared.ways_to_marked().why_not(&snapshot)),
+            marked: snapshot.same_host().count() as u64,
             flows: path.pairs_in_use().into(),
             bytes: path.forwarded(),
             withdrawn: withdrawn.map(|(backend, why)| (backend.to_string(), why)).collect(),
+            missing_cgroups: missing.map(|(path, why)| (path.display().to_string(), why)).collect(),
         }
     }
 

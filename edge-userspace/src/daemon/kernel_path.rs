@@ -7,9 +7,10 @@ use aya::EbpfLoader;
 
 use edgeproxy::adapters::inbound::listeners::manager::Steer;
 use edgeproxy::adapters::outbound::forward::kernel::releases::{self, Judgement};
-use edgeproxy::adapters::outbound::forward::kernel::{Kernel, KernelError, KernelLimits, Offsets};
+use edgeproxy::adapters::outbound::forward::kernel::{CgroupNews, Kernel, KernelError, KernelLimits, Offsets};
 use edgeproxy::adapters::outbound::forward::{Found, Policy, SameHost, SameHostLimits, self_test};
 use edgeproxy::adapters::outbound::privileges;
+use edgeproxy::application::events::{EventKind, Events, Subject};
 use edgeproxy::application::status::KernelPathOff;
 use edgeproxy::cli::CliError;
 use edgeproxy::config::{ForwarderChoice, Settings};
@@ -171,8 +172,24 @@ fn explained(why: &KernelError) -> Loaded {
     Loaded::Not(KernelPathOff::Capability, why)
 }
 
-/// Opens the path between applications of this host, where the operator named their cgroups.
-pub(crate) async fn open_same_host(settings: &Settings) -> SameHost {
+/// Opens the path between applications of this host, where the operator named their cgroups, and says whose applications
+/// don't take part.
+pub(crate) async fn open_same_host(settings: &Settings, events: &Events) -> SameHost {
+    let path = same_host(settings).await;
+    let missing = path.missing_cgroups();
+    for (cgroup, why) in &missing {
+        events.emit(EventKind::CgroupLost, Subject::cgroup(cgroup), why);
+    }
+    // Who names none, or asks for userspace only, wants none.
+    let wanted = !settings.same_host_cgroup.is_empty() && policy(settings.forwarder).wants_kernel();
+    if let Some(why) = path.why_not().filter(|_| wanted && missing.is_empty()) {
+        let why = format!("marked backends take the ordinary way: {why}");
+        events.emit(EventKind::SameHostOff, Subject::forwarder(), why);
+    }
+    path
+}
+
+async fn same_host(settings: &Settings) -> SameHost {
     if !settings.same_host_cgroup.is_empty() {
         if !policy(settings.forwarder).wants_kernel() {
             return SameHost::closed(format!("forwarder = {} asks for userspace only", settings.forwarder.as_str()));
@@ -187,4 +204,14 @@ pub(crate) async fn open_same_host(settings: &Settings) -> SameHost {
         budget: settings.same_host_budget_kib.saturating_mul(1024),
     };
     SameHost::open(&limits).await
+}
+
+/// Takes in cgroups that have come back and says which are gone.
+pub(crate) fn look_after_cgroups(same_host: &SameHost, events: &Events) {
+    for CgroupNews { path, why_not } in same_host.tick() {
+        match why_not {
+            Some(why) => events.emit(EventKind::CgroupLost, Subject::cgroup(&path), why),
+            None => events.emit(EventKind::CgroupFound, Subject::cgroup(&path), "its applications take part"),
+        }
+    }
 }

@@ -11,7 +11,7 @@ use edgeproxy::adapters::inbound::listeners::manager::{Command, Manager, Parts, 
 use edgeproxy::adapters::inbound::listeners::steering::Steering;
 use edgeproxy::cli::CliError;
 use edgeproxy::config::Settings;
-use edgeproxy::domain::{Endpoint, Endpoints, ListenerId, ListenerSpec, Place, Spot};
+use edgeproxy::domain::{Endpoint, Endpoints, Place, Spot};
 use tokio::sync::mpsc::Sender;
 
 use super::{Shared, failed, limits};
@@ -108,16 +108,7 @@ pub(crate) fn take_handed() -> Handed {
 pub(crate) fn endpoints(settings: &Settings) -> Result<Endpoints, CliError> {
     let mut endpoints = Endpoints::default();
     for spot in settings.listen_addr.as_slice() {
-        let spot = with_port(spot)?;
-        let spec = ListenerSpec {
-            id: ListenerId::parse(&spot.to_string()).map_err(failed)?,
-            app: settings.app.clone(),
-            spot,
-            server_names: Vec::new(),
-            accept_proxy: settings.accept_proxy,
-            proxy_from: settings.proxy_from.clone(),
-            max_connections: 0,
-        };
+        let spec = settings.listener(with_port(spot)?).map_err(failed)?;
         endpoints.add(spec).map_err(failed)?;
     }
     Ok(endpoints)

@@ -36,6 +36,7 @@ use edgeproxy::application::events::{EventKind, Events, Subject};
 use edgeproxy::application::flows::Flows;
 use edgeproxy::application::health::Watch;
 use edgeproxy::application::listening::Listening;
+use edgeproxy::application::marked_behind_headers::{HeaderWatch, WaysToMarked};
 use edgeproxy::application::ports::SourceError;
 use edgeproxy::application::reload::{ReloadCommand, ReloadError, ReloadLoop, Tick};
 use edgeproxy::application::routing::RoutingTable;
@@ -100,6 +101,12 @@ pub(crate) struct Shared {
     privileges: CapabilitySet,
 }
 
+impl Shared {
+    fn ways_to_marked(&self) -> WaysToMarked {
+        WaysToMarked { endpoints: Arc::clone(&self.endpoints), app: self.settings.app.clone() }
+    }
+}
+
 /// Runs the daemon until it is told to stop; the exit code says how it ended.
 pub(crate) fn run(args: &SettingArgs) -> Result<u8, CliError> {
     memory::bound_what_is_kept();
@@ -118,7 +125,7 @@ async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
     let events = Arc::new(Events::default());
     let early = kernel_path::comes_first(&settings).then(|| Programs::start(&settings)).transpose()?;
     let (routing, reload) = load_routing(&settings.db_path, Arc::clone(&events))?;
-    let same_host = Arc::new(kernel_path::open_same_host(&settings).await);
+    let same_host = Arc::new(kernel_path::open_same_host(&settings, &events).await);
     let geo = open_geo(&settings)?;
     let admin_tcp = settings.admin_listen.map(edgeproxy::config::LoopbackAddr::socket_addr);
     let admin = AdminServer::bind(&settings.admin_socket, admin_tcp).await.map_err(failed)?;
@@ -370,10 +377,14 @@ fn spawn_reload(
     let regions =
         UnknownRegions { pop_region: shared.settings.region.clone(), overrides: Arc::clone(&shared.overrides) };
     let mut regions = RegionWatch::new(regions, Arc::clone(&shared.events));
+    // Where no cgroup is named no mark has an effect, which is told already.
+    let named = !shared.settings.same_host_cgroup.is_empty();
+    let mut headers = named.then(|| HeaderWatch::new(shared.ways_to_marked(), Arc::clone(&shared.events)));
     let work = move || {
         limits::yield_to_workers();
         let mut seen = routing.load().generation();
         regions.look_at(&routing.snapshot());
+        headers.iter_mut().for_each(|watch| watch.look_at(&routing.snapshot()));
         let also = move || {
             look_after_geo();
             let snapshot = routing.snapshot();
@@ -381,6 +392,7 @@ fn spawn_reload(
                 same_host.look_at(&snapshot);
                 listeners.look();
                 regions.look_at(&snapshot);
+                headers.iter_mut().for_each(|watch| watch.look_at(&snapshot));
             }
         };
         reload.run(interval, &inbox, also);
@@ -419,7 +431,7 @@ fn health_rules(settings: &Settings) -> HealthRules {
 }
 
 /// Ends ejections in time and lets shares grow; ranks backends by their round-trip times; tells when the kernel path was
-/// condemned or a mark withdrawn.
+/// condemned or a mark withdrawn; takes in cgroups that have come back.
 fn spawn_health_ticks(shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
     let mut rtt = RttRanking::default();
@@ -438,6 +450,7 @@ fn spawn_health_ticks(shared: &Arc<Shared>) {
                 let why = format!("the mark same_host is withdrawn until a restart: {why}");
                 shared.events.emit(EventKind::MarkWithdrawn, Subject::backend_id(&backend), why);
             }
+            kernel_path::look_after_cgroups(&shared.same_host, &shared.events);
         }
     });
 }

@@ -86,6 +86,8 @@ pub(super) const SAME_HOST_BYTES: Name =
     ("same_host_bytes", "Payload handed over without TCP by connections that have ended");
 pub(super) const SAME_HOST_WITHDRAWN: Name =
     ("same_host_withdrawn", "Backends that lost the mark same_host because byte counts disagreed");
+pub(super) const SAME_HOST_CGROUPS_MISSING: Name =
+    ("same_host_cgroups_missing", "Cgroups of same_host_cgroup whose applications don't take part now");
 pub(super) const ACCEPT_ERRORS: Name = ("accept_errors", "Failures of accept, by kind");
 pub(super) const LISTENER_CLOSED: Name = ("listener_connections_closed", "Connections that have ended, by listener");
 pub(super) const LISTENER_UP: Name = ("listener_up", "1 while a listener accepts connections");

@@ -162,7 +162,8 @@ impl Scrape {
         out.gauge(names::SAME_HOST_MARKED, same_host.marked)?;
         out.gauge(names::SAME_HOST_FLOWS, same_host.flows)?;
         out.counter(names::SAME_HOST_BYTES, same_host.bytes)?;
-        out.gauge(names::SAME_HOST_WITHDRAWN, same_host.withdrawn.len() as u64)
+        out.gauge(names::SAME_HOST_WITHDRAWN, same_host.withdrawn.len() as u64)?;
+        out.gauge(names::SAME_HOST_CGROUPS_MISSING, same_host.missing_cgroups.len() as u64)
     }
 
     fn backends(&self, out: &mut Out<'_, '_>) -> fmt::Result {

@@ -4,6 +4,61 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use super::SameHostError;
+
+/// A cgroup that is this daemon's alone: none of the same kind is in it, above or below. Programs count for the cgroups
+/// below theirs, too.
+///
+/// Which programs are attached the kernel tells to CAP_NET_ADMIN, but whose they are to CAP_SYS_ADMIN only. A lock on
+/// the directory tells it to everybody, and ends with its owner, however that ends.
+#[derive(Debug)]
+pub(super) struct Place(File);
+
+impl Place {
+    /// The cgroup of this process.
+    pub(super) fn take() -> Result<Self, SameHostError> {
+        let own = own().map_err(SameHostError::NoOwnCgroup)?;
+        let directory = open(&own).map_err(SameHostError::NoOwnCgroup)?;
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(SameHostError::Shared(own)),
+            Err(why) => return Err(SameHostError::NoOwnCgroup(why.into())),
+        }
+        let above = own.ancestors().skip(1).take_while(|path| is_one(path)).map(Path::to_owned);
+        match above.chain(below(&own)).find(|path| is_taken(path)) {
+            Some(theirs) => Err(SameHostError::Shared(theirs)),
+            None => Ok(Self(directory)),
+        }
+    }
+
+    pub(super) fn cgroup(&self) -> &File {
+        &self.0
+    }
+}
+
+/// Whether a daemon has locked it. One that can't be opened is no place for one.
+fn is_taken(path: &Path) -> bool {
+    let shared = File::open(path).map(|directory| flock(&directory, FlockOperation::NonBlockingLockShared));
+    shared.is_ok_and(|lock| lock == Err(Errno::WOULDBLOCK))
+}
+
+/// All cgroups below that one.
+fn below(path: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut left = vec![path.to_owned()];
+    while let Some(next) = left.pop() {
+        let entries = fs::read_dir(next).into_iter().flatten().flatten();
+        let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let directories: Vec<_> = directories.map(|entry| entry.path()).collect();
+        left.extend_from_slice(&directories);
+        found.extend(directories);
+    }
+    found
+}
+
 /// The cgroup v2 directory of this process.
 pub(super) fn own() -> io::Result<PathBuf> {
     own_path(&fs::read_to_string("/proc/self/mountinfo")?, &fs::read_to_string("/proc/self/cgroup")?)
@@ -20,8 +75,11 @@ const CGROUP2: rustix::fs::FsWord = 0x6367_7270;
 
 /// Opens the cgroup v2 directory of this process.
 pub(super) fn open_own() -> io::Result<File> {
-    let path = own()?;
-    File::open(&path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+    open(&own()?)
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    File::open(path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
 }
 
 /// From `/proc/self/mountinfo` (proc(5): `id parent dev root mountpoint options… - type …`) and the `0::` line of

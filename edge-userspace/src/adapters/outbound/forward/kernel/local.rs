@@ -1,9 +1,9 @@
 //! The programs and maps of the path between two applications of this host, and the place of one pair in them.
 #![allow(unsafe_code)]
 
-use std::fs::File;
+use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,10 +18,12 @@ use edge_common::{
 
 use super::super::lane::{Both, Side};
 use super::super::socket;
+use super::applications::{Applications, CgroupNews, check_cgroups};
 use super::btf::Btf;
+use super::cgroup::Place;
 use super::mapped::MappedArray;
 use super::pairs::PairPool;
-use super::{KernelError, PROGRAMS, cgroup, map_array, take};
+use super::{KernelError, PROGRAMS, map_array, take};
 use crate::application::flows::InKernel;
 
 /// Maps that only the ordinary kernel path uses: here they take the least room there is.
@@ -59,6 +61,8 @@ const OFFSETS: [(&str, &str, &str); 12] = [
 pub enum SameHostError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    #[error("same_host_cgroup {0} is not there")]
+    Absent(PathBuf),
     #[error("same_host_cgroup {0} can't be opened: {1}")]
     NoCgroup(PathBuf, std::io::Error),
     #[error("same_host_cgroup {0} is not a directory of a cgroup v2 file system (usually below /sys/fs/cgroup)")]
@@ -71,6 +75,17 @@ pub enum SameHostError {
     HoldsDaemon(PathBuf),
     #[error("this process stands in no cgroup v2: {0}")]
     NoOwnCgroup(std::io::Error),
+    #[error(
+        "another daemon with a same-host path is in cgroup {0}, and would take this one's connections for its own: run each in a cgroup of its own, and none below another's"
+    )]
+    Shared(PathBuf),
+}
+
+impl SameHostError {
+    /// Whether it is no matter of configuration, and may end.
+    pub(super) fn may_pass(&self) -> bool {
+        matches!(self, Self::Absent(_))
+    }
 }
 
 /// The loaded programs. Dropping it detaches them; paired sockets then go on through TCP.
@@ -87,6 +102,9 @@ pub(in super::super) struct LocalPrograms {
     /// Bytes handed over by pairs that have ended.
     forwarded: AtomicU64,
     programs: Mutex<Ebpf>,
+    applications: Mutex<Applications>,
+    /// Keeps other daemons with such a path out of this one's cgroup.
+    _place: Place,
 }
 
 impl std::fmt::Debug for LocalPrograms {
@@ -95,25 +113,12 @@ impl std::fmt::Debug for LocalPrograms {
     }
 }
 
-/// What is wrong with the cgroups, without loading anything.
-pub fn check_cgroups(cgroups: &[PathBuf]) -> Result<(), SameHostError> {
-    let own = cgroup::own().map_err(SameHostError::NoOwnCgroup)?;
-    for path in cgroups {
-        let named = path.canonicalize().map_err(|why| SameHostError::NoCgroup(path.clone(), why))?;
-        if !cgroup::is_one(&named) {
-            return Err(SameHostError::NotACgroup(path.clone()));
-        }
-        if own.starts_with(&named) {
-            return Err(SameHostError::HoldsDaemon(path.clone()));
-        }
-    }
-    Ok(())
-}
-
 impl LocalPrograms {
     /// Loads the programs and attaches them: one to this process's own cgroup, one to each that is named.
     pub(in super::super) fn load(cgroups: &[PathBuf], pairs: u32, budget: u32) -> Result<Arc<Self>, SameHostError> {
         check_cgroups(cgroups)?;
+        // Before the programs: from their first moment on they would see the sockets of all who are in the cgroup.
+        let place = Place::take()?;
         let mut programs = load_object()?;
         let sockets: SockHash<MapData, u64> = take(&mut programs, "LOCAL_SOCKETS")?;
         let verdict: &mut SkMsg = program(&mut programs, "hand_over")?;
@@ -123,13 +128,10 @@ impl LocalPrograms {
         look.load().map_err(KernelError::from)?;
         let own: &mut SockOps = program(&mut programs, "own")?;
         own.load().map_err(KernelError::from)?;
-        let own_cgroup = cgroup::open_own().map_err(SameHostError::NoOwnCgroup)?;
-        own.attach(own_cgroup, CgroupAttachMode::Single).map_err(KernelError::from)?;
+        own.attach(place.cgroup(), CgroupAttachMode::Single).map_err(KernelError::from)?;
         let adopt: &mut SockOps = program(&mut programs, "adopt")?;
         adopt.load().map_err(KernelError::from)?;
-        for path in cgroups {
-            attach(adopt, path)?;
-        }
+        let applications = Applications::attach(adopt, cgroups)?;
         let flows = map_array(&mut programs, "LOCAL_FLOWS", MAX_LOCAL_FLOWS)?;
         let control: MappedArray<LocalControl> = map_array(&mut programs, "LOCAL_CONTROL", 1)?;
         control.set_budget(budget);
@@ -145,14 +147,41 @@ impl LocalPrograms {
             pairs: PairPool::new(pairs.clamp(1, MAX_LOCAL_FLOWS / 4)),
             forwarded: AtomicU64::new(0),
             programs: Mutex::new(programs),
+            applications: Mutex::new(applications),
+            _place: place,
         }))
     }
 
-    /// A marked backend listens on this port: its end of a connection is to be known.
-    pub(in super::super) fn expect(&self, port: u16) {
-        if let Err(why) = lock(&self.ports).insert(u32::from(port), 1, 0) {
-            tracing::warn!(port, %why, "backends on this port take the ordinary way");
+    /// Takes in the applications of cgroups that have come since, and says which are gone. Cheap where nothing changed.
+    pub(in super::super) fn look_for_cgroups(&self) -> Vec<CgroupNews> {
+        let mut applications = lock(&self.applications);
+        if applications.is_settled() {
+            return Vec::new();
         }
+        let mut programs = lock(&self.programs);
+        let adopt: Result<&mut SockOps, _> = program(&mut programs, "adopt");
+        adopt.map(|adopt| applications.look(adopt)).unwrap_or_default()
+    }
+
+    /// The named cgroups whose applications don't take part, and why.
+    pub(in super::super) fn missing_cgroups(&self) -> BTreeMap<PathBuf, String> {
+        lock(&self.applications).missing().map(|(path, why)| (path.to_owned(), why.to_owned())).collect()
+    }
+
+    /// Whether any applications take part.
+    pub(in super::super) fn has_applications(&self) -> bool {
+        lock(&self.applications).any()
+    }
+
+    /// A marked backend listens on this port: its end of a connection is to be known.
+    pub(in super::super) fn expect(&self, port: u16) -> Result<(), KernelError> {
+        Ok(lock(&self.ports).insert(u32::from(port), 1, 0)?)
+    }
+
+    /// None does any more.
+    pub(in super::super) fn expect_no_more(&self, port: u16) {
+        // Absent is fine: there was no room for it.
+        let _ = lock(&self.ports).remove(&u32::from(port));
     }
 
     /// The other end of this connection is not wanted any more, should it still come.
@@ -269,12 +298,6 @@ where
     &'a mut T: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
     Ok(programs.program_mut(name).ok_or(KernelError::Missing(name))?.try_into()?)
-}
-
-fn attach(adopt: &mut SockOps, path: &Path) -> Result<(), SameHostError> {
-    let cgroup = File::open(path).map_err(|why| SameHostError::NoCgroup(path.to_owned(), why))?;
-    // As a bpf_link, which other programs in the same cgroup don't disturb.
-    adopt.attach(cgroup, CgroupAttachMode::Single).map(drop).map_err(|why| SameHostError::Attach(path.to_owned(), why))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

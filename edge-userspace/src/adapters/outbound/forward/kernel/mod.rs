@@ -1,5 +1,6 @@
 //! The kernel side of forwarding: the loaded programs, their maps, and the thread that listens to them.
 
+mod applications;
 mod btf;
 mod cgroup;
 mod counts;
@@ -19,12 +20,13 @@ use aya::programs::{ProgramError, SkSkb};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use edge_common::{Control, Flow, MAX_FLOWS};
 
+pub use self::applications::{CgroupNews, check_cgroups};
 use self::btf::{Btf, BtfError};
 pub use self::counts::BackendCounts;
 use self::events::Events;
 pub(super) use self::events::{Interest, Ready};
+pub use self::local::SameHostError;
 pub(super) use self::local::{LocalPrograms, LocalSlot};
-pub use self::local::{SameHostError, check_cgroups};
 use self::mapped::{FlowView, MappedArray};
 use self::pairs::PairPool;
 pub(super) use self::pairs::PairSlot;

@@ -56,6 +56,11 @@ impl Marks {
         Mark { marks: Arc::clone(self), backend: backend.clone() }
     }
 
+    /// Forgets pairs that have ended. Backends that lost the mark have lost it, also those that are gone.
+    pub(super) fn forget_ended(&self) {
+        self.state().pairs.retain(|_, pairs| pairs.iter().any(|pair| pair.strong_count() > 0));
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,8 +2,10 @@
 //! and back. For backends with the mark `same_host` only. The rules are in `docs/same-host.md`.
 
 mod audit;
+mod late;
 mod marks;
 mod pair;
+mod ports;
 mod self_test;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,11 +16,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use edge_common::{LocalSocket, OwnSocket};
 use tokio::net::TcpStream;
 
+use self::late::Late;
 use self::marks::Marks;
 pub(super) use self::pair::Report;
 use self::pair::{LocalPair, find_backend};
+use self::ports::Ports;
 use super::TimeLimits;
-use super::kernel::{LocalPrograms, SameHostError};
+use super::kernel::{CgroupNews, LocalPrograms, SameHostError};
 use super::lane::Both;
 use crate::adapters::outbound::privileges;
 use crate::application::drain::Cut;
@@ -44,8 +48,8 @@ pub struct SameHostLimits {
 pub struct SameHost {
     programs: Option<Arc<LocalPrograms>>,
     budget: u32,
-    /// Ports of marked backends that the programs know.
-    expected: Mutex<BTreeSet<u16>>,
+    ports: Ports,
+    late: Late,
     /// Why there is none.
     why_not: Option<String>,
     /// Marked backends of which it was said that their mark has no effect.
@@ -54,7 +58,7 @@ pub struct SameHost {
 }
 
 impl SameHost {
-    /// Loads the programs and tries them. Without cgroups, or where something is missing, there is no path and the
+    /// Loads the programs and tries them. Where no cgroup is named, or something is missing, there is no path and the
     /// mark has no effect.
     pub async fn open(limits: &SameHostLimits) -> Self {
         if limits.cgroups.is_empty() {
@@ -65,10 +69,7 @@ impl SameHost {
                 tracing::info!(cgroups = ?limits.cgroups, "the same-host path passed its self-test");
                 Self::new(Some(programs), limits.budget, None)
             }
-            Err(why) => {
-                tracing::warn!(why, "marked backends take the ordinary way");
-                Self::closed(why)
-            }
+            Err(why) => Self::closed(why),
         }
     }
 
@@ -86,15 +87,14 @@ impl SameHost {
     }
 
     fn new(programs: Option<Arc<LocalPrograms>>, budget: u32, why_not: Option<String>) -> Self {
-        Self { programs, budget, expected: Mutex::default(), why_not, told: Mutex::default(), marks: Arc::default() }
+        let (ports, late, told, marks) = (Ports::default(), Late::default(), Mutex::default(), Arc::default());
+        Self { programs, budget, ports, late, why_not, told, marks }
     }
 
     /// A connection to a marked backend is about to be opened.
     pub(super) fn expect(&self, port: u16) {
-        if let Some(programs) = &self.programs
-            && self.expected.lock().unwrap_or_else(PoisonError::into_inner).insert(port)
-        {
-            programs.expect(port);
+        if let Some(programs) = &self.programs {
+            self.ports.expect(port, || programs.expect(port));
         }
     }
 
@@ -106,13 +106,42 @@ impl SameHost {
     }
 
     /// Why the mark has no effect; `None` while it has.
-    pub fn why_not(&self) -> Option<&str> {
-        self.why_not.as_deref()
+    pub fn why_not(&self) -> Option<String> {
+        let programs = self.programs.as_ref().filter(|programs| !programs.has_applications());
+        let none = programs.map(|programs| join(programs.missing_cgroups().values()));
+        self.why_not.clone().or(none)
+    }
+
+    /// The named cgroups whose applications don't take part, and why.
+    pub fn missing_cgroups(&self) -> BTreeMap<PathBuf, String> {
+        self.programs.as_ref().map(|programs| programs.missing_cgroups()).unwrap_or_default()
+    }
+
+    /// Does what nobody waits for: takes in cgroups that have come (back), and says which have or are gone. To be called
+    /// some times a second.
+    pub fn tick(&self) -> Vec<CgroupNews> {
+        let Some(programs) = &self.programs else { return Vec::new() };
+        for own in self.late.take_due() {
+            if let Some(end) = programs.application(own) {
+                programs.release(end.cookie);
+            }
+        }
+        programs.look_for_cgroups()
+    }
+
+    /// The routing database has changed: what was there for its former backends can go.
+    pub fn look_at(&self, snapshot: &Snapshot) {
+        if let Some(programs) = &self.programs {
+            let marked = snapshot.same_host().map(|backend| backend.addr.socket_addr().port()).collect();
+            self.ports.retain(&marked, |port| programs.expect_no_more(port));
+        }
+        self.marks.forget_ended();
+        self.tell_in_vain(snapshot);
     }
 
     /// Says which backends are marked in vain, once, when the routing database or the daemon begins to say so and not
     /// only when a client comes.
-    pub fn look_at(&self, snapshot: &Snapshot) {
+    fn tell_in_vain(&self, snapshot: &Snapshot) {
         let Some(why) = self.why_not() else { return };
         let marked: BTreeSet<BackendId> = snapshot.same_host().map(|backend| backend.id.clone()).collect();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -180,25 +209,43 @@ impl SameHost {
             return Err(Instead { sockets, why: Some(Fallback::NotLocal) });
         };
         let client = programs.application(client_own);
-        let found = find_backend(programs, own).await;
+        let admitted = self.admit(programs, client, backend, untouched);
+        let found = if admitted.is_ok() { find_backend(programs, own).await } else { None };
         // One that comes later than this, as with TCP_DEFER_ACCEPT, stays an ordinary socket.
         programs.forget(own);
         let found = found.or_else(|| programs.application(own));
-        let why = match (client, found) {
-            (None, _) => None,
-            // The operator wants userspace only: that is no fallback.
-            _ if programs.is_gated() => None,
-            (Some(_), None) => Some(Fallback::NotLocal),
-            _ if !untouched => Some(Fallback::ProxyHeader),
-            _ if self.marks.is_withdrawn(backend) => Some(Fallback::Withdrawn),
-            (Some(client), Some(found)) => {
+        let why = match (admitted, found) {
+            (Err(why), _) => why,
+            (Ok(_), None) => Some(Fallback::NotLocal),
+            (Ok(client), Some(found)) => {
                 let ends = Both { client, backend: found };
                 let own = Both { client: client_own, backend: own };
                 return self.prepare(programs, sockets, own, ends, backend).await;
             }
         };
         [client, found].into_iter().flatten().for_each(|end| programs.release(end.cookie));
+        if found.is_none() {
+            self.late.push(own);
+        }
         Err(Instead { sockets, why })
+    }
+
+    /// The client's end, if the connection may go this way for all that is known without the backend's, which can take
+    /// its time to be seen. Else the fallback: none for clients from elsewhere, and while the operator wants userspace
+    /// only.
+    fn admit(
+        &self,
+        programs: &LocalPrograms,
+        client: Option<LocalSocket>,
+        backend: &BackendId,
+        untouched: bool,
+    ) -> Result<LocalSocket, Option<Fallback>> {
+        match client.filter(|_| !programs.is_gated()) {
+            None => Err(None),
+            Some(_) if !untouched => Err(Some(Fallback::ProxyHeader)),
+            Some(_) if self.marks.is_withdrawn(backend) => Err(Some(Fallback::Withdrawn)),
+            Some(client) => Ok(client),
+        }
     }
 
     async fn prepare(
@@ -260,6 +307,11 @@ fn explained(why: SameHostError) -> String {
     let Some(lacking) = privileges::lacking().filter(|_| refused) else { return why.to_string() };
     tracing::debug!(%why, "loading the BPF programs of the same-host path failed");
     format!("{lacking}: the same-host path needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")
+}
+
+/// Several reasons in one line.
+fn join<'a>(reasons: impl IntoIterator<Item = &'a String>) -> String {
+    reasons.into_iter().map(String::as_str).collect::<Vec<_>>().join("; ")
 }
 
 fn sockets_of<E>(relays: &(Result<LocalSocket, E>, Result<LocalSocket, E>)) -> impl Iterator<Item = &LocalSocket> {

@@ -479,7 +479,7 @@ impl LocalPair {
     }
 
     async fn deliver(&mut self, reset: Reset) {
-        let (side, mut tries) = (reset.side, 0);
+        let (side, mut tries, mut asked_again) = (reset.side, 0, false);
         loop {
             let lane = &self.lanes[side];
             let more = if !lane.pending.is_empty() {
@@ -491,7 +491,17 @@ impl LocalPair {
                 break;
             } else {
                 match self.read_in(side) {
-                    Ok(true) => true,
+                    Ok(true) => {
+                        asked_again = false;
+                        true
+                    }
+                    // What came with the reset may not have been announced yet, and until then tokio does not ask the
+                    // kernel.
+                    Ok(false) if !asked_again => {
+                        asked_again = true;
+                        tokio::task::yield_now().await;
+                        continue;
+                    }
                     // The reader is gone, too: nothing can reach it any more.
                     Err(gone) if gone.side != side => return,
                     Ok(false) | Err(_) => break,
