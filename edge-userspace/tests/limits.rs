@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{NETWORK, Over, SOON, World, eventually, tally};
+use common::{NETWORK, Over, Row, SOON, World, eventually, tally};
 use xtask::lab::{BRAZIL, Daemon, GERMANY, Ns, Record, Status};
 use xtask::load::{Manner, Visit, connect_from};
 
@@ -325,6 +325,40 @@ fn who_waits_is_served_when_the_table_makes_room_and_refused_when_it_empties() {
     let record = daemon.record_of(late.local_addr().unwrap(), SOON).unwrap();
     assert_eq!(why(&record), ("PC", Some("none_eligible")));
     held.finish().unwrap();
+}
+
+/// A backend that refused the first one works again: it waits on for the other, which it has not tried, and those who come
+/// meanwhile do not wait beside the free places.
+#[test]
+fn who_comes_does_not_wait_behind_one_that_can_not_use_what_is_free() {
+    let test = "who_comes_does_not_wait_behind_one_that_can_not_use_what_is_free";
+    let Some(world) = World::new(NETWORK, test) else { return };
+    queue(&world, 10, LATER);
+    let (_backend, daemon, held) = one_place(&world, &[("ejection_failures", "0")]);
+    world.database.add(&Row::new("b2", world.backend_addr(2)));
+    wait_for(&daemon, "the row is read", |status| status.backends().len() == 2);
+    let mut first = connect(&world, world.lab.client(1), daemon.addr());
+    wait_for(&daemon, "it waits", |status| waiting(status) == 1);
+    let _works_again =
+        xtask::load::NamedBackend::start(world.lab.namespace(Ns::Backends), "b2", world.backend_addr(2), Manner::Echo)
+            .unwrap();
+    let mut waited: Vec<f64> = (10..22)
+        .map(|n| {
+            let visit = world.visit(n, daemon.addr()).unwrap();
+            assert_eq!(visit.backend, "b2");
+            let local = visit.local;
+            visit.finish().unwrap();
+            daemon.record_of(local, SOON).unwrap().queue_ms.unwrap_or(0.0)
+        })
+        .collect();
+    waited.sort_by(f64::total_cmp);
+    // The look every 100 ms, which each would wait for, is no part of this; a machine that is busy now and then is.
+    assert!(waited[5] < 40.0, "they waited beside a free place, ms: {waited:?}");
+    assert_eq!(waiting(&daemon.status().unwrap()), 1);
+    held.finish().unwrap();
+    let mut name = [0; 3];
+    first.read_exact(&mut name).unwrap();
+    assert_eq!(&name, b"b1\n");
 }
 
 #[test]
