@@ -231,6 +231,59 @@ fn sockets_that_are_handed_over_are_found_by_their_names() {
     held.finish().unwrap();
 }
 
+/// Processor time of the thread that opens listeners.
+fn time_for_listeners(daemon: &Daemon) -> Duration {
+    let threads =
+        std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().map(|thread| thread.unwrap().path());
+    let is_it = |thread: &std::path::PathBuf| {
+        std::fs::read_to_string(thread.join("comm")).is_ok_and(|name| name.trim() == "edge-listeners")
+    };
+    let thread = threads.into_iter().find(is_it).expect("there is such a thread");
+    let spent = std::fs::read_to_string(thread.join("schedstat")).unwrap();
+    Duration::from_nanos(spent.split_whitespace().next().unwrap().parse().unwrap())
+}
+
+/// What `count` reloads cost that thread, each of a row that is no listener's.
+fn cost_of_reloads(world: &World, daemon: &Daemon, count: u32) -> Duration {
+    let before = time_for_listeners(daemon);
+    for turn in 1..=count {
+        world.database.execute(&format!("UPDATE backends SET soft_limit = {turn} WHERE id = 'b1'"));
+        assert_eq!(daemon.post("/api/v1/reload", "{}").unwrap().code, 200);
+        // It has seen the table when it rests: one that were still at work would see several at once.
+        let mut spent = Duration::ZERO;
+        while std::mem::replace(&mut spent, time_for_listeners(daemon)) != spent {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+    time_for_listeners(daemon) - before
+}
+
+#[test]
+fn a_reload_costs_as_much_for_each_of_many_listeners_as_for_each_of_few() {
+    let test = "a_reload_costs_as_much_for_each_of_many_listeners_as_for_each_of_few";
+    let Some(world) = World::new(NETWORK, test) else { return };
+    let _backend = app(&world, 1);
+    let daemon = world.daemon(&[("workers", "1"), ("app", "app1"), ("db_reload_secs", "60")]);
+    let cost_with = |listeners: u64| {
+        world.database.execute(&format!(
+            "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {listeners}) \
+             INSERT OR REPLACE INTO listeners (id, app, address, port) SELECT 'l' || n, 'app1', '10.63.0.1', 10000 + n FROM n"
+        ));
+        assert_eq!(daemon.post("/api/v1/reload", "{}").unwrap().code, 200);
+        let open = |status: &xtask::lab::Status| {
+            let all = status.0["listeners"].as_array().unwrap();
+            all.iter().filter(|listener| listener["open"] == true).count() as u64
+        };
+        let status = daemon.wait_status(SOON * 6, |status| open(status) > listeners).unwrap();
+        assert!(open(&status) > listeners, "{} of {listeners} are open", open(&status));
+        cost_of_reloads(&world, &daemon, 10)
+    };
+    let (few, many) = (cost_with(200), cost_with(3_200));
+    println!("10 reloads: {few:?} with 200 listeners, {many:?} with 3,200");
+    // 16 times as many: about 16 times the cost, and 256 times if each were compared with all.
+    assert!(many < few * 64, "10 reloads cost {few:?} with 200 listeners and {many:?} with 3,200");
+}
+
 /// The next daemon finds in the queue who came while there was none.
 #[test]
 fn a_restart_behind_a_handed_socket_refuses_nobody() {
