@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::{KERNEL, NETWORK, SOON, World, edgeproxy, eventually};
+use common::{KERNEL, NETWORK, Row, SOON, World, edgeproxy, eventually};
 use xtask::lab::requirements::Need;
-use xtask::lab::{Daemon, Ns};
+use xtask::lab::{Daemon, Ns, Record};
 use xtask::load::{Manner, Visit, connect_from};
 
 /// A visit of `backend`, by one of the clients from `first` on.
@@ -107,4 +107,39 @@ fn a_connection_that_was_still_connecting_at_the_deadline_is_cut_too() {
     assert_eq!((record.termination.as_str(), record.backend.as_deref()), ("KD", Some("b1")), "{record:?}");
     let (_, events) = edgeproxy(&daemon, &["events"]);
     assert_eq!(events.matches("backend_drain_cut").count(), 1, "{events}");
+}
+
+/// What a client can't wait for it is refused at once, with the reason, as where the database drains the backend: also
+/// if it waits already.
+#[test]
+fn nobody_waits_for_a_backend_that_is_drained() {
+    let Some(world) = World::new(NETWORK, "nobody_waits_for_a_backend_that_is_drained") else { return };
+    world.database.execute("INSERT INTO apps (name, queue_length, queue_timeout_ms) VALUES ('web', 10, 60000)");
+    let _backend = world.backend(1, Manner::Echo, |row| row.limits(1, 1));
+    // Nobody is there: it refuses.
+    world.database.add(&Row::new("b2", world.backend_addr(2)));
+    let daemon = world.daemon(&[("ejection_failures", "0")]);
+    let held = visit_of(&world, &daemon, "b1", 0);
+    // A client that is refused at once may be reset before it knows that it was connected.
+    let connect = |n: u16| world.lab.run_in(Ns::Clients, || connect_from(world.lab.client(n), daemon.addr()));
+    let assert_refused = |n: u16| {
+        let is_it = |record: &&Record| record.client().ip() == world.lab.client(n);
+        let records = daemon.access_log(SOON, |records| records.iter().any(|record| is_it(&record)));
+        let record = records.iter().find(is_it).expect("it waits in vain").clone();
+        assert_eq!((record.termination.as_str(), record.backend.as_deref()), ("SC", None), "{record:?}");
+        record
+    };
+    let _waits = connect(100).unwrap();
+    let waiting = |count: u64| {
+        let status = daemon.wait_status(SOON, |status| status.number("/limits/queues/0/waiting") == count).unwrap();
+        assert_eq!(status.number("/limits/queues/0/waiting"), count, "{:#}", status.0);
+    };
+    waiting(1);
+    assert_eq!(edgeproxy(&daemon, &["backends", "drain", "b1"]).0, 0);
+    assert!(assert_refused(100).queue_ms.is_some());
+    let _late = connect(101);
+    assert_eq!(assert_refused(101).queue_ms, None, "it had nothing to wait for");
+    held.finish().unwrap();
+    let _later = connect(102);
+    assert_eq!(assert_refused(102).queue_ms, None);
 }

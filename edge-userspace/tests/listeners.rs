@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::listening::{app, connected, listen, listener, served, unlisten};
-use common::{NETWORK, NOBODY, Row, SOON, World, assert_said, eventually, urgent};
+use common::{BINARY, Database, NETWORK, NOBODY, Row, SOON, World, assert_said, eventually, urgent};
 use serde_json::Value;
 use xtask::lab::{Config, Daemon, Ns};
 use xtask::load::{Manner, Visit, connect_from};
@@ -205,8 +205,7 @@ fn sockets_that_are_handed_over_are_found_by_their_names() {
     // Two sockets of one name, below 1024, for a user without privileges.
     let config = config.hand_over("plain", socket(&world, 80)).hand_over("web", socket(&world, 443));
     let config = config.hand_over("web", socket(&world, 444)).hand_over("unused", socket(&world, 445));
-    let udp = world.lab.run_in(Ns::Pop, || std::net::UdpSocket::bind(at(&world, 9))).unwrap();
-    let daemon = Daemon::start(&world.lab, &config.hand_over("udp", udp)).unwrap();
+    let daemon = Daemon::start(&world.lab, &config).unwrap();
     for (port, backend) in [(80, "b1"), (443, "b2"), (444, "b2")] {
         for _ in 0..8 {
             assert_eq!(backend_at(&world, at(&world, port)).as_deref(), Some(backend), "port {port}");
@@ -219,7 +218,6 @@ fn sockets_that_are_handed_over_are_found_by_their_names() {
         "{lacking}"
     );
     assert_said(&daemon, "a socket that no listener names (fd:unused)");
-    assert_said(&daemon, "no listening TCP socket");
     let mut held = world.visit(1, at(&world, 443)).unwrap();
     unlisten(&world, "two");
     eventually("the row is gone", || listener(&daemon, "two").is_null());
@@ -229,6 +227,90 @@ fn sockets_that_are_handed_over_are_found_by_their_names() {
     let record = daemon.record_of(held.local, Duration::ZERO);
     assert!(record.is_none());
     held.finish().unwrap();
+}
+
+/// Whoever starts the daemon has to know, before it takes a descriptor of its own for one of theirs.
+#[test]
+fn what_is_handed_over_and_is_no_listening_socket_is_an_error() {
+    let test = "what_is_handed_over_and_is_no_listening_socket_is_an_error";
+    let Some(world) = World::new(NETWORK, test) else { return };
+    // Nothing is there to be served: one that went on would end by that, with another code.
+    let missing = Database::missing();
+    let run = |before: &str| {
+        let mut shell = xtask::lab::daemon::edgeproxy("/bin/sh".as_ref(), &missing.path());
+        let line = format!("exec 3<&-; {before} LISTEN_PID=$$ exec \"$0\" run");
+        let output = shell.args(["-c", &line, BINARY]).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for (before, why) in [
+        ("LISTEN_FDS=1", "descriptor 3 (unknown) is not open"),
+        ("exec 3</dev/null; LISTEN_FDS=1 LISTEN_FDNAMES=web", "descriptor 3 (web) is no listening TCP socket"),
+        ("LISTEN_FDS=many", "LISTEN_FDS is \"many\""),
+    ] {
+        let (code, said) = run(before);
+        assert!(code == Some(64) && said.contains(why), "{before}: {code:?}, {said}");
+    }
+    let udp = world.lab.run_in(Ns::Pop, || std::net::UdpSocket::bind(at(&world, 9))).unwrap();
+    let config = world.config().hand_over("web", socket(&world, 443)).hand_over("udp", udp);
+    let said = Daemon::start(&world.lab, &config).unwrap_err().to_string();
+    assert!(
+        said.contains("exit status: 64") && said.contains("descriptor 4 (udp) is no listening TCP socket"),
+        "{said}"
+    );
+    assert!(!said.contains("descriptor 3"), "{said}");
+}
+
+/// Processor time of the thread that opens listeners.
+fn time_for_listeners(daemon: &Daemon) -> Duration {
+    let threads =
+        std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().map(|thread| thread.unwrap().path());
+    let is_it = |thread: &std::path::PathBuf| {
+        std::fs::read_to_string(thread.join("comm")).is_ok_and(|name| name.trim() == "edge-listeners")
+    };
+    let thread = threads.into_iter().find(is_it).expect("there is such a thread");
+    let spent = std::fs::read_to_string(thread.join("schedstat")).unwrap();
+    Duration::from_nanos(spent.split_whitespace().next().unwrap().parse().unwrap())
+}
+
+/// What `count` reloads cost that thread, each of a row that is no listener's.
+fn cost_of_reloads(world: &World, daemon: &Daemon, count: u32) -> Duration {
+    let before = time_for_listeners(daemon);
+    for turn in 1..=count {
+        world.database.execute(&format!("UPDATE backends SET soft_limit = {turn} WHERE id = 'b1'"));
+        assert_eq!(daemon.post("/api/v1/reload", "{}").unwrap().code, 200);
+        // It has seen the table when it rests: one that were still at work would see several at once.
+        let mut spent = Duration::ZERO;
+        while std::mem::replace(&mut spent, time_for_listeners(daemon)) != spent {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+    time_for_listeners(daemon) - before
+}
+
+#[test]
+fn a_reload_costs_as_much_for_each_of_many_listeners_as_for_each_of_few() {
+    let test = "a_reload_costs_as_much_for_each_of_many_listeners_as_for_each_of_few";
+    let Some(world) = World::new(NETWORK, test) else { return };
+    let _backend = app(&world, 1);
+    let daemon = world.daemon(&[("workers", "1"), ("app", "app1"), ("db_reload_secs", "60")]);
+    let cost_with = |listeners: u64| {
+        world.database.execute(&format!(
+            "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {listeners}) \
+             INSERT OR REPLACE INTO listeners (id, app, address, port) SELECT 'l' || n, 'app1', '10.63.0.1', 10000 + n FROM n"
+        ));
+        assert_eq!(daemon.post("/api/v1/reload", "{}").unwrap().code, 200);
+        let open = |status: &xtask::lab::Status| {
+            let all = status.0["listeners"].as_array().unwrap();
+            all.iter().filter(|listener| listener["open"] == true).count() as u64
+        };
+        let status = daemon.wait_status(SOON * 6, |status| open(status) > listeners).unwrap();
+        assert!(open(&status) > listeners, "{} of {listeners} are open", open(&status));
+        cost_of_reloads(&world, &daemon, 10)
+    };
+    let (few, many) = (cost_with(200), cost_with(3_200));
+    println!("10 reloads: {few:?} with 200 listeners, {many:?} with 3,200");
+    // 16 times as many: about 16 times the cost, and 256 times if each were compared with all.
+    assert!(many < few * 64, "10 reloads cost {few:?} with 200 listeners and {many:?} with 3,200");
 }
 
 /// The next daemon finds in the queue who came while there was none.

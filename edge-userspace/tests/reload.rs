@@ -29,6 +29,7 @@ fn a_storm_of_reloads_loses_no_connection() {
     world.database.execute(other);
     let over = AtomicBool::new(false);
     let (connections, reloads) = (AtomicU64::new(0), AtomicU64::new(0));
+    let mut met_by = Vec::new();
     let storm = || {
         let database = rusqlite::Connection::open(world.database.path()).unwrap();
         database.execute_batch("PRAGMA synchronous = OFF").unwrap();
@@ -58,16 +59,21 @@ fn a_storm_of_reloads_loses_no_connection() {
         while !over.load(Ordering::SeqCst) {
             seed += 1;
             let load = Load { at_once: 24, max_bytes: 1 << 18, ..Load::mixed(20 * Behaviour::ALL.len() as u64, seed) };
+            let before = reloads.load(Ordering::Relaxed);
             let report = bench.run(&load);
             bench.assert_clean(&report);
             connections.fetch_add(load.connections, Ordering::Relaxed);
+            met_by.push(reloads.load(Ordering::Relaxed) - before);
         }
         storm.join().unwrap().unwrap();
     });
     bench.assert_at_rest();
     let status = bench.daemon.status().unwrap();
     assert!(status.number("/routing/generation") > 6_000, "{:#}", status.0);
-    assert!(connections.load(Ordering::Relaxed) >= 300 && reloads.load(Ordering::Relaxed) >= 6_000);
+    assert!(reloads.load(Ordering::Relaxed) >= 6_000);
+    println!("reloads that met each pass of the load: {met_by:?}");
+    // Clients came all the while, and no pass slipped through between two reloads.
+    assert!(met_by.len() >= 5 && met_by.iter().rev().skip(1).all(|met| *met >= 50), "{met_by:?}");
     let records = bench.daemon.access_log(SOON, |records| records.len() as u64 >= connections.load(Ordering::Relaxed));
     let turned_away: Vec<_> = records.iter().filter(|record| record.reject.is_some()).collect();
     assert!(turned_away.is_empty(), "{turned_away:?}");

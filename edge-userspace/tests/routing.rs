@@ -226,6 +226,24 @@ fn a_changed_row_is_live_without_a_restart() {
     daemon.wait_status(SOON, |status| status.active() == 0).unwrap();
 }
 
+/// The daemon looks once in an interval; a machine that is busy may take another one or two for it.
+#[test]
+fn a_changed_row_is_live_within_the_interval() {
+    let Some(world) = World::new(NETWORK, "a_changed_row_is_live_within_the_interval") else { return };
+    let _backend = world.backend(1, Manner::Echo, |row| row);
+    let interval = Duration::from_secs(1);
+    let daemon = world.daemon(&[("db_reload_secs", "1")]);
+    let generation = daemon.status().unwrap().number("/routing/generation");
+    for turn in 1..=3 {
+        world.database.execute(&format!("UPDATE backends SET weight = 1 + {turn}"));
+        let changed = Instant::now();
+        wait_generation(&daemon, generation + turn);
+        assert!(changed.elapsed() < interval * 3, "change {turn} was live after {:?}", changed.elapsed());
+        // Somewhere else in the interval.
+        thread::sleep(interval.mul_f64(0.3));
+    }
+}
+
 #[test]
 fn a_bad_row_is_rejected_alone() {
     let Some(world) = World::new(NETWORK, "a_bad_row_is_rejected_alone") else { return };

@@ -1,20 +1,27 @@
 //! The use case behind "why?": how a connection from a client would be routed now, found by the parts that route.
 //! Reserves nothing and leaves the client's binding as it is.
 
+mod limits;
 mod target;
+
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::admission::Admission;
+use super::drain::Connections;
 use super::listening::Listening;
+use super::locate::Location;
 use super::ports::{Bindings, GeoResolver};
 use super::routing::RoutingTable;
 use super::serve::Rules;
 use super::status::QueueStatus;
 use crate::domain::{
-    ClientAddr, NoBackend, Plan, PlanEntry, Position, RandomSource, RejectReason, Request, Tried, explain,
+    AppName, ClientAddr, ListenerSpec, NoBackend, Plan, PlanEntry, Position, RandomSource, RejectReason, Request,
+    Snapshot, Spot, Tried, explain,
 };
 
-use self::target::Asked;
+pub use self::limits::{ClientLimits, Places, SourcePlaces};
 pub use self::target::{Target, TargetError};
 
 /// Everything an answer is made of.
@@ -25,6 +32,8 @@ pub struct Oracle<'a> {
     pub bindings: &'a dyn Bindings,
     pub rules: &'a Rules,
     pub listening: &'a Listening,
+    pub connections: &'a Connections,
+    pub admission: &'a Admission,
 }
 
 /// The shape of `GET /api/v1/explain` and of `edgeproxy explain --json`.
@@ -59,13 +68,17 @@ pub struct Explanation {
     /// The backend of the next connection, and why this one. Near-ties are broken by chance.
     pub winner: Option<String>,
     pub why: Option<String>,
-    /// The reject reason, if there is no winner.
+    /// The reject reason, if there is no winner: the first that the connection would meet.
     pub refused: Option<String>,
+    /// What the limits say to it.
+    #[serde(default)]
+    pub limits: Option<ClientLimits>,
     /// The rule of the table `acl` that keeps the client away; rules of single listeners are left out.
     pub denied_by: Option<String>,
     /// The app's queue, if it has one. While clients wait in it, the next connection waits, too.
     pub queue: Option<QueueStatus>,
-    /// Who would be tried one after the other while connects fail; the winner is the first.
+    /// Who would be tried one after the other while connects fail; the winner is the first. Of a client that a limit
+    /// refuses: if it were not for that.
     pub order: Vec<Step>,
     /// Every backend of the app, best first; those that are out come last.
     pub candidates: Vec<Candidate>,
@@ -122,44 +135,60 @@ impl Oracle<'_> {
         rng: &mut dyn RandomSource,
     ) -> Result<Explanation, TargetError> {
         let snapshot = self.routing.snapshot();
+        let asked = target.find(client, self.rules, &snapshot)?;
         let found = self.rules.locator(self.geo, &snapshot).locate(client);
-        let client_region = found.region.as_ref();
         let mut explanation = Explanation {
             client: client.to_string(),
             country: found.country.map(|country| country.as_str().to_owned()),
             geo_source: found.source.as_str().to_owned(),
-            client_region: client_region.map(ToString::to_string),
+            client_region: found.region.as_ref().map(ToString::to_string),
             client_position: found.position.map(Position::degrees),
             pop_region: self.rules.pop_region.to_string(),
             generation: snapshot.generation(),
+            place: asked.endpoint.as_ref().map(|endpoint| endpoint.spot.to_string()),
+            closed: asked.endpoint.as_ref().and_then(|endpoint| self.closed(&endpoint.spot)),
+            listener: asked.listener.as_ref().map(|listener| listener.id.to_string()),
+            server_name: target.server_name.as_ref().map(ToString::to_string),
+            app: asked.app.as_ref().map(ToString::to_string),
             ..Explanation::default()
         };
-        let Asked { app, endpoint, listener, refused } = target.find(client, self.rules, &snapshot)?;
-        let state =
-            endpoint.as_ref().and_then(|endpoint| self.listening.of(&endpoint.spot)).filter(|state| !state.open);
-        explanation.closed = state.map(|state| state.why.unwrap_or_else(|| "it is not open".to_owned()));
-        explanation.place = endpoint.map(|endpoint| endpoint.spot.to_string());
-        explanation.listener = listener.as_ref().map(|listener| listener.id.to_string());
-        explanation.server_name = target.server_name.as_ref().map(ToString::to_string);
-        let Some(app) = app else {
-            explanation.refused = Some(refused.unwrap_or(RejectReason::NoApp).as_str().to_owned());
-            return Ok(explanation);
-        };
-        explanation.app = Some(app.to_string());
-        if let Some(rule) = snapshot.access().denies(client, listener.as_ref().map(|listener| &listener.id), &app) {
+        match &asked.app {
+            Some(app) => self.route((client, &found, asked.listener.as_deref()), app, &snapshot, rng, &mut explanation),
+            None => explanation.refused = Some(asked.refused.unwrap_or(RejectReason::NoApp).as_str().to_owned()),
+        }
+        explanation.obey(ClientLimits::of(self, client, asked.listener.as_deref(), Instant::now()));
+        Ok(explanation)
+    }
+
+    /// Why nobody is at the spot.
+    fn closed(&self, spot: &Spot) -> Option<String> {
+        let closed = self.listening.of(spot).filter(|state| !state.open)?;
+        Some(closed.why.unwrap_or_else(|| "it is not open".to_owned()))
+    }
+
+    /// From the app on: may the client enter, and which backend would it get?
+    fn route(
+        &self,
+        (client, found, listener): (ClientAddr, &Location, Option<&ListenerSpec>),
+        app: &AppName,
+        snapshot: &Snapshot,
+        rng: &mut dyn RandomSource,
+        explanation: &mut Explanation,
+    ) {
+        if let Some(rule) = snapshot.access().denies(client, listener.map(|listener| &listener.id), app) {
             explanation.denied_by = Some(rule.to_string());
             explanation.refused = Some(RejectReason::Denied.as_str().to_owned());
-            return Ok(explanation);
+            return;
         }
-        let Some(index) = snapshot.app(&app) else {
+        let Some(index) = snapshot.app(app) else {
             explanation.refused = Some(NoBackend::NoSuchApp.as_str().to_owned());
-            return Ok(explanation);
+            return;
         };
         explanation.queue = QueueStatus::of(index);
-        let key = self.rules.affinity.key(&app, client);
+        let key = self.rules.affinity.key(app, client);
         let bound = index.spec().affinity.binds().then(|| self.bindings.peek(&key)).flatten();
         let request = Request {
-            client_region,
+            client_region: found.region.as_ref(),
             client_position: found.position,
             pop_region: &self.rules.pop_region,
             client: Some(&key.client),
@@ -167,14 +196,23 @@ impl Oracle<'_> {
         };
         let attempts = self.rules.connect_attempts;
         explanation.take_over(explain(index, snapshot.regions(), &request, &Tried::new(), attempts, rng));
-        Ok(explanation)
     }
 }
 
 impl Explanation {
-    /// Whether a backend would be found.
+    /// Whether the client would be let in and a backend be found.
     pub fn succeeds(&self) -> bool {
         self.winner.is_some() && self.closed.is_none()
+    }
+
+    /// Has the limits refuse the connection, where one does before anything else does.
+    fn obey(&mut self, limits: ClientLimits) {
+        let comes_to_listener = self.app.is_some() && self.denied_by.is_none();
+        let last = || limits.refuse_last().filter(|_| comes_to_listener);
+        if let Some(why) = limits.refuse_first().or_else(last) {
+            (self.winner, self.why, self.refused) = (None, None, Some(why.clone()));
+        }
+        self.limits = Some(limits);
     }
 
     fn take_over(&mut self, plan: Plan) {

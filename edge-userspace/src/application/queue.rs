@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::routing::RoutingTable;
 use crate::domain::{
-    AppName, Called, ClientPrefix, NoBackend, NoTurn, Pick, RandomSource, Request, Ticket, Tried, pick,
+    AppName, Called, ClientPrefix, NoBackend, NoTurn, Pick, RandomSource, Request, Ticket, Tried, nothing_to_wait_for,
+    pick,
 };
 
 /// What is looked for.
@@ -61,6 +62,8 @@ impl<R: RandomSource> Search<'_, R> {
                 Err(NoBackend::AllFull) if index.spec().queue.length > 0 => {}
                 Err(why) => return Err(NoPlace::NoBackend(why)),
             }
+        } else if let Some(why) = nothing_to_wait_for(index, &self.request, self.tried) {
+            return Err(NoPlace::NoBackend(why));
         }
         let rules = index.spec().queue;
         Ok(Now::Ticket(index.queue().join(self.source, rules.length)?, rules.timeout))

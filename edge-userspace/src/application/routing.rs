@@ -181,8 +181,8 @@ impl RoutingTable {
         report.words = Words::of(&last, &snapshot);
         writer.retired.push(last);
         writer.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
-        // Limits may be higher now, or backends more.
-        self.lobby.reconsider();
+        // There may be more room now, or nothing to wait for.
+        self.lobby.changed();
         self.lobby.tidy();
         Ok(report)
     }

@@ -10,9 +10,9 @@ pub enum Exit {
     Ok,
     /// The command was understood and failed.
     Failure,
-    /// `explain`: no backend would be found.
+    /// `explain`: the client would be refused, or no backend be found.
     NoBackend,
-    /// Bad command line or configuration (EX_USAGE).
+    /// Bad command line, configuration or descriptors (EX_USAGE).
     Usage,
     /// No daemon answers on the admin socket (EX_UNAVAILABLE).
     Unavailable,
@@ -25,8 +25,8 @@ pub(super) const HELP: &str = "\
 Exit codes:
     0  done
     1  failed while running
-    2  explain: no backend would be found
-   64  bad command line or configuration
+    2  explain: the client would be refused, or no backend be found
+   64  bad command line, configuration or LISTEN_FDS
    69  no daemon answers on the admin socket
    70  internal error
   130, 143  ended at once by a second SIGINT or SIGTERM";
@@ -55,6 +55,8 @@ impl From<Exit> for ExitCode {
 pub enum CliError {
     #[error("{}", listed(.0))]
     Configuration(Vec<SettingError>),
+    #[error("what was handed over by LISTEN_FDS can't be used:{}", lines(.0))]
+    HandedOver(Vec<String>),
     #[error(
         "no edgeproxy answers on admin socket {path}: {why}; start one with `edgeproxy run`, or set --admin-socket"
     )]
@@ -69,7 +71,7 @@ pub enum CliError {
 impl CliError {
     pub const fn exit(&self) -> Exit {
         match self {
-            Self::Configuration(_) => Exit::Usage,
+            Self::Configuration(_) | Self::HandedOver(_) => Exit::Usage,
             Self::Unreachable { .. } => Exit::Unavailable,
             Self::Failed(_) => Exit::Failure,
             Self::NoBackend(_) => Exit::NoBackend,
@@ -78,8 +80,12 @@ impl CliError {
 }
 
 fn listed(errors: &[SettingError]) -> String {
-    let lines = errors.iter().map(|error| format!("\n  {error}")).collect::<String>();
-    format!("the configuration has {} error{}:{lines}", errors.len(), if errors.len() == 1 { "" } else { "s" })
+    let plural = if errors.len() == 1 { "" } else { "s" };
+    format!("the configuration has {} error{plural}:{}", errors.len(), lines(errors))
+}
+
+fn lines(items: &[impl std::fmt::Display]) -> String {
+    items.iter().map(|item| format!("\n  {item}")).collect()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use hyper::{Method, StatusCode};
 use super::client::{ask, block_on, refusal};
 use super::{AdminArgs, CliError, Exit, print};
 use crate::adapters::inbound::admin::ExplainQuery;
-use crate::application::explain::{Candidate, Explanation};
+use crate::application::explain::{Candidate, ClientLimits, Explanation, Places};
 
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
@@ -35,7 +35,7 @@ pub struct ExplainArgs {
     admin: AdminArgs,
 }
 
-/// Prints the answer; the exit code says whether a backend would be found.
+/// Prints the answer; the exit code says whether the client would be let in and a backend be found.
 pub fn run(args: &ExplainArgs) -> Result<Exit, CliError> {
     let socket = args.admin.socket()?;
     let query = ExplainQuery {
@@ -87,16 +87,42 @@ fn text(explanation: &Explanation) -> String {
     if let Some(rule) = &explanation.denied_by {
         line("by rule", rule.clone());
     }
+    if let Some(limits) = &explanation.limits {
+        line("limits", places(limits));
+    }
     if let Some(queue) = &explanation.queue {
         line("queue", format!("{} of {} waiting", queue.waiting, queue.length));
     }
-    let later: Vec<_> =
-        explanation.order.iter().skip(1).map(|step| format!("{} ({})", step.backend, step.why)).collect();
+    let later = explanation.order.iter().skip(1).filter(|_| explanation.winner.is_some());
+    let later: Vec<_> = later.map(|step| format!("{} ({})", step.backend, step.why)).collect();
     if !later.is_empty() {
         line("if it fails", later.join(", then "));
     }
     candidates(&explanation.candidates, &mut out);
     out
+}
+
+/// What limits there are, and how many connections count for each.
+fn places(limits: &ClientLimits) -> String {
+    let of = |whose: &str, places: &Places| {
+        let limit = if places.limit == 0 { "no limit".to_owned() } else { format!("of {}", places.limit) };
+        let refuses = places.refuses.as_ref().map(|why| format!(", refuses: {why}")).unwrap_or_default();
+        format!("{whose} {} {limit}{refuses}", places.held)
+    };
+    let wait = |ms: Option<f64>, what: &str| {
+        ms.filter(|ms| *ms > 0.0).map(|ms| format!(" ({what} {ms:.0} ms)")).unwrap_or_default()
+    };
+    let mut all = vec![of("daemon", &limits.daemon) + &wait(limits.accept_wait_ms, "accepts the next in")];
+    all.extend(limits.source.iter().map(|source| {
+        of(&format!("source {}", source.prefix), &source.places) + &wait(source.rate_wait_ms, "too early by")
+    }));
+    all.push(
+        limits
+            .listener
+            .as_ref()
+            .map_or_else(|| "listener not known without --port".to_owned(), |listener| of("listener", listener)),
+    );
+    all.join(" · ")
 }
 
 fn binding(explanation: &Explanation) -> String {
@@ -150,6 +176,7 @@ mod tests {
 
     use super::*;
     use crate::adapters::inbound::admin::tests::sample_explanation;
+    use crate::application::explain::SourcePlaces;
 
     #[test]
     fn the_text_says_who_why_and_why_not() {
@@ -174,6 +201,36 @@ mod tests {
         let down = Candidate { out: Some("check_failed".to_owned()), ..sample_explanation().candidates[0].clone() };
         let explanation = Explanation { candidates: vec![down], ..sample_explanation() };
         assert!(text(&explanation).contains("out: check_failed (wrong_status: status 503)"));
+    }
+
+    #[test]
+    fn limits_are_told_and_which_refuses() {
+        let places = |held, limit, refuses: Option<&str>| Places { held, limit, refuses: refuses.map(str::to_owned) };
+        let source = SourcePlaces {
+            prefix: "192.0.2.1/32".to_owned(),
+            places: places(1, 0, Some("source_rate")),
+            rate_wait_ms: Some(250.0),
+        };
+        let limits = ClientLimits {
+            accept_wait_ms: Some(12.3),
+            daemon: places(7, 1000, None),
+            source: Some(source),
+            listener: Some(places(1, 1, Some("listener_connections"))),
+        };
+        let refused = Some("source_rate".to_owned());
+        let explanation =
+            Explanation { winner: None, why: None, refused, limits: Some(limits), ..sample_explanation() };
+        let text = text(&explanation);
+        for part in [
+            "refused     source_rate",
+            "limits      daemon 7 of 1000 (accepts the next in 12 ms) · source 192.0.2.1/32 1 no limit, refuses: \
+             source_rate (too early by 250 ms) · listener 1 of 1, refuses: listener_connections",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+        assert!(!text.contains("if it fails") && !text.contains("next        "), "{text}");
+        let unknown = Explanation { limits: Some(ClientLimits::default()), ..sample_explanation() };
+        assert!(super::text(&unknown).contains("daemon 0 no limit · listener not known without --port"));
     }
 
     #[test]

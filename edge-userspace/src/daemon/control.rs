@@ -189,6 +189,8 @@ impl Control for DaemonControl {
             bindings: &*shared.bindings,
             rules: &rules,
             listening: &shared.listening,
+            connections: &shared.connections,
+            admission: &shared.admission,
         };
         let client = ClientAddr::new(query.client);
         oracle.explain(client, &target, &mut fastrand::Rng::new()).map_err(|why| why.to_string())

@@ -63,8 +63,8 @@ pub(crate) fn admission(settings: &Settings) -> Admission {
     Admission::new(sources, Rate::new(settings.max_connection_rate, settings.max_connection_burst))
 }
 
-/// How often the first in each queue looks for a place though none was announced: whatever makes room without a
-/// connection ending shows by then.
+/// How often the first in each queue looks for a place though none was announced, and after a change all of them:
+/// whatever makes room without being announced shows by then, and so does what leaves nothing to wait for.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How often sources that need not be remembered are forgotten.

@@ -95,15 +95,6 @@ pub(crate) fn any_to_steer<'a>(mut endpoints: impl Iterator<Item = &'a Arc<Endpo
     endpoints.any(|endpoint| endpoint.spot.place().is_some_and(|place| place.socket_addr().is_none()))
 }
 
-/// What the service manager hands over.
-pub(crate) fn take_handed() -> Handed {
-    let (handed, refused) = Handed::take();
-    for why in refused {
-        tracing::warn!(why, "socket activation");
-    }
-    handed
-}
-
 /// The listeners of the settings.
 pub(crate) fn endpoints(settings: &Settings) -> Result<Endpoints, CliError> {
     let mut endpoints = Endpoints::default();

@@ -109,17 +109,17 @@ impl Shared {
 
 /// Runs the daemon until it is told to stop; the exit code says how it ended.
 pub(crate) fn run(args: &SettingArgs) -> Result<u8, CliError> {
+    // Before anything is opened: a number that is none of the service manager's can't be one of ours.
+    let handed = Handed::take().map_err(CliError::HandedOver)?;
     memory::bound_what_is_kept();
     let settings = args.load()?.settings;
     privileges::begin().map_err(failed)?;
     let logging = Logging::start(settings.log_level, settings.log_format).map_err(failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    runtime.block_on(start(settings, &logging))
+    runtime.block_on(start(settings, &logging, handed))
 }
 
-async fn start(settings: Settings, logging: &Logging) -> Result<u8, CliError> {
-    // Before anything is opened: a number that is none of the service manager's can't be one of ours.
-    let handed = listening::take_handed();
+async fn start(settings: Settings, logging: &Logging, handed: Handed) -> Result<u8, CliError> {
     // From here on a signal means an end in good order.
     let mut signals = Signals::install().map_err(failed)?;
     let events = Arc::new(Events::default());

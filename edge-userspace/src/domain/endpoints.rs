@@ -1,11 +1,14 @@
 //! Finds the listener of a connection by the address it was made to, and by the server name where several share one.
 
+mod ports;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use self::ports::Ports;
 use super::{AcceptProxy, ListenerError, ListenerSpec, Place, SocketName, Spot};
 
 /// All places where clients are expected, indexed.
@@ -13,8 +16,8 @@ use super::{AcceptProxy, ListenerError, ListenerSpec, Place, SocketName, Spot};
 pub struct Endpoints {
     list: Vec<Arc<Endpoint>>,
     by_spot: HashMap<Spot, usize>,
-    /// For each length of prefix that occurs, longest first, the endpoints of each prefix.
-    by_length: Vec<(u8, HashMap<IpNet, Vec<usize>>)>,
+    /// For each length of prefix that occurs, longest first, the ports of each prefix.
+    by_length: Vec<(u8, HashMap<IpNet, Ports>)>,
 }
 
 /// A spot, and the listeners that share it.
@@ -67,7 +70,7 @@ impl Endpoints {
             free
         });
         if let Some((_, prefixes)) = self.by_length.get_mut(place_of_length) {
-            prefixes.entry(place.prefix).or_default().push(at);
+            prefixes.entry(place.prefix).or_default().add(place.ports, at);
         }
     }
 
@@ -94,12 +97,9 @@ impl Endpoints {
     /// then the fewest ports.
     pub fn at(&self, addr: SocketAddr) -> Option<&Arc<Endpoint>> {
         let ip = addr.ip().to_canonical();
-        self.by_length.iter().find_map(|(length, prefixes)| {
-            let endpoints = prefixes.get(&prefix(ip, *length)?)?.iter().filter_map(|at| self.list.get(*at));
-            let places = endpoints.filter_map(|endpoint| Some((endpoint, endpoint.spot.place()?)));
-            let with_port = places.filter(|(_, place)| place.ports.contains(addr.port()));
-            with_port.min_by_key(|(_, place)| (place.ports.width(), **place)).map(|(endpoint, _)| endpoint)
-        })
+        self.by_length
+            .iter()
+            .find_map(|(length, prefixes)| self.list.get(prefixes.get(&prefix(ip, *length)?)?.at(addr.port())?))
     }
 }
 

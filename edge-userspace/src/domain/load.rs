@@ -137,8 +137,8 @@ impl BackendLoad {
         // Either a new seat is refreshed after this change, or it is found here.
         fence(Ordering::SeqCst);
         self.refresh_seats();
-        // Who waits looks again.
-        self.seats.load().queue.iter().for_each(|queue| queue.freed());
+        // Who waits has a place more, or may have nothing to wait for.
+        self.seats.load().queue.iter().for_each(|queue| queue.changed());
     }
 
     /// Gives the backend its places in a new snapshot, all with the same limits, and the line of its app. Used by one
@@ -254,12 +254,13 @@ impl BackendLoad {
         visit.result
     }
 
-    /// Has the groups know that the trust in the backend has changed.
+    /// Has the groups and those who wait know that the trust in the backend has changed.
     fn turned(&self, turned: bool) {
         if turned {
             // Either a new seat is refreshed after this change, or it is found here.
             fence(Ordering::SeqCst);
             self.refresh_seats();
+            self.seats.load().queue.iter().for_each(|queue| queue.changed());
         }
     }
 

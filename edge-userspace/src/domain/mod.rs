@@ -75,5 +75,5 @@ pub use row::{
     RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion, RawRouting, RawRow, RawValue, RowError,
 };
 pub use rtt::{RTT_FORGOTTEN, RTT_MEMORY, Rtt};
-pub use select::{NoBackend, Pick, PickReason, Request, pick};
+pub use select::{NoBackend, Pick, PickReason, Request, nothing_to_wait_for, pick};
 pub use tried::Tried;

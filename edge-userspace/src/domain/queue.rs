@@ -9,12 +9,22 @@
 //! waits enters the line *before* it looks for a place one last time, and who frees a place counts it as free *before* it
 //! looks at the line: one of the two sees the other. A waiter that finds nothing sleeps only if no place was announced
 //! since before it looked ([`Ticket::declined`]); who leaves after it was called hands the call on.
+//!
+//! **Nobody waits behind those who can't use what is free.** A place that is no good for one waiter, because he has tried
+//! that backend, is offered to those behind. He is marked as having left it, until the next announcement. Who comes
+//! and has nobody before him but such is called at once, and those who left a place are not called for it again.
+//!
+//! **Nobody waits in vain.** After a change that may have left some with nothing to wait for, everybody looks once, in
+//! order; many changes at a time are one.
 
-use std::collections::{BTreeMap, HashMap};
+mod line;
+
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use self::line::{Line, Turn};
 use super::{AppName, ClientPrefix};
 
 /// The lines of all apps. They outlive snapshots.
@@ -42,9 +52,15 @@ impl Lobby {
         queue
     }
 
-    /// Something has changed: the first in each line looks again, and those behind it if there is more than one place.
+    /// Something may have changed that nobody announced: the first in each line looks again, and those behind it if there
+    /// is more than one place; all of them, where something has changed. To be called several times a second.
     pub fn reconsider(&self) {
-        self.all().iter().for_each(|queue| queue.freed());
+        self.all().iter().for_each(|queue| queue.announce(Line::muster));
+    }
+
+    /// The table has changed: see [`AppQueue::changed`].
+    pub fn changed(&self) {
+        self.all().iter().for_each(|queue| queue.changed());
     }
 
     /// Turns all away who wait, and those who come.
@@ -69,40 +85,6 @@ pub struct AppQueue {
     /// Length of the line, for who only wants to know whether there is one.
     waiting: AtomicUsize,
     line: Mutex<Line>,
-}
-
-#[derive(Debug, Default)]
-struct Line {
-    waiters: BTreeMap<Turn, Waiter>,
-    /// Of each source that waits.
-    shares: HashMap<ClientPrefix, Share>,
-    /// Of the last who was served.
-    round: u64,
-    arrivals: u64,
-    /// Places announced since the start.
-    calls: u64,
-    closed: bool,
-}
-
-/// A place in the line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Turn {
-    round: u64,
-    arrival: u64,
-}
-
-#[derive(Debug)]
-struct Waiter {
-    source: ClientPrefix,
-    called: bool,
-    waker: Option<Waker>,
-}
-
-#[derive(Debug, Default)]
-struct Share {
-    waiting: u32,
-    /// The round of its last.
-    last: u64,
 }
 
 /// Why nobody more may wait.
@@ -152,7 +134,7 @@ impl AppQueue {
         }
         line.enter(turn, source);
         // Its call was meant for a place that is still free.
-        let called = if pushed_out.as_ref().is_some_and(|waiter| waiter.called) { line.call_first() } else { None };
+        let called = if pushed_out.as_ref().is_some_and(|waiter| waiter.called) { line.call_first(true) } else { None };
         self.waiting.store(line.waiters.len(), Ordering::SeqCst);
         drop(line);
         // It finds that it has no place in the line any more.
@@ -163,12 +145,23 @@ impl AppQueue {
 
     /// A place has become free, and counts as free. Calls one who waits.
     pub fn freed(&self) {
+        self.announce(|_| ());
+    }
+
+    /// Backends have come, gone or changed. Calls one who waits; the others look before long whether they still have
+    /// something to wait for.
+    pub fn changed(&self) {
+        self.announce(|line| line.changed = true);
+    }
+
+    fn announce(&self, note: impl FnOnce(&mut Line)) {
         if self.is_empty() {
             return;
         }
         let mut line = self.line();
         line.calls += 1;
-        let waker = line.call_first();
+        note(&mut line);
+        let waker = line.call_first(true);
         drop(line);
         waker.into_iter().for_each(Waker::wake);
     }
@@ -183,52 +176,6 @@ impl AppQueue {
 
     fn line(&self) -> MutexGuard<'_, Line> {
         lock(&self.line)
-    }
-}
-
-impl Line {
-    fn next_turn(&mut self, source: &ClientPrefix) -> Turn {
-        let after_its_last = self.shares.get(source).map_or(0, |share| share.last + 1);
-        self.arrivals += 1;
-        Turn { round: after_its_last.max(self.round), arrival: self.arrivals }
-    }
-
-    fn enter(&mut self, turn: Turn, source: ClientPrefix) {
-        let share = self.shares.entry(source).or_default();
-        share.waiting += 1;
-        share.last = turn.round;
-        // Who is alone has to look by himself: until now nobody was called.
-        let called = self.waiters.is_empty();
-        self.waiters.insert(turn, Waiter { source, called, waker: None });
-    }
-
-    fn remove(&mut self, turn: Turn) -> Option<Waiter> {
-        let waiter = self.waiters.remove(&turn)?;
-        if let Some(share) = self.shares.get_mut(&waiter.source) {
-            share.waiting -= 1;
-            if share.waiting == 0 {
-                self.shares.remove(&waiter.source);
-            } else if share.last == turn.round {
-                // Its rounds are without a gap up to its last, but for those that left out of turn.
-                share.last = share.last.saturating_sub(1);
-            }
-        }
-        Some(waiter)
-    }
-
-    /// Calls the first who was not called yet.
-    fn call_first(&mut self) -> Option<Waker> {
-        let waiter = self.waiters.values_mut().find(|waiter| !waiter.called)?;
-        waiter.called = true;
-        waiter.waker.take()
-    }
-
-    /// The same among those behind `turn`.
-    fn call_after(&mut self, turn: Turn) -> Option<Waker> {
-        let behind = self.waiters.range_mut((std::ops::Bound::Excluded(turn), std::ops::Bound::Unbounded));
-        let waiter = behind.map(|(_, waiter)| waiter).find(|waiter| !waiter.called)?;
-        waiter.called = true;
-        waiter.waker.take()
     }
 }
 
@@ -263,10 +210,7 @@ impl Ticket {
         if Calls(line.calls) != called {
             return;
         }
-        if let Some(waiter) = line.waiters.get_mut(&self.turn) {
-            waiter.called = false;
-        }
-        let waker = if others_may { line.call_after(self.turn) } else { None };
+        let waker = line.looked_in_vain(self.turn, others_may);
         drop(line);
         waker.into_iter().for_each(Waker::wake);
     }
@@ -276,7 +220,7 @@ impl Ticket {
         let mut line = self.queue.line();
         line.round = line.round.max(self.turn.round);
         line.remove(self.turn);
-        let waker = if more { line.call_first() } else { None };
+        let waker = line.call_first(more);
         self.queue.waiting.store(line.waiters.len(), Ordering::SeqCst);
         drop(line);
         waker.into_iter().for_each(Waker::wake);
@@ -288,7 +232,7 @@ impl Drop for Ticket {
         let mut line = self.queue.line();
         let Some(waiter) = line.remove(self.turn) else { return };
         // The call was meant for a place that is still free.
-        let waker = if waiter.called { line.call_first() } else { None };
+        let waker = if waiter.called { line.call_first(true) } else { None };
         self.queue.waiting.store(line.waiters.len(), Ordering::SeqCst);
         drop(line);
         waker.into_iter().for_each(Waker::wake);

@@ -35,7 +35,7 @@ impl Rate {
     }
 
     /// How long after `now` the next one would not be too early.
-    fn wait(self, due: u64, now: u64) -> Duration {
+    pub fn wait(self, due: u64, now: u64) -> Duration {
         Duration::from_nanos(due.saturating_sub(self.tolerance).saturating_sub(now))
     }
 }
@@ -55,6 +55,11 @@ impl Pace {
     /// Whether an arrival at `now` is within the rate; only then it counts.
     pub fn admits(&self, now: u64) -> bool {
         self.due.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |due| self.rate.arrive(due, now)).is_ok()
+    }
+
+    /// How long after `now` the next one would be within the rate. Counts nothing.
+    pub fn wait(&self, now: u64) -> Duration {
+        self.rate.wait(self.due.load(Ordering::Relaxed), now)
     }
 
     /// Counts an arrival that has come already, and says how long the next one should be kept waiting.
@@ -111,6 +116,7 @@ mod tests {
         assert_eq!(pace.charge(0), Duration::from_millis(200), "who has come already counts, too");
         assert_eq!(pace.charge(SECOND), Duration::ZERO);
         assert!(pace.admits(SECOND) && !pace.admits(SECOND));
+        assert_eq!([pace.wait(SECOND), pace.wait(SECOND)], [Duration::from_millis(100); 2], "to ask counts nothing");
     }
 
     proptest! {

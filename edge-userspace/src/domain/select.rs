@@ -223,16 +223,24 @@ pub(super) fn distrusted(app: &AppIndex, backend: &Backend) -> Option<Skip> {
 }
 
 pub(super) fn why_none(app: &AppIndex, tried: &Tried) -> NoBackend {
-    let members = || app.groups().iter().flat_map(|group| &group.members);
-    // Those whose checks fail would not be asked, if the others had room.
-    let asked = |member: &&Member| app.fails_open() || !member.load.is_down();
-    if members().all(|member| member.load.is_draining()) {
+    let fails_open = app.fails_open();
+    // Those that an operator drains take nobody, and those whose checks fail would not be asked if the others had room.
+    let is_asked = |member: &&Member| !member.load.is_draining() && (fails_open || !member.load.is_down());
+    let mut asked = app.groups().iter().flat_map(|group| &group.members).filter(is_asked).peekable();
+    if asked.peek().is_none() {
         NoBackend::NoneEligible
-    } else if members().filter(asked).all(|member| tried.contains(&member.backend)) {
+    } else if asked.all(|member| tried.contains(&member.backend)) {
         NoBackend::AllTried
     } else {
         NoBackend::AllFull
     }
+}
+
+/// Why a client has nothing to wait for, where it has not: nobody whom it may ask is left, full or not.
+pub fn nothing_to_wait_for(app: &AppIndex, request: &Request<'_>, tried: &Tried) -> Option<NoBackend> {
+    let why = why_none(app, tried);
+    let is_bound = || request.bound.is_some_and(|id| bound(app, id, tried).is_ok());
+    (why != NoBackend::AllFull && !is_bound()).then_some(why)
 }
 
 type Choice<'a> = (&'a Member, PickReason);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::domain::{ClientAddr, ClientPrefix, ListenerSpec, Pace, Rate, RejectReason};
 
 pub use listeners::{ListenerHeld, Listeners};
-pub use sources::{SourceHeld, SourceRules, Sources};
+pub use sources::{SourceHeld, SourceLook, SourceRules, Sources};
 
 /// The limits of this daemon and what is counted for them. Shared by all workers.
 #[derive(Debug)]
@@ -37,12 +37,20 @@ impl Admission {
 
     /// How long to leave clients in the listen queue after one was accepted at `now`.
     pub fn pause(&self, now: Instant) -> Duration {
-        let since_start = u64::try_from(now.saturating_duration_since(self.started).as_nanos()).unwrap_or(u64::MAX);
-        let pause = self.pace.as_ref().map_or(Duration::ZERO, |pace| pace.charge(since_start));
+        let pause = self.pace.as_ref().map_or(Duration::ZERO, |pace| pace.charge(self.nanos(now)));
         if !pause.is_zero() {
             self.pauses.fetch_add(1, Ordering::Relaxed);
         }
         pause
+    }
+
+    /// How long a client that comes at `now` stays in the listen queue; `None` where there is no limit. Counts nothing.
+    pub fn wait(&self, now: Instant) -> Option<Duration> {
+        self.pace.as_ref().map(|pace| pace.wait(self.nanos(now)))
+    }
+
+    fn nanos(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.started).as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Pauses that were made since the start.

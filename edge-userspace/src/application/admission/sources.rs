@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hashlink::LinkedHashMap;
 
@@ -38,6 +38,18 @@ pub struct Sources {
     shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
     started: Instant,
+}
+
+/// What a source has, and what it would be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SourceLook {
+    pub source: ClientPrefix,
+    pub connections: u32,
+    /// 0 is no limit.
+    pub max_connections: u32,
+    /// How long until its next connection is within the rate; `None` where there is none.
+    pub wait: Option<Duration>,
+    pub refused: Option<RejectReason>,
 }
 
 #[derive(Debug, Default)]
@@ -75,6 +87,15 @@ impl Sources {
         let source = self.prefix(client);
         self.shard(&source).admit(source, &self.rules, self.nanos(now))?;
         Ok(Some(SourceHeld { source, of: Arc::clone(self) }))
+    }
+
+    /// What [`Sources::admit`] would say. Counts nothing, and nobody is remembered for it. `None`: there are no limits.
+    pub fn look(&self, client: ClientAddr, now: Instant) -> Option<SourceLook> {
+        if self.rules.max_connections == 0 && self.rules.rate.is_none() {
+            return None;
+        }
+        let source = self.prefix(client);
+        Some(self.shard(&source).look(source, &self.rules, self.nanos(now)))
     }
 
     /// The source of a client.
@@ -133,6 +154,19 @@ impl Shard {
         self.idle.remove(&source);
         self.live.insert(source, Live { connections: 1, due });
         Ok(())
+    }
+
+    fn look(&self, source: ClientPrefix, rules: &SourceRules, now: u64) -> SourceLook {
+        let live = self.live.get(&source);
+        let connections = live.map_or(0, |live| live.connections);
+        let due = live.map(|live| live.due).or_else(|| self.idle.get(&source).copied()).unwrap_or(0);
+        let wait = rules.rate.map(|rate| rate.wait(due, now));
+        let refused = if rules.max_connections != 0 && connections >= rules.max_connections {
+            Some(RejectReason::SourceConnections)
+        } else {
+            wait.filter(|wait| !wait.is_zero()).map(|_| RejectReason::SourceRate)
+        };
+        SourceLook { source, connections, max_connections: rules.max_connections, wait, refused }
     }
 
     /// A connection has ended.

@@ -51,8 +51,14 @@ impl Shop {
     }
 
     async fn place(&self, client: u32, limit: Duration) -> Result<Pick, NoPlace> {
-        let tried = Tried::new();
-        let mut search = self.search(client, &tried);
+        self.place_but(client, &[], limit).await
+    }
+
+    /// Likewise, for a client that has tried some.
+    async fn place_but(&self, client: u32, tried: &[&str], limit: Duration) -> Result<Pick, NoPlace> {
+        let mut already = Tried::new();
+        tried.iter().for_each(|name| already.push(self.routing.load().backend(&id(name)).unwrap()));
+        let mut search = self.search(client, &already);
         match search.now()? {
             Now::Place(pick) => Ok(pick),
             Now::Ticket(ticket, _) => search.wait(ticket, limit).await,
@@ -195,6 +201,58 @@ fn a_place_that_the_first_can_not_use_goes_to_the_next() {
     });
 }
 
+#[test]
+fn who_comes_has_a_place_at_once_that_those_before_can_not_use() {
+    let shop = Shop::new(&[backend("a", 1), backend("b", 2)], 10);
+    block_on(async {
+        let (a, b) = (shop.load_of("a"), shop.load_of("b"));
+        let held = a.try_reserve(shop.routing.load().backend(&id("a")).unwrap().limits).unwrap();
+        let others = async {
+            // Nobody announces anything.
+            let one = shop.place(4, Duration::from_secs(1)).await.expect("a place on b");
+            let two = shop.place(5, Duration::from_secs(1)).await.expect("the other one");
+            assert_eq!((shop.waiting(), b.active()), (1, 2));
+            assert_eq!(shop.place(6, Duration::from_millis(10)).await.unwrap_err(), NoPlace::TimedOut);
+            // Who waits for it gets it, and not who comes.
+            drop(held);
+            let comes = shop.place(7, Duration::from_millis(50)).await;
+            assert_eq!(comes.unwrap_err(), NoPlace::TimedOut);
+            drop((one, two));
+        };
+        let (picky, ()) = tokio::join!(shop.place_but(3, &["b"], SOON), others);
+        assert_eq!(picky.unwrap().backend.id, id("a"));
+    });
+}
+
+#[test]
+fn nobody_waits_whose_last_backend_is_drained_and_others_do() {
+    let shop = Shop::new(&[backend("a", 1), backend("b", 1)], 10);
+    block_on(async {
+        let held = [shop.place(1, SOON).await.unwrap(), shop.place(2, SOON).await.unwrap()];
+        let two = async { tokio::join!(shop.place(3, SOON), shop.place_but(4, &["b"], SOON)) };
+        let drain = || {
+            shop.load_of("a").set_draining(true);
+            shop.routing.lobby().reconsider();
+        };
+        let meanwhile = async {
+            let vain = while_waiting(&shop, 2, std::future::ready(()), drain);
+            vain.await;
+            while shop.waiting() > 1 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(
+                shop.place_but(5, &["b"], SOON).await.unwrap_err(),
+                NoPlace::NoBackend(NoBackend::AllTried),
+                "not behind others either"
+            );
+            drop(held);
+        };
+        let ((waits, vain), ()) = tokio::join!(two, meanwhile);
+        assert_eq!(waits.unwrap().backend.id, id("b"));
+        assert_eq!(vain.unwrap_err(), NoPlace::NoBackend(NoBackend::AllTried));
+    });
+}
+
 /// Threads that come, wait, hold a place for a moment and go, some of them too early: the limits hold, and everybody who
 /// waits long enough is served, because nobody looks now and then here: each place has to be announced.
 #[test]
@@ -213,7 +271,11 @@ fn no_place_is_lost_and_no_limit_exceeded_by_threads() {
                                 let _ = shop.place(thread, Duration::from_micros(50)).await;
                                 continue;
                             }
-                            let pick = shop.place(thread * 8 + lane, SOON).await.expect("a place before long");
+                            // Some have tried a backend, and can't use a place that others can.
+                            let tried: &[&str] = if turn % 3 == 0 { &["a"] } else { &[] };
+                            let pick = shop.place_but(thread * 8 + lane, tried, SOON).await;
+                            let pick = pick.expect("a place before long");
+                            assert!(tried.is_empty() || pick.backend.id == id("b"));
                             assert!(a.active() <= 2 && b.active() <= 3);
                             tokio::task::yield_now().await;
                             drop(pick);

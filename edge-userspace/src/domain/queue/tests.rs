@@ -89,6 +89,88 @@ fn more_room_calls_the_next_and_a_place_that_only_another_can_take_does_too() {
     assert!(!is_called(&second) && is_called(&third));
 }
 
+/// It looked in vain, though there was a place.
+fn leave_it(ticket: &Ticket) {
+    let Poll::Ready(Called::Look(calls)) = poll(ticket) else { panic!("{:?}", poll(ticket)) };
+    ticket.declined(calls, true);
+}
+
+#[test]
+fn who_comes_behind_those_who_left_a_place_looks_at_once_and_they_are_let_sleep() {
+    let queue = queue();
+    let picky: Vec<Ticket> = (0..50).map(|n| join(&queue, n)).collect();
+    picky.iter().for_each(leave_it);
+    let bells: Vec<Arc<Bell>> = (0..50).map(|_| Arc::default()).collect();
+    for (ticket, bell) in picky.iter().zip(&bells) {
+        assert!(ticket.poll_called(&mut Context::from_waker(&Waker::from(Arc::clone(bell)))).is_pending());
+    }
+    for n in 100..200 {
+        let comes = join(&queue, n);
+        assert!(is_called(&comes));
+        // Who comes while that one looks has to see what it leaves.
+        let next = join(&queue, 200);
+        assert!(!is_called(&next));
+        comes.served(true);
+        assert!(is_called(&next));
+        next.served(true);
+    }
+    assert!(bells.iter().all(|bell| bell.0.load(Ordering::SeqCst) == 0), "they were woken for what they had left");
+    // A place that is new may be one for them, and they go first.
+    queue.freed();
+    let comes = join(&queue, 100);
+    assert!(is_called(&picky[0]) && !is_called(&comes));
+    picky.iter().for_each(leave_it);
+    assert!(is_called(&comes));
+}
+
+#[test]
+fn who_comes_behind_one_that_found_nothing_waits() {
+    let queue = queue();
+    let [picky, plain] = [1, 2].map(|n| join(&queue, n));
+    leave_it(&picky);
+    decline(&plain);
+    let comes = join(&queue, 3);
+    assert!(!is_called(&comes), "the place is gone, or the one before would have it");
+    drop((comes, plain));
+    decline(&join(&queue, 3));
+    assert!(!is_called(&picky));
+}
+
+#[test]
+fn after_a_change_everybody_looks_once_one_after_the_other() {
+    let lobby = Lobby::default();
+    let queue = lobby.queue(&app_name("web"));
+    let line: Vec<Ticket> = (0..5).map(|n| join(&queue, n)).collect();
+    decline(&line[0]);
+    queue.changed();
+    queue.changed();
+    assert_eq!(line.iter().filter(|ticket| is_called(ticket)).count(), 2, "each may have made room");
+    [0, 1].into_iter().for_each(|at| decline(&line[at]));
+    lobby.reconsider();
+    for ticket in &line {
+        assert_eq!(line.iter().filter(|ticket| is_called(ticket)).count(), 1);
+        decline(ticket);
+    }
+    assert!(!line.iter().any(is_called));
+    lobby.reconsider();
+    decline(&line[0]);
+    assert!(!line.iter().any(is_called), "nothing has changed since");
+}
+
+#[test]
+fn everybody_looks_after_a_change_also_where_some_are_served_or_go() {
+    let lobby = Lobby::default();
+    let queue = lobby.queue(&app_name("web"));
+    let [served, goes, last] = [1, 2, 3].map(|n| join(&queue, n));
+    decline(&served);
+    queue.changed();
+    lobby.reconsider();
+    served.served(false);
+    assert!(is_called(&goes));
+    drop(goes);
+    assert!(is_called(&last));
+}
+
 #[test]
 fn a_place_that_was_announced_while_one_looked_is_looked_for_again() {
     let queue = queue();
@@ -204,10 +286,10 @@ fn lines_outlive_snapshots_and_not_their_apps() {
 
 #[derive(Debug, Clone)]
 enum Event {
-    /// A connection of this source comes.
-    Come(u8),
-    /// One that has a place ends.
-    End,
+    /// A connection of this source comes; whether it has tried the second backend.
+    Come(u8, bool),
+    /// One that has a place on this backend ends.
+    End(usize),
     /// One that was called looks for a place.
     Look(usize),
     /// One gives up.
@@ -216,52 +298,85 @@ enum Event {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        (0u8..4).prop_map(Event::Come),
-        Just(Event::End),
+        (0u8..4, prop::bool::ANY).prop_map(|(n, picky)| Event::Come(n, picky)),
+        (0usize..2).prop_map(Event::End),
         (0usize..16).prop_map(Event::Look),
         (0usize..16).prop_map(Event::Leave),
     ]
 }
 
-proptest! {
-    /// Whatever happens in whatever order: once all who were called have looked, nobody waits beside a free place, and
-    /// nothing is left when all are gone.
-    #[test]
-    fn nobody_waits_beside_a_free_place(places in 1usize..4, events in prop::collection::vec(event(), 0..200)) {
-        let queue = queue();
-        let (mut busy, mut line): (usize, Vec<Ticket>) = (0, Vec::new());
-        let look = |line: &mut Vec<Ticket>, busy: &mut usize, at: usize| {
-            let Poll::Ready(called) = poll(&line[at]) else { return };
-            match called {
-                Called::Look(_) if *busy < places => {
-                    *busy += 1;
-                    line.remove(at).served(*busy < places);
-                }
-                Called::Look(calls) => line[at].declined(calls, false),
-                Called::Go(_) => drop(line.remove(at)),
+/// Two backends with so many places, and how many are taken.
+#[derive(Debug)]
+struct Backends {
+    places: [usize; 2],
+    busy: [usize; 2],
+}
+
+impl Backends {
+    fn has_room(&self, at: usize) -> bool {
+        self.busy[at] < self.places[at]
+    }
+
+    fn can_serve(&self, picky: bool) -> bool {
+        self.has_room(0) || (!picky && self.has_room(1))
+    }
+
+    fn take(&mut self, picky: bool) {
+        let at = usize::from(!picky && self.has_room(1));
+        self.busy[at] += 1;
+    }
+
+    /// One that was called looks.
+    fn look(&mut self, line: &mut Vec<(Ticket, bool)>, at: usize) {
+        let (ticket, picky) = &line[at];
+        let picky = *picky;
+        match poll(ticket) {
+            Poll::Pending => {}
+            Poll::Ready(Called::Go(_)) => drop(line.remove(at)),
+            Poll::Ready(Called::Look(_)) if self.can_serve(picky) => {
+                self.take(picky);
+                line.remove(at).0.served(self.can_serve(false));
             }
-        };
+            Poll::Ready(Called::Look(calls)) => ticket.declined(calls, self.can_serve(false)),
+        }
+    }
+}
+
+proptest! {
+    /// Whatever happens in whatever order: once all who were called have looked, nobody waits beside a free place that
+    /// it can use, and nothing is left when all are gone.
+    #[test]
+    fn nobody_waits_beside_a_free_place(
+        places in prop::array::uniform2(1usize..4),
+        events in prop::collection::vec(event(), 0..200),
+    ) {
+        let queue = queue();
+        let (mut backends, mut line) = (Backends { places, busy: [0, 0] }, Vec::new());
         for event in events {
             match event {
-                Event::Come(_) if queue.is_empty() && busy < places => busy += 1,
-                Event::Come(n) => line.extend(queue.join(source(n), 8)),
-                Event::End if busy > 0 => {
-                    busy -= 1;
+                Event::Come(_, picky) if queue.is_empty() && backends.can_serve(picky) => backends.take(picky),
+                Event::Come(n, picky) => line.extend(queue.join(source(n), 8).map(|ticket| (ticket, picky))),
+                Event::End(at) if backends.busy[at] > 0 => {
+                    let was_full = !backends.has_room(at);
+                    backends.busy[at] -= 1;
                     // As backends do it: only one that was full calls.
-                    if busy + 1 == places {
+                    if was_full {
                         queue.freed();
                     }
                 }
-                Event::Look(at) if !line.is_empty() => { let at = at % line.len(); look(&mut line, &mut busy, at) }
+                Event::Look(at) if !line.is_empty() => {
+                    let at = at % line.len();
+                    backends.look(&mut line, at);
+                }
                 Event::Leave(at) if !line.is_empty() => drop(line.remove(at % line.len())),
                 _ => {}
             }
             prop_assert!(queue.len() <= 8);
         }
-        while let Some(at) = line.iter().position(|ticket| poll(ticket).is_ready()) {
-            look(&mut line, &mut busy, at);
+        while let Some(at) = line.iter().position(|(ticket, _)| poll(ticket).is_ready()) {
+            backends.look(&mut line, at);
         }
-        prop_assert!(line.is_empty() || busy == places, "{} wait and {busy} of {places} places are taken", line.len());
+        prop_assert!(!line.iter().any(|(_, picky)| backends.can_serve(*picky)), "{line:?} wait beside {backends:?}");
         drop(line);
         prop_assert!(queue.is_empty());
         prop_assert!(lock(&queue.line).shares.is_empty());

@@ -227,6 +227,37 @@ fn having_none_says_why() {
 }
 
 #[test]
+fn who_is_drained_is_nobody_to_wait_for() {
+    let small = |name| RawBackend { soft_limit: 1.into(), hard_limit: 1.into(), ..row(name, "sa") };
+    let mut world = World::new(&[small("a"), small("b")]);
+    let [a, b] = ["a", "b"].map(|name| Arc::clone(world.app().backend(&id(name)).unwrap()));
+    a.load.set_draining(true);
+    let sa = region("sa");
+    let mut request =
+        Request { client_region: None, client_position: None, pop_region: &sa, client: None, bound: Some(&a.id) };
+    let mut tried = Tried::new();
+    tried.push(&b);
+    assert_eq!(world.pick(&request, &tried).unwrap_err(), NoBackend::AllTried);
+    assert_eq!(nothing_to_wait_for(world.app(), &request, &tried), Some(NoBackend::AllTried));
+    let held = world.route(None, "sa").unwrap();
+    assert_eq!(held.backend.id, b.id);
+    assert_eq!(world.route(None, "sa").unwrap_err(), NoBackend::AllFull);
+    assert_eq!(nothing_to_wait_for(world.app(), &request, &Tried::new()), None);
+    b.load.set_draining(true);
+    assert_eq!(world.pick(&request, &tried).unwrap_err(), NoBackend::NoneEligible);
+    assert_eq!(world.route(None, "sa").unwrap_err(), NoBackend::NoneEligible);
+    // Weight 0 keeps new clients away, not bound ones.
+    let mut world = World::new(&[RawBackend { weight: 0.into(), ..row("closed", "sa") }, row("b", "sa")]);
+    let [closed, b] = ["closed", "b"].map(|name| Arc::clone(world.app().backend(&id(name)).unwrap()));
+    b.load.set_draining(true);
+    request.bound = None;
+    assert_eq!(nothing_to_wait_for(world.app(), &request, &Tried::new()), Some(NoBackend::NoneEligible));
+    request.bound = Some(&closed.id);
+    assert_eq!(nothing_to_wait_for(world.app(), &request, &Tried::new()), None);
+    assert!(world.pick(&request, &Tried::new()).is_ok());
+}
+
+#[test]
 fn large_groups_obey_the_same_rules() {
     let mut rows: Vec<RawBackend> = (0..500)
         .map(|at| RawBackend { soft_limit: 1.into(), hard_limit: 2.into(), ..row(&format!("b{at:03}"), "sa") })

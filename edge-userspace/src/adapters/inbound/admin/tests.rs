@@ -136,6 +136,7 @@ pub(crate) fn sample_explanation() -> Explanation {
         winner: Some("sa-1".to_owned()),
         why: Some("client_region".to_owned()),
         refused: None,
+        limits: None,
         denied_by: None,
         queue: None,
         order: vec![step("sa-1", "client_region"), step("us-1", "nearest_region")],

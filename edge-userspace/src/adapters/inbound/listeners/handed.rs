@@ -2,7 +2,7 @@
 //!
 //! The three variables are all there is to the protocol, and each descriptor has to be looked at here anyway, so no
 //! library is used.
-// Takes possession of descriptors by number.
+// Takes possession of descriptors by number, and asks the kernel which are open.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -26,31 +26,22 @@ pub struct Handed {
 }
 
 impl Handed {
-    /// Takes what is there, once in the life of the process; tells what can't be used and why.
-    pub fn take() -> (Self, Vec<String>) {
+    /// Takes what is there, once in the life of the process. To be called before the process opens anything: what is not
+    /// open by then was not handed over, whatever the variables say. The errors say what can't be used, and why.
+    pub fn take() -> Result<Self, Vec<String>> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
         if TAKEN.swap(true, Ordering::AcqRel) {
-            return Default::default();
+            return Ok(Self::default());
         }
-        let variable = |name: &str| std::env::var(name).ok();
-        let names = match announced(variable, std::process::id()) {
-            Ok(names) => names,
-            Err(why) => return (Self::default(), vec![why]),
-        };
-        let mut handed = Self::default();
-        let mut refused = Vec::new();
+        let names = announced(|name| std::env::var(name).ok(), std::process::id()).map_err(|why| vec![why])?;
+        let (mut handed, mut refused) = (Self::default(), Vec::new());
         for (fd, name) in (FIRST..).zip(names) {
-            // SAFETY: the service manager says that the descriptor is open and this process's; it is taken once.
-            let descriptor = unsafe { OwnedFd::from_raw_fd(fd) };
-            match listener(descriptor).and_then(|socket| {
-                let name = SocketName::parse(&name).map_err(|why| why.to_string())?;
-                Ok((name, socket))
-            }) {
+            match socket(fd).and_then(|socket| Ok((SocketName::parse(&name).map_err(|why| why.to_string())?, socket))) {
                 Ok(named) => handed.sockets.push(named),
-                Err(why) => refused.push(format!("descriptor {fd} ({name}) is of no use: {why}")),
+                Err(why) => refused.push(format!("descriptor {fd} ({name}) {why}")),
             }
         }
-        (handed, refused)
+        if refused.is_empty() { Ok(handed) } else { Err(refused) }
     }
 
     pub fn names(&self) -> BTreeSet<&SocketName> {
@@ -78,6 +69,17 @@ fn announced(variable: impl Fn(&str) -> Option<String>, pid: u32) -> Result<Vec<
     Ok(names.chain(std::iter::repeat(UNNAMED)).take(count.into()).map(str::to_owned).collect())
 }
 
+/// Takes one descriptor, if it is open.
+fn socket(fd: RawFd) -> Result<TcpListener, String> {
+    // SAFETY: asks about a number.
+    if unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1 {
+        return Err("is not open: whoever sets LISTEN_FDS has to leave that many sockets open".to_owned());
+    }
+    // SAFETY: it is open, and was before this process opened anything: it is whoever's who started it, who says that it
+    // is for this process, and it is taken once.
+    listener(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Refuses what nobody can connect to by TCP.
 fn listener(descriptor: OwnedFd) -> Result<TcpListener, String> {
     let socket = SockRef::from(&descriptor);
@@ -85,7 +87,7 @@ fn listener(descriptor: OwnedFd) -> Result<TcpListener, String> {
     let inet = is(socket.domain().map(|domain| [Domain::IPV4, Domain::IPV6].contains(&domain)));
     let tcp = is(socket.protocol().map(|protocol| protocol == Some(Protocol::TCP)));
     if !inet || !tcp || !is(socket.r#type().map(|kind| kind == Type::STREAM)) || !is(socket.is_listener()) {
-        return Err("it is no listening TCP socket (ListenStream= with an address, Accept=no)".to_owned());
+        return Err("is no listening TCP socket (ListenStream= with an address, Accept=no)".to_owned());
     }
     let prepared = socket.set_cloexec(true).and_then(|()| socket.set_nonblocking(true));
     prepared.map_err(|why| why.to_string())?;

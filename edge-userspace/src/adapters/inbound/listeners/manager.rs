@@ -6,6 +6,7 @@
 mod open;
 mod plan;
 mod steered;
+mod taken;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{SocketAddr, TcpListener};
@@ -21,6 +22,7 @@ pub use self::plan::MOST_BINDS;
 use self::plan::{Plan, plan};
 pub use self::steered::Steer;
 use self::steered::Steered;
+use self::taken::Taken;
 use super::Job;
 use super::bind::{ListenError, Manner};
 use super::handed::Handed;
@@ -28,7 +30,7 @@ use super::others::HostSockets;
 use crate::application::events::{EventKind, Events, Subject};
 use crate::application::listening::{How, Listening, SpotState};
 use crate::application::routing::RoutingTable;
-use crate::domain::{Endpoints, SocketName, Spot};
+use crate::domain::{Endpoints, Place, SocketName, Spot};
 
 /// How often what could not be opened is tried again, and sockets of other programs are looked for.
 const RETRY: Duration = Duration::from_secs(1);
@@ -141,9 +143,10 @@ impl Manager {
         let plan = plan(wanted.keys(), self.steered.why_not(&self.parts.steer));
         self.close_unwanted(&plan);
         self.sockets.look();
+        let mut taken = None;
         for (spot, expected) in &wanted {
             let state = match plan.get(spot) {
-                Some(Plan::Bind) => self.bind(spot, expected),
+                Some(Plan::Bind) => self.bind(spot, expected, &mut taken),
                 Some(Plan::Handed(name)) => self.take_over(spot, name, expected),
                 Some(Plan::Refused(why)) => SpotState { how: How::Bind, open: false, why: Some(why.clone()) },
                 // All at once, below.
@@ -178,44 +181,50 @@ impl Manager {
         self.states.retain(|spot, _| plan.contains_key(spot));
     }
 
-    fn bind(&mut self, spot: &Spot, expected: &Endpoints) -> SpotState {
-        // Of this very look, too: the host's list of sockets was read before.
-        let mut opened: Vec<SocketAddr> = self.open.values().flat_map(|open| open.bound.iter().copied()).collect();
-        let open = self.open.entry(spot.clone()).or_insert_with(|| Open::new(expected.clone()));
+    /// `taken` is made when something has to be opened, once for all spots: mostly nothing has.
+    fn bind(&mut self, spot: &Spot, expected: &Endpoints, taken: &mut Option<Taken>) -> SpotState {
+        let open = self.open.entry(spot.clone()).or_insert_with(|| Open::new(Endpoints::default()));
         open.door.expect(expected.clone());
         let Some(place) = spot.place() else { return open.state(How::Bind) };
+        let missing: Vec<SocketAddr> = place.addresses().filter(|addr| !open.bound.contains(addr)).collect();
+        if missing.is_empty() {
+            open.why = None;
+            return open.state(How::Bind);
+        }
+        let taken = match taken {
+            Some(taken) => taken,
+            None => taken.insert(Taken::new(&self.sockets, self.open.values().flat_map(|open| &open.bound).copied())),
+        };
+        self.bind_missing(spot, place, missing, taken)
+    }
+
+    fn bind_missing(&mut self, spot: &Spot, place: &Place, missing: Vec<SocketAddr>, taken: &mut Taken) -> SpotState {
+        let Some(open) = self.open.get_mut(spot) else { return SpotState { how: How::Bind, open: false, why: None } };
         let workers = self.parts.workers.len();
         let single = place.socket_addr();
-        let mut failure = None;
-        let mut missing = 0;
-        for addr in place.addresses() {
-            if open.bound.contains(&addr) {
-                continue;
-            }
+        let mut failed = Vec::new();
+        for addr in missing {
             let manner = Manner {
                 // Of many addresses each gets one socket, so that descriptors suffice.
                 count: if single.is_some() { workers } else { 1 },
                 backlog: self.parts.backlog,
-                own_overlap: overlap(addr, &self.sockets, &opened),
+                own_overlap: taken.by_us_alone(addr),
                 free: place.prefix.prefix_len() > 0 && place.prefix.prefix_len() < place.prefix.max_prefix_len(),
             };
             match super::bind::open(addr, manner) {
                 Ok(listeners) => {
                     open.bound.insert(addr);
-                    opened.push(addr);
+                    taken.add_own(addr);
                     let address = Some(addr).filter(|addr| !addr.ip().is_unspecified());
                     let jobs = listeners.into_iter().map(|listener| open.job(listener, address));
                     hand_out(jobs, &self.parts.workers, &mut self.turn, &mut self.sockets);
                 }
-                Err(why) => {
-                    missing += 1;
-                    failure.get_or_insert(why);
-                }
+                Err(why) => failed.push(why),
             }
         }
-        open.why = failure.map(|why: ListenError| match single {
+        open.why = failed.first().map(|why: &ListenError| match single {
             Some(_) => why.to_string(),
-            None => format!("{missing} of {} sockets could not be opened: {why}", place.count()),
+            None => format!("{} of {} sockets could not be opened: {why}", failed.len(), place.count()),
         });
         open.state(How::Bind)
     }
@@ -310,18 +319,6 @@ impl Manager {
             }
         }
     }
-}
-
-/// Whether one of our own sockets takes connections to `addr`, and nobody else's does. `opened` are addresses of our own
-/// that may not be among the `sockets` of the host yet.
-fn overlap(addr: SocketAddr, sockets: &HostSockets, opened: &[SocketAddr]) -> bool {
-    let meets = |other: SocketAddr| {
-        let any = other.ip().is_unspecified() || addr.ip().is_unspecified();
-        other.port() == addr.port() && other.is_ipv4() == addr.is_ipv4() && (any || other.ip() == addr.ip())
-    };
-    let mut meeting = sockets.all().iter().filter(|socket| meets(socket.addr)).peekable();
-    let ours = meeting.peek().is_some() || opened.iter().any(|addr| meets(*addr));
-    ours && meeting.all(|socket| sockets.is_own(socket))
 }
 
 /// Gives sockets to the workers in turn.

@@ -39,6 +39,26 @@ fn a_source_has_no_more_connections_than_it_may() {
 }
 
 #[test]
+fn to_look_says_what_would_be_and_changes_nothing() {
+    let (limited, start) = (sources(rules(1, 1, 2)), Instant::now());
+    let look = |from, after| {
+        let look = limited.look(v4(from), start + Duration::from_millis(after)).unwrap();
+        (look.connections, look.wait.unwrap().as_millis(), look.refused)
+    };
+    (0..5).for_each(|_| assert_eq!(look(1, 0), (0, 0, None)));
+    assert_eq!(limited.len(), (0, 0), "nobody is remembered for it");
+    let held = limited.admit(v4(1), start).unwrap();
+    assert_eq!(look(1, 0), (1, 0, Some(RejectReason::SourceConnections)));
+    assert_eq!(limited.look(v4(1), start).unwrap().source, limited.prefix(v4(1)));
+    drop(held);
+    drop(limited.admit(v4(1), start).unwrap());
+    (0..5).for_each(|_| assert_eq!(look(1, 250), (0, 750, Some(RejectReason::SourceRate))));
+    assert_eq!(look(1, 1_000), (0, 0, None));
+    assert_eq!(look(2, 0), (0, 0, None));
+    assert_eq!(sources(rules(0, 0, 0)).look(v4(1), start), None);
+}
+
+#[test]
 fn prefixes_are_as_set() {
     let prefix = AffinityPrefix::new(24, 48).unwrap();
     let (sources, now) = (sources(SourceRules { prefix, ..rules(1, 0, 0) }), Instant::now());

@@ -1,6 +1,6 @@
 //! The sockets that answer for prefixes and ranges of ports, and the policy that leads connections to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -169,7 +169,8 @@ impl Steered {
     fn expect(&mut self, wanted: &[(&Spot, &Endpoints)]) {
         let now = Instant::now();
         let wanted: Vec<_> = wanted.iter().filter_map(|(spot, endpoints)| endpoints.of(spot)).cloned().collect();
-        let gone = self.expected.drain(..).filter(|old| !wanted.iter().any(|new| new.spot == old.spot));
+        let spots: HashSet<&Spot> = wanted.iter().map(|endpoint| &endpoint.spot).collect();
+        let gone = self.expected.drain(..).filter(|old| !spots.contains(&old.spot));
         self.departed.extend(gone.map(|endpoint| (now, endpoint)));
         self.departed.retain(|(since, _)| now.duration_since(*since) < DEPARTURE);
         self.expected = wanted;
