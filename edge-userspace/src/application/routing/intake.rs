@@ -12,8 +12,8 @@ use self::table::Table;
 use super::ReloadReport;
 use crate::domain::{
     AccessList, AccessRule, AppName, AppSpec, Backend, BackendId, BackendLoad, BackendSpec, Endpoints, GeoOverride,
-    ListenerId, ListenerSpec, Overrides, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion,
-    RawRouting, RawRow as _, RawValue, Region, RegionSpec, Regions, RowError, RuleId, SlotPool,
+    ListenerId, ListenerSpec, MAX_REGIONS, Overrides, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener,
+    RawRegion, RawRouting, RawRow as _, RawValue, Region, RegionSpec, Regions, RowError, RuleId, SlotPool,
 };
 
 /// What was accepted last, and what it became.
@@ -219,7 +219,11 @@ impl<'a> Intake<'a> {
             parse: RawRegion::parse,
             last: &self.memory.region_specs,
         };
-        let (accepted, ()) = table.take_in(rows, &mut self.report, |(), _| Ok(()));
+        let count = |count: &mut usize, _: &RegionSpec| {
+            *count += 1;
+            if *count <= MAX_REGIONS { Ok(()) } else { Err(RowError::TooManyRegions { most: MAX_REGIONS }) }
+        };
+        let (accepted, _) = table.take_in(rows, &mut self.report, count);
         // In the order of the rows.
         let specs: Vec<_> = accepted.iter().map(|(_, spec)| spec.clone()).collect();
         let accepted = accepted.into_iter().collect();
