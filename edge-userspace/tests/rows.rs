@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::listening::app;
 use common::{NETWORK, SOON, World};
 use xtask::load::Manner;
 
@@ -57,6 +58,11 @@ const CORPUS: &[(&str, &str, &str, &str)] = &[
     ("geo_overrides", "country", "'Brazil'", "two letters"),
     ("acl", "prefix", "'everybody'", "everybody"),
     ("acl", "prefix", "'203.0.113.7/24'", "beyond its prefix"),
+    ("acl", "prefix", "'64:ff9b::/96'", "write 0.0.0.0/0"),
+    ("acl", "prefix", "'::ffff:0:0/96'", "write 0.0.0.0/0"),
+    ("acl", "prefix", "'64:ff9b::/64'", "holds nobody"),
+    ("listeners", "address, port", "'::ffff:0:0/96', 9000", "write 0.0.0.0/0"),
+    ("listeners", "port, accept_proxy, proxy_from", "9000, 'required', '::ffff:0:0/96'", "write 0.0.0.0/0"),
     ("acl", "prefix, action", "'203.0.113.0/24', 'maybe'", "use allow or deny"),
     ("acl", "prefix, app", "'203.0.113.0/24', 'a b'", "white space"),
     ("acl", "prefix, listener", "'203.0.113.0/24', 'a b'", "white space"),
@@ -81,6 +87,24 @@ const CORPUS: &[(&str, &str, &str, &str)] = &[
     ("regions", "deleted", "0.5", "deleted is 0.5"),
     ("geo_overrides", "country, deleted", "'BR', 2", "deleted is 2"),
     ("acl", "prefix, deleted", "'203.0.113.0/24', 2", "deleted is 2"),
+];
+
+/// Rows that are good by themselves and contradict one that is in force, before which each would be read.
+const INTRUDERS: &[(&str, &str, &str, &str)] = &[
+    ("listeners", "id, app, address, port", "'aaa', 'other', '10.63.0.1', 90", "web-main"),
+    (
+        "listeners",
+        "id, app, address, port, server_name, accept_proxy, proxy_from",
+        "'aab', 'web', '10.63.0.1', 90, 'a.example', 'required', '10.63.0.0/24'",
+        "web-main",
+    ),
+    ("listeners", "id, app, address, port", "' web-main', 'other', '10.63.0.1', 91", "id occurs twice"),
+    ("acl", "id, prefix, action", "'allow-all', 'CLIENT', 'allow'", "deny-bad"),
+    ("acl", "id, prefix, action", "' deny-bad', 'CLIENT', 'allow'", "id occurs twice"),
+    ("geo_overrides", "prefix, country", "'9.0.0.0/8', 'JP'", "the same prefix"),
+    ("regions", "name, latitude, longitude", "' af', 60, 60", "the same name"),
+    ("apps", "name, health_check", "' web', 'tcp interval=1s'", "the same name"),
+    ("backends", "id, app, region, wg_ip, port", "' b1', 'web', 'sa', '192.0.2.1', 80", "id occurs twice"),
 ];
 
 fn key_of(table: &str) -> &'static str {
@@ -130,4 +154,42 @@ fn each_malformed_row_is_refused_by_name_and_harms_nobody() {
     let daemon = world.daemon(&[("app", "web")]);
     assert_eq!(world.visit(2, daemon.addr()).unwrap().backend, "b1");
     assert_eq!(rejected_rows(&daemon.status().unwrap()).len(), CORPUS.len());
+}
+
+/// Whoever is in force stays, and the newcomer is refused, while the daemon runs. Without that a row could take a place
+/// from another, or let those in whom another one keeps out.
+#[test]
+fn a_row_that_contradicts_one_in_force_is_refused_itself() {
+    let Some(world) = World::new(NETWORK, "a_row_that_contradicts_one_in_force_is_refused_itself") else { return };
+    let _backends = [world.backend(1, Manner::Echo, |row| row), app(&world, 2)];
+    let denied = world.lab.client(1).to_string();
+    let sql = format!(
+        "UPDATE backends SET app = 'other' WHERE id = 'b2';
+         INSERT INTO listeners (id, app, address, port) VALUES ('web-main', 'web', '10.63.0.1', 90);
+         INSERT INTO acl (id, prefix, action) VALUES ('deny-bad', '{denied}', 'deny');
+         INSERT INTO geo_overrides (prefix, country) VALUES ('::ffff:9.0.0.0/104', 'BR');
+         INSERT INTO regions (name, latitude, longitude) VALUES ('af', -26, 28);
+         INSERT INTO apps (name) VALUES ('web');"
+    );
+    world.database.execute(&sql);
+    let daemon = world.daemon(&[("app", "web")]);
+    let main = (daemon.addr().ip(), 90).into();
+    let is_as_before = || {
+        assert_eq!(world.visit(2, main).unwrap().backend, "b1");
+        assert!(world.visit(1, main).is_err(), "the rule is in force");
+    };
+    is_as_before();
+    for (table, columns, values, words) in INTRUDERS {
+        let values = values.replace("CLIENT", &denied);
+        world.database.execute(&format!("INSERT INTO {table} ({columns}) VALUES ({values})"));
+        let is_told = |row: &serde_json::Value| row["why"].as_str().unwrap().contains(words);
+        let status = daemon.wait_status(SOON, |status| rejected_rows(status).iter().any(is_told)).unwrap();
+        let rejected = rejected_rows(&status);
+        assert!(rejected.len() == 1 && is_told(&rejected[0]), "{values}: {rejected:?}");
+        is_as_before();
+        let key = values.split(',').next().unwrap();
+        world.database.execute(&format!("DELETE FROM {table} WHERE {} = {key}", key_of(table)));
+        daemon.wait_status(SOON, |status| rejected_rows(status).is_empty()).unwrap();
+    }
+    is_as_before();
 }

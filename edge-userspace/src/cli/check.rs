@@ -283,6 +283,17 @@ mod tests {
         assert!(problems(Some(&both), &[])[0].contains("same_host and send_proxy exclude each other"));
     }
 
+    /// Nothing is in force that one of them could be measured by, so both are named.
+    #[test]
+    fn of_rows_that_contradict_each_other_both_are_named() {
+        let two = "INSERT INTO listeners (id, address, port) VALUES ('b', '127.0.0.1', 90), ('a', '127.0.0.1', 90);
+            INSERT INTO acl (id, prefix, action) VALUES ('d', '192.0.2.1', 'deny'), ('c', '192.0.2.1', 'allow');";
+        let found = problems(Some(&format!("{SCHEMA}{EXAMPLE}{two}")), &[]);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].contains("listener b: ") && found[0].contains("listener a "), "{found:?}");
+        assert!(found[1].contains("rule d: rule c is about the same"), "{found:?}");
+    }
+
     #[test]
     fn bad_geo_data_is_reported_beside_other_problems() {
         let findings = problems(None, &[("EDGEPROXY_GEOIP_PATH", "/dev/null")]);

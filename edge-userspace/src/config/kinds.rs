@@ -135,8 +135,8 @@ impl Item for GeoOverride {
         let form = || format!("must be PREFIX=COUNTRY, e.g. 203.0.113.0/24=BR, or PREFIX=region:NAME, not {text:?}");
         let (prefix, place) = text.split_once('=').ok_or_else(form)?;
         let prefix = parse_client_prefix(prefix.trim()).map_err(|why| match why {
-            BadPrefix::Bits { .. } => format!("holds a mistake: {why}"),
             BadPrefix::Text(_) => form(),
+            why => format!("holds a mistake: {why}"),
         })?;
         let place = GeoPlace::parse(place.trim()).map_err(|why| format!("names no place in {text:?}: {why}"))?;
         Ok(Self { prefix, place })

@@ -132,6 +132,8 @@ fn values_that_look_right_and_are_not() {
         ("LISTEN_ADDR", ",", "at least one"),
         ("ADMIN_LISTEN", "0.0.0.0:9090", "must be a loopback address"),
         ("GEO_OVERRIDE", "10.0.0.1/8=BR", "write 10.0.0.0/8"),
+        ("GEO_OVERRIDE", "64:ff9b::/96=BR", "write 0.0.0.0/0"),
+        ("PROXY_FROM", "::ffff:0:0/96", "write 0.0.0.0/0"),
         ("GEO_OVERRIDE", "10.0.0.0/8", "PREFIX=COUNTRY"),
         ("GEO_OVERRIDE", "10.0.0.0/8=region:", "names no place"),
         ("GEO_OVERRIDE", "10.0.0.0/8=QQQ", "names no place"),

@@ -70,7 +70,7 @@ pub use proxy::{ProxyHeader, ProxyVersion, SendProxyError};
 pub use queue::{AppQueue, Called, Calls, Lobby, NoTurn, Ticket};
 pub use random::RandomSource;
 pub use rate::{Pace, Rate};
-pub use regions::{Origin, Position, RegionSpec, Regions};
+pub use regions::{MAX_REGIONS, Origin, Position, RegionSpec, Regions};
 pub use row::{
     RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion, RawRouting, RawRow, RawValue, RowError,
 };

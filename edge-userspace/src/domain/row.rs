@@ -78,12 +78,16 @@ pub enum RowError {
     Override(#[from] OverrideError),
     #[error(transparent)]
     Country(#[from] CountryError),
-    #[error("id occurs twice: only the first row counts")]
+    #[error("id occurs twice: only one row counts, that in force or else the first")]
     Duplicate,
-    #[error("another row has the same name: only the first row counts")]
+    #[error("another row has the same name: only one counts, that in force or else the first")]
     DuplicateName,
-    #[error("another row has the same prefix: only the first row counts")]
+    #[error("another row has the same prefix: only one counts, that in force or else the first")]
     DuplicatePrefix,
+    #[error("it changed together with too many others that are in each other's way: change fewer of them at once")]
+    Entangled,
+    #[error("there are {most} regions already, and more are not supported: remove one that is not needed")]
+    TooManyRegions { most: usize },
     #[error("no counter is left: at most {capacity} backends are supported")]
     NoSlot { capacity: u32 },
 }

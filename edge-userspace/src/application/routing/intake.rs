@@ -1,17 +1,19 @@
 //! One load on its way from rows to a snapshot: row by row, each refused alone.
 
 mod lost;
+mod table;
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher as _, Hash};
+use std::hash::BuildHasher as _;
 use std::sync::{Arc, Weak};
 
 pub use self::lost::LostTable;
+use self::table::Table;
 use super::ReloadReport;
 use crate::domain::{
     AccessList, AccessRule, AppName, AppSpec, Backend, BackendId, BackendLoad, BackendSpec, Endpoints, GeoOverride,
-    ListenerId, ListenerSpec, Overrides, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion,
-    RawRouting, RawRow, RawValue, Region, RegionSpec, Regions, RowError, RuleId, SlotPool,
+    ListenerId, ListenerSpec, MAX_REGIONS, Overrides, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener,
+    RawRegion, RawRouting, RawRow as _, RawValue, Region, RegionSpec, Regions, RowError, RuleId, SlotPool,
 };
 
 /// What was accepted last, and what it became.
@@ -43,6 +45,21 @@ struct Known {
     fingerprint: Option<u64>,
     /// The last load in which a row had this id.
     pass: u64,
+    /// Where its backend is among those of that load.
+    place: usize,
+}
+
+impl Known {
+    /// Of two rows with the same id (white space around it is no part of it) that in force counts, also if it comes second.
+    fn prefer_current(&mut self, spec: &BackendSpec, place: Option<&mut Arc<Backend>>) {
+        let Some(current) = self.current.as_ref().filter(|current| current.spec == *spec) else { return };
+        if let Some(place) = place.filter(|first| first.id == current.id) {
+            *place = Arc::clone(current);
+            self.next = Some(Arc::clone(current));
+            // Nobody knows which of them it will be: it is looked at.
+            self.fingerprint = None;
+        }
+    }
 }
 
 impl Memory {
@@ -135,16 +152,20 @@ impl<'a> Intake<'a> {
         let known = self.memory.backends.get_mut(id.as_str()).filter(|known| known.fingerprint == Some(fingerprint))?;
         let current = known.current.as_ref().filter(|_| known.pass != self.memory.pass)?;
         known.pass = self.memory.pass;
+        known.place = self.backends.len();
         Some(Arc::clone(known.next.insert(Arc::clone(current))))
     }
 
     fn admit(&mut self, spec: BackendSpec, fingerprint: u64) -> Result<Arc<Backend>, RowError> {
         let Memory { slots, backends, pass, .. } = &mut *self.memory;
+        let place = self.backends.len();
         if let Some(known) = backends.get_mut(&spec.id) {
             if known.pass == *pass {
+                known.prefer_current(&spec, self.backends.get_mut(known.place));
                 return Err(RowError::Duplicate);
             }
             known.pass = *pass;
+            known.place = place;
             known.fingerprint = Some(fingerprint);
             let unchanged = known.current.as_ref().filter(|current| current.spec == spec);
             let next = match (unchanged, known.load.upgrade()) {
@@ -168,7 +189,8 @@ impl<'a> Intake<'a> {
         let id = spec.id.clone();
         let (weak, next) = (Arc::downgrade(&load), Arc::new(spec.with_load(load)));
         let (fingerprint, pass) = (Some(fingerprint), *pass);
-        backends.insert(id, Known { load: weak, current: None, next: Some(Arc::clone(&next)), fingerprint, pass });
+        let known = Known { load: weak, current: None, next: Some(Arc::clone(&next)), fingerprint, pass, place };
+        backends.insert(id, known);
         Ok(next)
     }
 
@@ -183,6 +205,7 @@ impl<'a> Intake<'a> {
             return None;
         }
         known.pass = pass;
+        known.place = self.backends.len();
         known.next = known.current.clone();
         self.report.kept += usize::from(known.next.is_some());
         known.next.clone()
@@ -196,13 +219,15 @@ impl<'a> Intake<'a> {
             parse: RawRegion::parse,
             last: &self.memory.region_specs,
         };
+        let count = |count: &mut usize, _: &RegionSpec| {
+            *count += 1;
+            if *count <= MAX_REGIONS { Ok(()) } else { Err(RowError::TooManyRegions { most: MAX_REGIONS }) }
+        };
+        let (accepted, _) = table.take_in(rows, &mut self.report, count);
         // In the order of the rows.
-        let mut specs = Vec::new();
-        let accepted = table.take_in(rows, &mut self.report, |spec| {
-            specs.push(spec.clone());
-            Ok(())
-        });
-        if accepted != self.memory.region_specs {
+        let specs: Vec<_> = accepted.iter().map(|(_, spec)| spec.clone()).collect();
+        let accepted = accepted.into_iter().collect();
+        if self.memory.region_specs != accepted {
             self.memory.regions = Arc::new(Regions::new(&specs));
             self.memory.region_specs = accepted;
         }
@@ -217,7 +242,8 @@ impl<'a> Intake<'a> {
             parse: RawGeoOverride::parse,
             last: &self.memory.overrides,
         };
-        self.memory.overrides = table.take_in(rows, &mut self.report, |_| Ok(()));
+        let (accepted, ()) = table.take_in(rows, &mut self.report, |(), _| Ok(()));
+        self.memory.overrides = accepted.into_iter().collect();
         Overrides::new(self.memory.overrides.values().cloned())
     }
 
@@ -229,13 +255,12 @@ impl<'a> Intake<'a> {
             parse: RawApp::parse,
             last: &self.memory.apps,
         };
-        self.memory.apps = table.take_in(rows, &mut self.report, |_| Ok(()));
+        let (accepted, ()) = table.take_in(rows, &mut self.report, |(), _| Ok(()));
+        self.memory.apps = accepted.into_iter().collect();
         self.memory.apps.clone()
     }
 
-    /// A listener that contradicts one before it is refused like one that can't be parsed.
     pub(super) fn endpoints(&mut self, rows: &[RawListener]) -> Endpoints {
-        let mut endpoints = Endpoints::default();
         let table = Table {
             kind: "listener",
             duplicate: RowError::Duplicate,
@@ -243,13 +268,13 @@ impl<'a> Intake<'a> {
             parse: RawListener::parse,
             last: &self.memory.listeners,
         };
-        self.memory.listeners = table.take_in(rows, &mut self.report, |spec| Ok(endpoints.add(spec.clone())?));
+        let add = |endpoints: &mut Endpoints, spec: &ListenerSpec| Ok(endpoints.add(spec.clone())?);
+        let (accepted, endpoints) = table.take_in(rows, &mut self.report, add);
+        self.memory.listeners = accepted.into_iter().collect();
         endpoints
     }
 
-    /// Likewise.
     pub(super) fn access(&mut self, rows: &[RawAcl]) -> AccessList {
-        let mut list = AccessList::default();
         let table = Table {
             kind: "rule",
             duplicate: RowError::Duplicate,
@@ -257,52 +282,10 @@ impl<'a> Intake<'a> {
             parse: RawAcl::parse,
             last: &self.memory.rules,
         };
-        self.memory.rules = table.take_in(rows, &mut self.report, |rule| Ok(list.add(rule.clone())?));
+        let add = |list: &mut AccessList, rule: &AccessRule| Ok(list.add(rule.clone())?);
+        let (accepted, list) = table.take_in(rows, &mut self.report, add);
+        self.memory.rules = accepted.into_iter().collect();
         list
-    }
-}
-
-/// A table of which each row stands for itself, by its key.
-struct Table<'a, R, K, S> {
-    kind: &'static str,
-    /// What is said of the second row with a key.
-    duplicate: RowError,
-    /// The key, if it is one.
-    key: fn(&R) -> Option<K>,
-    parse: fn(&R) -> Result<S, RowError>,
-    /// What was accepted last.
-    last: &'a HashMap<K, S>,
-}
-
-impl<R: RawRow, K: Clone + Eq + Hash + ToString, S: Clone> Table<'_, R, K, S> {
-    /// Parses each row and lets `admit` say whether it fits in; of one that is refused its last good version counts, where
-    /// that fits in.
-    fn take_in(
-        self,
-        rows: &[R],
-        report: &mut ReloadReport,
-        mut admit: impl FnMut(&S) -> Result<(), RowError>,
-    ) -> HashMap<K, S> {
-        let mut accepted: HashMap<K, S> = HashMap::with_capacity(rows.len());
-        for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_deleted()) {
-            let key = (self.key)(row);
-            let result = match &key {
-                Some(key) if accepted.contains_key(key) => Err(self.duplicate.clone()),
-                _ => (self.parse)(row).and_then(|spec| admit(&spec).map(|()| spec)),
-            };
-            match (result, key) {
-                (Ok(spec), Some(key)) => _ = accepted.insert(key, spec),
-                // What can be parsed has a key.
-                (Ok(_), None) => {}
-                (Err(error), key) => {
-                    report.reject(self.kind, key.as_ref().map(ToString::to_string), at, &error);
-                    let known = key.filter(|_| error != self.duplicate);
-                    let last = known.and_then(|key| Some((self.last.get(&key)?.clone(), key)));
-                    accepted.extend(last.filter(|(spec, _)| admit(spec).is_ok()).map(|(spec, key)| (key, spec)));
-                }
-            }
-        }
-        accepted
     }
 }
 

@@ -1,12 +1,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+mod contradictions;
+
 use std::time::{Duration, Instant};
 
 use super::*;
 use crate::domain::testing::{app_name, id, row};
 use crate::domain::{
-    Affinity, ClientAddr, CountryCode, Limits, NoBackend, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener,
-    RawRegion, RawValue, Region, Request, Tried,
+    Affinity, ClientAddr, CountryCode, Limits, MAX_REGIONS, NoBackend, RawAcl, RawApp, RawBackend, RawGeoOverride,
+    RawListener, RawRegion, RawValue, Region, Request, Tried,
 };
 
 fn raw(backends: &[RawBackend]) -> RawRouting {
@@ -234,7 +236,7 @@ fn apps_and_listeners_keep_their_last_good_version_too() {
     rows.listeners = vec![listener("one", "web", 0), listener("three", "web", 81), listener("two", "other", 81)];
     let report = table.apply(&rows, false).unwrap();
     let names: Vec<&str> = report.rejected.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["app web", "listener one", "listener two"]);
+    assert_eq!(names, ["app web", "listener one", "listener three"]);
     let snapshot = table.snapshot();
     assert_eq!(snapshot.app(&app_name("web")).unwrap().spec().affinity, Affinity::Soft);
     let listener_at = |port| {
@@ -242,7 +244,7 @@ fn apps_and_listeners_keep_their_last_good_version_too() {
         endpoint.listener(None).map(|listener| listener.id.to_string())
     };
     assert_eq!(listener_at(80).as_deref(), Some("one"), "its last good version");
-    assert_eq!(listener_at(81).as_deref(), Some("three"), "the first row at a place has it");
+    assert_eq!(listener_at(81).as_deref(), Some("two"), "who is at a place has it");
 }
 
 #[test]
@@ -296,6 +298,32 @@ fn what_has_not_changed_is_taken_over_as_it_is() {
     let region = RawRegion { name: "sa".into(), latitude: 1.into(), longitude: 1.into(), ..RawRegion::default() };
     table.apply(&RawRouting { apps: vec![app], regions: vec![region], ..raw(&rows) }, false).unwrap();
     assert!(index("two") != before.3);
+}
+
+/// A distance is kept for each pair of regions, so rows without end would take memory by their square.
+#[test]
+fn regions_beyond_the_most_there_can_be_are_refused_and_those_in_force_stay() {
+    let table = RoutingTable::new();
+    let region = |n: usize| RawRegion {
+        name: format!("r{n:05}").as_str().into(),
+        latitude: 1.into(),
+        longitude: 1.into(),
+        ..RawRegion::default()
+    };
+    let regions = |numbers: std::ops::Range<usize>| RawRouting {
+        regions: numbers.map(region).collect(),
+        ..raw(&[row("a", "sa")])
+    };
+    assert_eq!(table.apply(&regions(7..7 + MAX_REGIONS), false).unwrap().rejected, []);
+    let rejected = table.apply(&regions(0..7 + MAX_REGIONS), false).unwrap().rejected;
+    let names: Vec<_> = rejected.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, (0..7).map(|n| format!("region r{n:05}")).collect::<Vec<_>>());
+    assert_eq!(
+        rejected[0].1,
+        "there are 1000 regions already, and more are not supported: remove one that is not needed"
+    );
+    assert_eq!(table.load().regions().iter().count(), 4 + MAX_REGIONS);
+    assert_eq!(table.apply(&regions(0..MAX_REGIONS), false).unwrap().rejected, [], "rows that go make room");
 }
 
 /// Limits hold whichever snapshot a connection was admitted by, whether its index was made anew or taken over.

@@ -164,10 +164,12 @@ pub(super) fn new_refusals(
     transaction: &mut Transaction<'_>,
     work: impl Fn(&Connection) -> Result<()>,
 ) -> Result<Vec<(String, String)>> {
-    let before: HashSet<_> = refusals(transaction)?.into_iter().collect();
+    // One after the other into the same table, as a daemon reads them: what was there has its place.
+    let table = RoutingTable::new();
+    let before: HashSet<_> = refusals(&table, transaction)?.into_iter().collect();
     let savepoint = transaction.savepoint()?;
     ignore_checks(&savepoint, true)?;
-    let tried = work(&savepoint).and_then(|()| refusals(&savepoint));
+    let tried = work(&savepoint).and_then(|()| refusals(&table, &savepoint));
     ignore_checks(&savepoint, false)?;
     // Rolls back.
     drop(savepoint);
@@ -208,7 +210,7 @@ fn list<R: Editable>(path: &Path, json: bool, out: &mut dyn Write) -> Result<()>
         let padded: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         writeln!(out, "{}", padded.join("  ").trim_end())?;
     }
-    for (row, why) in refusals(&connection)?.iter().filter(|(row, _)| row.starts_with(R::WHAT)) {
+    for (row, why) in refusals(&RoutingTable::new(), &connection)?.iter().filter(|(row, _)| row.starts_with(R::WHAT)) {
         writeln!(out, "{row} is refused: {why}")?;
     }
     Ok(())
@@ -247,8 +249,8 @@ pub(super) fn key_of<R: RawRow>(row: &R) -> String {
 }
 
 /// What the loader would refuse.
-fn refusals(connection: &Connection) -> Result<Vec<(String, String)>> {
-    Ok(RoutingTable::new().apply(&read_routing(connection)?, true)?.rejected)
+fn refusals(table: &RoutingTable, connection: &Connection) -> Result<Vec<(String, String)>> {
+    Ok(table.apply(&read_routing(connection)?, true)?.rejected)
 }
 
 fn ignore_checks(connection: &Connection, yes: bool) -> Result<()> {

@@ -201,7 +201,7 @@ fn rows_of_other_tables_that_the_loader_would_refuse_are_refused() {
         ("listener set l", "port"),
         ("listener set l port=81 last_port=80", "last_port 80 is below port 81"),
         ("listener set l port=81 accept_proxy=required", "needs proxy_from"),
-        ("listener set l port=80", "listener "),
+        ("listener set l port=80", "listener l would be refused: "),
         ("listener set l port=81 colour=red", "no column \"colour\" to set: app, address"),
         ("listener set l port", "write COLUMN=VALUE"),
         ("listener set l port=81 deleted=1", "no column \"deleted\""),

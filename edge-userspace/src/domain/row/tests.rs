@@ -208,5 +208,7 @@ fn overrides_lead_somewhere() {
     assert!(refused(RawGeoOverride { country: RawValue::Null, ..row.clone() }).contains("leads nowhere"));
     assert!(refused(RawGeoOverride { prefix: "203.0.113.1/24".into(), ..row.clone() }).contains("beyond its prefix"));
     assert!(refused(RawGeoOverride { prefix: RawValue::Null, ..row.clone() }).contains("prefix is missing"));
+    assert!(refused(RawGeoOverride { prefix: "64:ff9b::/96".into(), ..row.clone() }).contains("write 0.0.0.0/0"));
+    assert!(refused(RawGeoOverride { prefix: "64:ff9b::/64".into(), ..row.clone() }).contains("holds nobody"));
     assert!(refused(RawGeoOverride { country: "Brazil".into(), ..row }).contains("two letters"));
 }
