@@ -215,11 +215,12 @@ impl AppIndex {
         let mut groups: Vec<Group> = by_region.iter().map(|(region, members)| group(Some(region), members)).collect();
         let (mut unplaced, mut everywhere) = (unplaced, everywhere);
         if spec.selection == Selection::Maglev {
-            unplaced.iter_mut().for_each(|group| group.hash(&backends, |backend| !is_placed(&backend.region)));
-            everywhere.iter_mut().for_each(|group| group.hash(&backends, |_| true));
+            let mut tables = Tables { backends: &backends, made: Vec::new() };
+            unplaced.iter_mut().for_each(|group| tables.give(group, |backend| !is_placed(&backend.region)));
+            everywhere.iter_mut().for_each(|group| tables.give(group, |_| true));
             for group in &mut groups {
                 let region = group.region.clone();
-                group.hash(&backends, |backend| region.as_ref() == Some(&backend.region));
+                tables.give(group, |backend| region.as_ref() == Some(&backend.region));
             }
         }
         let by_rtt = everywhere.as_ref().filter(|_| spec.selection == Selection::NearestRtt);
@@ -346,7 +347,7 @@ pub(super) struct Group {
     /// Which members can be chosen now.
     pub(super) room: Arc<Room>,
     /// Where clients belong, in apps that hash them.
-    pub(super) maglev: Option<Maglev>,
+    pub(super) maglev: Option<Arc<Maglev>>,
     /// State of the low-discrepancy sequence that spreads first choices over the members.
     pub(super) sequence: AtomicU64,
 }
@@ -377,20 +378,32 @@ impl Group {
     }
 }
 
-impl Group {
-    /// Builds the table for those of the app's backends that belong to the group, be they in service or not. Weight 0
-    /// has no share.
-    fn hash(&mut self, backends: &[Arc<Backend>], belongs: impl Fn(&Backend) -> bool) {
+/// The tables of an app that hashes clients. Groups of the same backends share one: most apps have one region.
+struct Tables<'a> {
+    backends: &'a [Arc<Backend>],
+    made: Vec<(Vec<Entrant<'a>>, Arc<Maglev>)>,
+}
+
+impl<'a> Tables<'a> {
+    /// The group's table is of those of the app's backends that belong to it, be they in service or not. Weight 0 has no
+    /// share.
+    fn give(&mut self, group: &mut Group, belongs: impl Fn(&Backend) -> bool) {
         let places: HashMap<&BackendId, usize> =
-            self.members.iter().enumerate().map(|(at, member)| (&member.backend.id, at)).collect();
-        let entrant = |backend: &'_ Arc<Backend>| {
-            (backend.weight.0 > 0 && belongs(backend)).then(|| places.get(&backend.id).copied())
+            group.members.iter().enumerate().map(|(at, member)| (&member.backend.id, at)).collect();
+        let shares = self.backends.iter().filter(|backend| backend.weight.0 > 0 && belongs(backend));
+        let entrant = |backend: &'a Arc<Backend>| Entrant {
+            id: backend.id.as_str(),
+            weight: backend.weight.0,
+            member: places.get(&backend.id).copied(),
         };
-        let entrants = backends.iter().filter_map(|backend| {
-            let member = entrant(backend)?;
-            Some(Entrant { id: backend.id.as_str(), weight: backend.weight.0, member })
+        let entrants: Vec<_> = shares.map(entrant).collect();
+        let known = self.made.iter().find(|(of, _)| *of == entrants).map(|(_, table)| Arc::clone(table));
+        let table = known.unwrap_or_else(|| {
+            let table = Arc::new(Maglev::new(entrants.clone()));
+            self.made.push((entrants, Arc::clone(&table)));
+            table
         });
-        self.maglev = Some(Maglev::new(entrants.collect()));
+        group.maglev = Some(table);
     }
 }
 

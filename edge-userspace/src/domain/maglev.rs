@@ -4,6 +4,9 @@
 //! The table depends on the backends' ids and weights alone, and the hash has no secret: every POP, every restart and
 //! every version of this program gives a client the same backend.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use twox_hash::XxHash3_64;
 
 use super::ClientPrefix;
@@ -47,14 +50,25 @@ impl ClientHash {
 /// back that way, only its own clients move.
 #[derive(Debug)]
 pub(super) struct Maglev {
-    /// Member of the group by entry; [`CLOSED`] where the backend takes no new clients.
-    table: Box<[u32]>,
+    table: Table,
 }
 
+/// Member of the group by entry. Most groups are small, and their tables are most of what their apps take.
+#[derive(Debug)]
+enum Table {
+    Narrow(Box<[u16]>),
+    Wide(Box<[u32]>),
+}
+
+/// The entry of a backend that takes no new clients.
 const CLOSED: u32 = u32::MAX;
+/// Likewise, in a narrow table.
+const NARROW_CLOSED: u16 = u16::MAX;
+/// An entry that nobody has taken yet.
+const FREE: u32 = u32::MAX - 1;
 
 /// One backend as the table sees it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entrant<'a> {
     pub(super) id: &'a str,
     pub(super) weight: u32,
@@ -64,74 +78,153 @@ pub(super) struct Entrant<'a> {
 
 impl Maglev {
     /// The order of `entrants` makes no difference.
-    pub(super) fn new(mut entrants: Vec<Entrant<'_>>) -> Self {
-        entrants.sort_unstable_by_key(|entrant| entrant.id);
-        let size = size_for(entrants.len());
-        let mut turns: Vec<Turns> = entrants.iter().map(|entrant| Turns::new(entrant, size)).collect();
-        let heaviest = entrants.iter().map(|entrant| entrant.weight).max().unwrap_or(1).max(1);
-        let mut table = vec![None; size].into_boxed_slice();
-        let mut left = if turns.is_empty() { 0 } else { size };
-        while left > 0 {
-            for (turn, entrant) in turns.iter_mut().zip(&entrants) {
-                if left > 0 && turn.is_due(entrant.weight, heaviest) && turn.take(&mut table, entrant.member) {
-                    left -= 1;
-                }
-            }
-        }
-        let place = |entry: Option<u32>| entry.unwrap_or(CLOSED);
-        Self { table: table.iter().copied().map(place).collect() }
+    pub(super) fn new(entrants: Vec<Entrant<'_>>) -> Self {
+        let narrow = entrants.len() < usize::from(NARROW_CLOSED);
+        let (entries, _) = filled(entrants);
+        let narrowed = |entry: &u32| u16::try_from(*entry).unwrap_or(NARROW_CLOSED);
+        let table = match narrow {
+            true => Table::Narrow(entries.iter().map(narrowed).collect()),
+            false => Table::Wide(entries),
+        };
+        Self { table }
     }
 
     fn at(&self, number: u64) -> Option<usize> {
         // The upper half of a product is a number below the size, evenly spread.
-        let at = (u128::from(number) * self.table.len() as u128) >> 64;
-        self.table.get(at as usize).filter(|member| **member != CLOSED).map(|member| *member as usize)
+        let at = |size: usize| ((u128::from(number) * size as u128) >> 64) as usize;
+        match &self.table {
+            Table::Narrow(table) => {
+                table.get(at(table.len())).filter(|member| **member != NARROW_CLOSED).map(|member| usize::from(*member))
+            }
+            Table::Wide(table) => {
+                table.get(at(table.len())).filter(|member| **member != CLOSED).map(|member| *member as usize)
+            }
+        }
     }
 
     /// Entries of the table.
     #[cfg(test)]
-    pub(super) fn entries(&self) -> &[u32] {
-        &self.table
+    pub(super) fn entries(&self) -> Vec<u32> {
+        match &self.table {
+            Table::Narrow(table) => {
+                let wide = |entry: &u16| if *entry == NARROW_CLOSED { CLOSED } else { u32::from(*entry) };
+                table.iter().map(wide).collect()
+            }
+            Table::Wide(table) => table.to_vec(),
+        }
+    }
+}
+
+/// The entries of a table, and how many steps it took to fill it.
+fn filled(mut entrants: Vec<Entrant<'_>>) -> (Box<[u32]>, u64) {
+    entrants.sort_unstable_by_key(|entrant| entrant.id);
+    let size = size_for(entrants.len());
+    let mut walks: Vec<Walk> = entrants.iter().map(|entrant| Walk::new(entrant, size)).collect();
+    let mut table = vec![FREE; size].into_boxed_slice();
+    let mut steps = 0;
+    for at in Turns::new(entrants.iter().map(|entrant| entrant.weight)).take(size) {
+        steps += walks.get_mut(at).map_or(0, |walk| walk.take(&mut table));
+    }
+    // Without entrants, or if none has a share.
+    table.iter_mut().filter(|entry| **entry == FREE).for_each(|entry| *entry = CLOSED);
+    (table, steps)
+}
+
+/// Whose turn it is: the heaviest have one in each round, others in so many as their weight is of theirs, and within a
+/// round it goes by place. Only those are visited whose turn it is: one heavy backend among thousands has a round nearly for
+/// itself for each of its entries.
+#[derive(Debug)]
+struct Turns {
+    heaviest: u64,
+    heavy: Vec<usize>,
+    /// Rounds that are over, and heavy ones that have had their turn in the one under way.
+    round: u64,
+    had: usize,
+    light: BinaryHeap<Reverse<Turn>>,
+}
+
+/// The next turn of one that is not among the heaviest, the earliest first.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    round: u64,
+    at: usize,
+    /// Turns up to this one.
+    count: u64,
+    weight: u64,
+}
+
+impl Turn {
+    /// In `n` rounds there are `n × weight ÷ heaviest` turns, rounded down.
+    fn nth(count: u64, at: usize, weight: u64, heaviest: u64) -> Self {
+        Self { round: (count * heaviest).div_ceil(weight) - 1, at, count, weight }
+    }
+}
+
+impl Turns {
+    /// By the weight of each; those of weight 0 have none.
+    fn new(weights: impl Iterator<Item = u32> + Clone) -> Self {
+        let heaviest = u64::from(weights.clone().max().unwrap_or(0));
+        let shares = weights.map(u64::from).enumerate().filter(|(_, weight)| *weight > 0);
+        let (heavy, light): (Vec<_>, Vec<_>) = shares.partition(|(_, weight)| *weight == heaviest);
+        let first = |(at, weight)| Reverse(Turn::nth(1, at, weight, heaviest));
+        let heavy = heavy.into_iter().map(|(at, _)| at).collect();
+        Self { heaviest, heavy, round: 0, had: 0, light: light.into_iter().map(first).collect() }
+    }
+}
+
+impl Iterator for Turns {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        let heavy = *self.heavy.get(self.had)?;
+        if let Some(mut first) = self.light.peek_mut() {
+            let Reverse(Turn { round, at, count, weight }) = &*first;
+            if (*round, *at) < (self.round, heavy) {
+                let (next, at) = (Turn::nth(count + 1, *at, *weight, self.heaviest), *at);
+                *first = Reverse(next);
+                return Some(at);
+            }
+        }
+        self.had += 1;
+        if self.had == self.heavy.len() {
+            (self.had, self.round) = (0, self.round + 1);
+        }
+        Some(heavy)
     }
 }
 
 /// A backend's way through the table: its own permutation of the entries, and how far it has come.
-struct Turns {
+struct Walk {
     next: usize,
     skip: usize,
-    credit: u64,
+    member: u32,
 }
 
-impl Turns {
+impl Walk {
     fn new(entrant: &Entrant<'_>, size: usize) -> Self {
         let hash = |seed| XxHash3_64::oneshot_with_seed(seed, entrant.id.as_bytes());
         let next = (hash(OFFSET_SEED) % size as u64) as usize;
         let skip = (hash(SKIP_SEED) % (size as u64 - 1) + 1) as usize;
-        Self { next, skip, credit: 0 }
+        let member = entrant.member.and_then(|at| u32::try_from(at).ok()).unwrap_or(CLOSED);
+        Self { next, skip, member }
     }
 
-    /// The heaviest has a turn in each round, others in so many as their weight is of its.
-    fn is_due(&mut self, weight: u32, heaviest: u32) -> bool {
-        self.credit += u64::from(weight);
-        let due = self.credit >= u64::from(heaviest);
-        if due {
-            self.credit -= u64::from(heaviest);
-        }
-        due
-    }
-
-    /// Takes the next free entry of its permutation; the size is prime, so it comes to every one.
-    fn take(&mut self, table: &mut [Option<u32>], member: Option<usize>) -> bool {
-        let member = member.and_then(|at| u32::try_from(at).ok()).unwrap_or(CLOSED);
-        for _ in 0..table.len() {
+    /// Takes the next free entry of its permutation; the size is prime, so it comes to every one. Returns how many it
+    /// looked at.
+    fn take(&mut self, table: &mut [u32]) -> u64 {
+        for steps in 1..=table.len() {
             let at = self.next;
-            self.next = (at + self.skip) % table.len();
-            if let Some(entry @ None) = table.get_mut(at) {
-                *entry = Some(member);
-                return true;
+            // A division would take most of the time.
+            self.next = at + self.skip;
+            if self.next >= table.len() {
+                self.next -= table.len();
+            }
+            if let Some(entry) = table.get_mut(at).filter(|entry| **entry == FREE) {
+                *entry = self.member;
+                return steps as u64;
             }
         }
-        false
+        table.len() as u64
     }
 }
 

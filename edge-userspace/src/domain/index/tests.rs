@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::domain::room::Standing;
-use crate::domain::testing::{app_name, id, row, snapshot};
-use crate::domain::{BackendLoad, Limits, RawBackend, Regions, SlotPool, Snapshot, World};
+use crate::domain::testing::{app_name, backends, id, region, row, snapshot};
+use crate::domain::{AppSpec, BackendLoad, Limits, RawBackend, Regions, Selection, SlotPool, Snapshot, World};
 
 #[test]
 fn the_sole_app_is_known_only_if_there_is_one() {
@@ -79,4 +79,19 @@ fn a_large_table_has_each_backend_once_in_its_app_and_takes_over_what_has_not_ch
     let next = Snapshot::following(&table, all, world);
     let kept = next.apps().zip(table.apps()).filter(|(now, before)| std::ptr::eq(*now, *before)).count();
     assert_eq!((kept, next.len()), (59, 2_999));
+}
+
+/// The table of an app with one region, and that of all its regions, is the same one; where a backend elsewhere has a share
+/// of the latter, it is not.
+#[test]
+fn groups_of_the_same_backends_share_a_table() {
+    let app = AppSpec { selection: Selection::Maglev, ..AppSpec::new(app_name("web")) };
+    let drained = RawBackend { state: "drain".into(), ..row("c", "us") };
+    for (other, shared) in [(row("c", "sa"), true), (drained, false), (row("c", "us"), false)] {
+        let world = World { apps: [(app.name.clone(), app.clone())].into(), ..World::default() };
+        let table = Snapshot::new(1, backends(&[row("a", "sa"), row("b", "sa"), other]), world);
+        let index = table.app(&app_name("web")).unwrap();
+        let of_region = index.group(&region("sa")).unwrap().maglev.as_ref().unwrap();
+        assert_eq!(Arc::ptr_eq(of_region, index.everywhere().unwrap().maglev.as_ref().unwrap()), shared);
+    }
 }

@@ -66,11 +66,82 @@ fn a_table_is_full_and_its_shares_are_those_of_the_weights() {
         let table = Maglev::new(entrants(&names, weight));
         let total: u32 = (0..count).map(weight).sum();
         let mut got = vec![0usize; count];
-        table.entries().iter().for_each(|member| got[*member as usize] += 1);
+        table.entries().into_iter().for_each(|member| got[member as usize] += 1);
         for (at, got) in got.into_iter().enumerate() {
             let want = table.entries().len() as f64 * f64::from(weight(at)) / f64::from(total);
             assert!((got as f64 - want).abs() <= want * 0.05 + 2.0, "{count}: {at} has {got}, wants {want}");
         }
+    }
+}
+
+/// The paper's way, with a credit for each backend: everybody is looked at in every round.
+fn plain(mut entrants: Vec<Entrant<'_>>) -> Vec<u32> {
+    entrants.sort_unstable_by_key(|entrant| entrant.id);
+    let size = size_for(entrants.len());
+    let heaviest = entrants.iter().map(|entrant| entrant.weight).max().unwrap();
+    let hash = |seed, id: &str| twox_hash::XxHash3_64::oneshot_with_seed(seed, id.as_bytes());
+    let way = |entrant: &Entrant<'_>| {
+        let start = hash(OFFSET_SEED, entrant.id) % size as u64;
+        (start as usize, (hash(SKIP_SEED, entrant.id) % (size as u64 - 1) + 1) as usize, 0)
+    };
+    let mut ways: Vec<(usize, usize, u64)> = entrants.iter().map(way).collect();
+    let (mut table, mut left) = (vec![None; size], size);
+    while left > 0 {
+        for ((next, skip, credit), entrant) in ways.iter_mut().zip(&entrants) {
+            *credit += u64::from(entrant.weight);
+            if left == 0 || *credit < u64::from(heaviest) {
+                continue;
+            }
+            *credit -= u64::from(heaviest);
+            while table[*next].is_some() {
+                *next = (*next + *skip) % size;
+            }
+            table[*next] = Some(entrant.member.map_or(CLOSED, |at| at as u32));
+            left -= 1;
+        }
+    }
+    table.into_iter().map(Option::unwrap).collect()
+}
+
+/// A version that fills a table in another way would move the clients of every cache.
+#[test]
+fn tables_are_those_of_the_plain_algorithm() {
+    let mut rng = fastrand::Rng::with_seed(7);
+    for round in 0..24 {
+        let names = names(rng.usize(1..200));
+        let most = [1, 2, 3, 10, 1_000, u32::MAX][round % 6];
+        let weights: Vec<u32> = names.iter().map(|_| rng.u32(1..=most)).collect();
+        let entrant = |(at, name)| Entrant { id: name, weight: weights[at], member: (at % 7 != 3).then_some(at) };
+        let entrants: Vec<_> = names.iter().map(String::as_str).enumerate().map(entrant).collect();
+        assert!(Maglev::new(entrants.clone()).entries() == plain(entrants), "{weights:?}");
+    }
+}
+
+#[test]
+fn a_large_table_is_that_of_the_plain_algorithm() {
+    let names = names(66_000);
+    let entrants = entrants(&names, |at| 1 + at as u32 % 3);
+    assert!(Maglev::new(entrants.clone()).entries() == plain(entrants));
+}
+
+/// However far the weights are apart. All were looked at in each of as many rounds as the heaviest has entries.
+#[test]
+fn the_steps_that_fill_a_table_are_bounded_whatever_the_weights() {
+    let names = names(600);
+    let weights: [fn(usize) -> u32; 2] = [|at| if at == 77 { u32::MAX } else { 1 }, |at| 1 << (at % 32)];
+    for weight in weights {
+        let (table, steps) = filled(entrants(&names, weight));
+        // A walk finds the last free entries after many steps: on average as many as the size has natural logarithms.
+        let most = table.len() as u64 * 20;
+        assert!(steps < most, "{steps} steps for {} entries", table.len());
+    }
+}
+
+#[test]
+fn a_table_without_shares_leads_nowhere() {
+    let names = names(2);
+    for table in [Maglev::new(Vec::new()), Maglev::new(entrants(&names, |_| 0))] {
+        assert_eq!((table.at(0), table.at(u64::MAX)), (None, None));
     }
 }
 
