@@ -112,7 +112,7 @@ impl Group {
             if stands() == Some(standing) {
                 return Some((at, member));
             }
-            self.room.refresh(at, || (stands(), member.load.trust()));
+            self.room.refresh(at, stands);
         }
         None
     }

@@ -82,6 +82,8 @@ pub struct BackendLoad {
     address: AtomicU64,
     /// An operator has told this daemon to give it no new connections.
     draining: AtomicBool,
+    /// Held by who tells the groups how far the backend is trusted.
+    telling: Mutex<()>,
 }
 
 /// The places of a backend in the groups of the current snapshot, and of the one before: while a new snapshot is made,
@@ -106,6 +108,7 @@ impl BackendLoad {
             rtt: Rtt::default(),
             address: AtomicU64::new(0),
             draining: AtomicBool::new(false),
+            telling: Mutex::default(),
         })
     }
 
@@ -134,11 +137,7 @@ impl BackendLoad {
     /// Says whether the backend gets new connections, whatever the routing database says, and has the groups know.
     pub fn set_draining(&self, draining: bool) {
         self.draining.store(draining, Ordering::SeqCst);
-        // Either a new seat is refreshed after this change, or it is found here.
-        fence(Ordering::SeqCst);
-        self.refresh_seats();
-        // Who waits has a place more, or may have nothing to wait for.
-        self.seats.load().queue.iter().for_each(|queue| queue.changed());
+        self.turned(true);
     }
 
     /// Gives the backend its places in a new snapshot, all with the same limits, and the line of its app. Used by one
@@ -154,6 +153,14 @@ impl BackendLoad {
         self.edges.store(limits.map_or(0, pack), Ordering::SeqCst);
         fence(Ordering::SeqCst);
         seats.now.iter().for_each(|seat| seat.refresh(self));
+        self.tell_trust();
+    }
+
+    /// Has the groups know how far the backend is trusted. What it reads is no older than what another has told.
+    fn tell_trust(&self) {
+        let _one_at_a_time = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        let (seats, trust) = (self.seats.load(), self.trust());
+        seats.now.iter().chain(&seats.former).for_each(|seat| seat.room.refresh_trust(seat.at, trust));
     }
 
     /// Tells the groups, where the change makes a difference to them.
@@ -260,6 +267,8 @@ impl BackendLoad {
             // Either a new seat is refreshed after this change, or it is found here.
             fence(Ordering::SeqCst);
             self.refresh_seats();
+            self.tell_trust();
+            // Who waits has a place more, or may have nothing to wait for.
             self.seats.load().queue.iter().for_each(|queue| queue.changed());
         }
     }

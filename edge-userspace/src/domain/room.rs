@@ -17,6 +17,9 @@
 //! is put right by whoever finds it, so that nobody waits for a thread that was interrupted. Or it may say "no room"
 //! where one is being given back: that connection has not quite ended yet. The sums follow the bits and may be behind
 //! them. They only guide the draw; where they lead nowhere, the bits are searched.
+//!
+//! Who is trusted and who is ejected changes seldom, and how many may be ejected is exact: those two sets are written by
+//! whoever changes the trust in a backend only, one at a time for each backend.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -106,7 +109,7 @@ impl Room {
     }
 
     /// How many members are to be trusted, and how many are ejected, full or not; those whose checks fail and that are
-    /// draining are neither. Right as soon as nobody is between a change and its end.
+    /// draining are neither. What has been changed and told is in it, whatever else goes on.
     pub(super) fn count(&self) -> (usize, usize) {
         (self.trusted().len(), self.set_at(EJECTED).len())
     }
@@ -128,19 +131,22 @@ impl Room {
     }
 
     /// Writes where a member stands, until that is where it stands.
-    pub(super) fn refresh(&self, at: usize, standing: impl Fn() -> (Option<Standing>, Trust)) {
+    pub(super) fn refresh(&self, at: usize, standing: impl Fn() -> Option<Standing>) {
         loop {
-            let now = standing();
-            let (stands, trust) = now;
-            self.trusted().put(at, trust == Trust::Trusted, &self.weights);
-            self.set_at(EJECTED).put(at, trust == Trust::Ejected, &self.weights);
+            let stands = standing();
             for standing in Standing::ALL {
                 self.set(standing).put(at, stands == Some(standing), &self.weights);
             }
-            if standing() == now {
+            if standing() == stands {
                 return;
             }
         }
+    }
+
+    /// Writes how far a member is trusted. For each member one at a time may, who reads that meanwhile.
+    pub(super) fn refresh_trust(&self, at: usize, trust: Trust) {
+        self.trusted().put(at, trust == Trust::Trusted, &self.weights);
+        self.set_at(EJECTED).put(at, trust == Trust::Ejected, &self.weights);
     }
 }
 
@@ -154,7 +160,7 @@ pub(super) struct Seat {
 
 impl Seat {
     pub(super) fn refresh(&self, load: &BackendLoad) {
-        self.room.refresh(self.at, || (load.standing(self.limits), load.trust()));
+        self.room.refresh(self.at, || load.standing(self.limits));
     }
 }
 

@@ -149,6 +149,8 @@ impl Peer {
     /// Bytes that HAProxy has spliced since its start, by its own word.
     pub(super) fn spliced(&self) -> Result<u64> {
         let mut stats = UnixStream::connect(self.directory.path().join(STATS)).context("HAProxy's statistics")?;
+        stats.set_read_timeout(Some(LIMIT))?;
+        stats.set_write_timeout(Some(LIMIT))?;
         stats.write_all(b"show info\n")?;
         let mut info = String::new();
         stats.read_to_string(&mut info)?;

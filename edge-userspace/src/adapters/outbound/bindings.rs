@@ -227,15 +227,16 @@ impl<C: Clock> BindingTable<C> {
     }
 
     /// Gives up the first binding that wasn't used since it was put into the queue; those that were go to its end.
-    /// After enough looks the next one goes in any case.
+    /// After enough looks, or where all were used, the next one goes in any case.
     fn evict(&self, queue: &mut VecDeque<Place>) -> bool {
         // The last place may be that of the binding which needs the room.
-        for look in 1..queue.len() {
+        let others = queue.len().saturating_sub(1);
+        for look in 1..=others {
             let Some(mut place) = queue.pop_front() else { return false };
             let mut used = place.used;
             let verdict = self.judge(&place, |binding| {
                 used = binding.used.load(Ordering::Relaxed);
-                used <= place.used || look > MAX_LOOKS
+                used <= place.used || look > MAX_LOOKS || look == others
             });
             match verdict {
                 Verdict::Removed => return true,

@@ -9,7 +9,10 @@ fn all(_: usize, bits: u64) -> u64 {
 
 fn room(weights: &[u32]) -> Room {
     let room = Room::new(weights.into());
-    (0..weights.len()).for_each(|at| room.refresh(at, || (Some(Standing::BelowSoft), Trust::Trusted)));
+    for at in 0..weights.len() {
+        room.refresh(at, || Some(Standing::BelowSoft));
+        room.refresh_trust(at, Trust::Trusted);
+    }
     room
 }
 
@@ -39,9 +42,9 @@ fn members_are_drawn_by_weight_however_many_there_are() {
 fn only_those_that_stand_so_are_drawn() {
     let room = room(&[1; 500]);
     for at in (0..500).filter(|at| at % 100 != 7) {
-        room.refresh(at, || (Some(Standing::OverSoft), Trust::Trusted));
+        room.refresh(at, || Some(Standing::OverSoft));
     }
-    room.refresh(8, || (None, Trust::Trusted));
+    room.refresh(8, || None);
     let shares = shares(&room, 500, &all);
     let drawn: Vec<_> = shares.iter().enumerate().filter(|(_, share)| **share > 0).collect();
     assert_eq!(drawn, [(7, &100), (107, &100), (207, &100), (307, &100), (407, &100)]);
@@ -49,7 +52,7 @@ fn only_those_that_stand_so_are_drawn() {
         let at = room.draw(Standing::OverSoft, n * (u64::MAX / 1000), &all).unwrap();
         assert!(at % 100 != 7 && at != 8, "{at}");
     }
-    (0..500).for_each(|at| room.refresh(at, || (None, Trust::Trusted)));
+    (0..500).for_each(|at| room.refresh(at, || None));
     for standing in [Standing::BelowSoft, Standing::OverSoft] {
         assert_eq!(room.draw(standing, 1 << 60, &all), None);
     }
@@ -158,6 +161,35 @@ fn threads_that_change_counts_leave_exact_bits_and_sums() {
         assert_eq!(sum_of(&set.blocks[0]), sums[0] + sums[1]);
         assert_eq!(set.len(), count);
     }
+}
+
+/// Others that are between two looks at the same backend meanwhile must not put an older word in the place of a newer.
+#[test]
+fn an_ejection_is_counted_as_soon_as_it_is_told() {
+    use std::sync::atomic::AtomicBool;
+
+    use crate::domain::RawBackend;
+    use crate::domain::testing::{World, eject, row};
+    let world = World::new(&[RawBackend { soft_limit: 1.into(), hard_limit: 9.into(), ..row("a", "sa") }]);
+    let (backend, over) = (&world.app().backends()[0], AtomicBool::new(false));
+    let count = || world.app().everywhere().unwrap().room.count();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    drop(backend.load.try_reserve(backend.limits));
+                }
+            });
+        }
+        let wrong = (0..20_000).find_map(|_| {
+            eject(backend);
+            let ejected = count();
+            backend.load.forget_health();
+            Some((ejected, count())).filter(|counts| *counts != ((0, 1), (1, 0)))
+        });
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(wrong, None);
+    });
 }
 
 /// Who is full, down, draining or out by the operator's word is where it should be, in both numbers.

@@ -109,6 +109,19 @@ fn at_capacity_the_least_recently_used_goes() {
 }
 
 #[test]
+fn a_few_that_were_all_used_leave_room_for_a_new_one() {
+    for capacity in [1, 2, 5] {
+        let (table, clock) = table(600, capacity);
+        for client in 0..20 {
+            table.bind(key(client), &backend("a"));
+            assert!(table.len() <= capacity, "{} of {capacity}", table.len());
+            clock.advance(1);
+            assert!(table.get(&key(client)).is_some(), "the new one is kept");
+        }
+    }
+}
+
+#[test]
 fn a_flood_of_clients_takes_no_more_than_the_capacity() {
     for capacity in [1, 2, 50_000] {
         let (table, clock) = table(600, capacity);
