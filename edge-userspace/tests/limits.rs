@@ -361,6 +361,35 @@ fn who_comes_does_not_wait_behind_one_that_can_not_use_what_is_free() {
     assert_eq!(&name, b"b1\n");
 }
 
+/// Likewise where those who wait for the other backend fill the queue.
+#[test]
+fn a_full_queue_refuses_nobody_a_place_that_those_in_it_can_not_use() {
+    let Some(world) = World::new(NETWORK, "a_full_queue_refuses_nobody_a_place_that_those_in_it_can_not_use") else {
+        return;
+    };
+    queue(&world, 2, LATER);
+    let (_backend, daemon, held) = one_place(&world, &[("ejection_failures", "0")]);
+    world.database.add(&Row::new("b2", world.backend_addr(2)).limits(1, 1));
+    wait_for(&daemon, "the row is read", |status| status.backends().len() == 2);
+    let waits = [1, 2].map(|n| connect(&world, world.lab.client(n), daemon.addr()));
+    wait_for(&daemon, "two wait", |status| waiting(status) == 2);
+    let _works_again =
+        xtask::load::NamedBackend::start(world.lab.namespace(Ns::Backends), "b2", world.backend_addr(2), Manner::Echo)
+            .unwrap();
+    let has_it = world.visit(10, daemon.addr()).unwrap();
+    assert_eq!(has_it.backend, "b2");
+    let record = refused(&world, &daemon, world.lab.client(3), daemon.addr());
+    assert_eq!(why(&record), ("PQ", Some("queue_full")));
+    has_it.finish().unwrap();
+    // They are served in their turn, and the one place of each backend is enough.
+    held.finish().unwrap();
+    for mut stream in waits {
+        let mut name = [0; 3];
+        stream.read_exact(&mut name).unwrap();
+        assert_eq!(&name, b"b1\n");
+    }
+}
+
 #[test]
 fn a_drain_serves_those_who_wait_until_its_deadline() {
     let Some(world) = World::new(NETWORK, "a_drain_serves_those_who_wait_until_its_deadline") else { return };

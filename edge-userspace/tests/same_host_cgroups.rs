@@ -278,6 +278,19 @@ fn a_second_daemon_in_one_cgroup_hands_nothing_over_and_says_why() {
     assert!(why_off(&above).unwrap().contains(&below.0.display().to_string()), "{:?}", why_off(&above));
 }
 
+/// Anybody may who can read it.
+#[test]
+fn a_cgroup_that_somebody_else_has_locked_is_not_blamed_on_a_daemon_alone() {
+    let test = "a_cgroup_that_somebody_else_has_locked_is_not_blamed_on_a_daemon_alone";
+    let Some(world) = World::new(KERNEL, test) else { return };
+    let cgroups = Cgroups::create().unwrap();
+    let lock = fs::File::open(cgroups.daemon()).unwrap();
+    lock.lock_shared().unwrap();
+    let daemon = same_host_daemon(&world, &cgroups, &[cgroups.applications()], &[]);
+    let why = why_off(&daemon).unwrap();
+    assert!(why.contains("or somebody else has locked that directory"), "{why}");
+}
+
 /// One that listens elsewhere.
 fn second_daemon(world: &World, cgroups: &Cgroups, own: &Path) -> Daemon {
     let listen = SocketAddr::new(world.lab.pop(), OTHER_PORT);

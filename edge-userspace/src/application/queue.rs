@@ -51,12 +51,12 @@ impl From<NoTurn> for NoPlace {
 }
 
 impl<R: RandomSource> Search<'_, R> {
-    /// Chooses and reserves by the snapshot of this moment. While all backends are full, or others wait already, it takes
-    /// a ticket, as the app allows.
+    /// Chooses and reserves by the snapshot of this moment. While all backends are full, or others wait for what is free,
+    /// it takes a ticket, as the app allows.
     pub fn now(&mut self) -> Result<Now, NoPlace> {
         let snapshot = self.routing.load();
         let index = snapshot.app(self.app).ok_or(NoPlace::NoBackend(NoBackend::NoSuchApp))?;
-        if index.queue().is_empty() {
+        if index.queue().is_empty() || index.queue().is_left_to(&self.source) {
             match pick(index, snapshot.regions(), &self.request, self.tried, &mut self.random) {
                 Ok(pick) => return Ok(Now::Place(pick)),
                 Err(NoBackend::AllFull) if index.spec().queue.length > 0 => {}

@@ -12,12 +12,15 @@
 //!
 //! **Nobody waits behind those who can't use what is free.** A place that is no good for one waiter, because he has tried
 //! that backend, is offered to those behind. He is marked as having left it, until the next announcement. Who comes
-//! and has nobody before him but such is called at once, and those who left a place are not called for it again.
+//! and has nobody before him but such looks at once, also where the line is full, and those who left a place are not called
+//! for it again.
 //!
 //! **Nobody waits in vain.** After a change that may have left some with nothing to wait for, everybody looks once, in
-//! order; many changes at a time are one.
+//! order; many changes at a time are one. For what nobody announces the first looks now and then, and a few of those who
+//! left a place.
 
 mod line;
+mod stands;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -53,9 +56,10 @@ impl Lobby {
     }
 
     /// Something may have changed that nobody announced: the first in each line looks again, and those behind it if there
-    /// is more than one place; all of them, where something has changed. To be called several times a second.
+    /// is more than one place; all of them, where something has changed. Of those who left what is free a few look at a
+    /// time. To be called several times a second.
     pub fn reconsider(&self) {
-        self.all().iter().for_each(|queue| queue.announce(Line::muster));
+        self.all().iter().for_each(|queue| queue.announce(Line::reconsider));
     }
 
     /// The table has changed: see [`AppQueue::changed`].
@@ -105,7 +109,7 @@ pub enum Called {
     Go(NoTurn),
 }
 
-/// How many places had been announced when a waiter was called.
+/// How often something had been announced, or may have changed, when a waiter was called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Calls(u64);
 
@@ -117,6 +121,14 @@ impl AppQueue {
 
     pub fn len(&self) -> usize {
         self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// Whether there seems to be a place that is of no use to those who wait and would be before this one. It need not
+    /// enter the line to look for it, and the line may be full.
+    pub fn is_left_to(&self, source: &ClientPrefix) -> bool {
+        let mut line = self.line();
+        let turn = line.next_turn(source);
+        !line.closed && line.is_left_to(turn)
     }
 
     /// Enters a line of at most `length`. Where it is full the last goes, if that is not the one who comes.
@@ -134,24 +146,27 @@ impl AppQueue {
         }
         line.enter(turn, source);
         // Its call was meant for a place that is still free.
-        let called = if pushed_out.as_ref().is_some_and(|waiter| waiter.called) { line.call_first(true) } else { None };
+        let called = if pushed_out.as_ref().is_some_and(|gone| gone.called) { line.call_first(true) } else { None };
         self.waiting.store(line.waiters.len(), Ordering::SeqCst);
         drop(line);
         // It finds that it has no place in the line any more.
-        let told = pushed_out.and_then(|waiter| waiter.waker);
+        let told = pushed_out.and_then(|gone| gone.waker);
         called.into_iter().chain(told).for_each(Waker::wake);
         Ok(Ticket { queue: Arc::clone(self), turn })
     }
 
     /// A place has become free, and counts as free. Calls one who waits.
     pub fn freed(&self) {
-        self.announce(|_| ());
+        self.announce(Line::announced);
     }
 
     /// Backends have come, gone or changed. Calls one who waits; the others look before long whether they still have
     /// something to wait for.
     pub fn changed(&self) {
-        self.announce(|line| line.changed = true);
+        self.announce(|line| {
+            line.announced();
+            line.changed = true;
+        });
     }
 
     fn announce(&self, note: impl FnOnce(&mut Line)) {
@@ -159,7 +174,6 @@ impl AppQueue {
             return;
         }
         let mut line = self.line();
-        line.calls += 1;
         note(&mut line);
         let waker = line.call_first(true);
         drop(line);
@@ -191,11 +205,11 @@ impl Ticket {
     /// Whether this one is called.
     pub fn poll_called(&self, context: &mut Context<'_>) -> Poll<Called> {
         let mut line = self.queue.line();
-        let (calls, closed) = (Calls(line.calls), line.closed);
+        let (calls, closed, called) = (Calls(line.calls), line.closed, line.is_called(self.turn));
         match line.waiters.get_mut(&self.turn) {
             None => Poll::Ready(Called::Go(NoTurn::Full)),
             Some(_) if closed => Poll::Ready(Called::Go(NoTurn::Closed)),
-            Some(waiter) if waiter.called => Poll::Ready(Called::Look(calls)),
+            Some(_) if called => Poll::Ready(Called::Look(calls)),
             Some(waiter) => {
                 waiter.waker = Some(context.waker().clone());
                 Poll::Pending
@@ -230,9 +244,9 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut line = self.queue.line();
-        let Some(waiter) = line.remove(self.turn) else { return };
+        let Some(gone) = line.remove(self.turn) else { return };
         // The call was meant for a place that is still free.
-        let waker = if waiter.called { line.call_first(true) } else { None };
+        let waker = if gone.called { line.call_first(true) } else { None };
         self.queue.waiting.store(line.waiters.len(), Ordering::SeqCst);
         drop(line);
         waker.into_iter().for_each(Waker::wake);

@@ -225,6 +225,30 @@ fn who_comes_has_a_place_at_once_that_those_before_can_not_use() {
 }
 
 #[test]
+fn a_full_queue_refuses_nobody_a_place_that_those_in_it_can_not_use() {
+    let shop = Shop::new(&[backend("a", 1), backend("b", 2)], 2);
+    block_on(async {
+        let held = shop.load_of("a").try_reserve(shop.routing.load().backend(&id("a")).unwrap().limits).unwrap();
+        let others = async {
+            while shop.waiting() < 2 {
+                tokio::task::yield_now().await;
+            }
+            let two = [5, 6].map(|n| shop.search(n, &Tried::new()).now());
+            assert!(two.iter().all(|now| matches!(now, Ok(Now::Place(pick)) if pick.backend.id == id("b"))), "{two:?}");
+            assert_eq!(shop.search(7, &Tried::new()).now().unwrap_err(), NoPlace::QueueFull);
+            // Who waits for it gets it, and not who comes.
+            drop(held);
+            assert_eq!(shop.search(8, &Tried::new()).now().unwrap_err(), NoPlace::QueueFull);
+        };
+        let (first, second) = (shop.place_but(3, &["b"], SOON), shop.place_but(4, &["b"], SOON));
+        let second = async { drop(second.await.unwrap()) };
+        let first = async { drop(first.await.unwrap()) };
+        tokio::join!(first, second, others);
+    });
+    assert_eq!((shop.load_of("a").active(), shop.load_of("b").active(), shop.waiting()), (0, 0, 0));
+}
+
+#[test]
 fn nobody_waits_whose_last_backend_is_drained_and_others_do() {
     let shop = Shop::new(&[backend("a", 1), backend("b", 1)], 10);
     block_on(async {

@@ -4,25 +4,31 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::task::Waker;
 
+use super::stands::Stands;
 use crate::domain::ClientPrefix;
+
+/// How many of those that left a place look again at a time though nobody has announced one: what they would find is rare,
+/// and the line may be long.
+pub(super) const ASK_AGAIN: usize = 32;
 
 #[derive(Debug, Default)]
 pub(super) struct Line {
     pub(super) waiters: BTreeMap<Turn, Waiter>,
+    pub(super) stands: Stands,
     /// Of each source that waits.
     pub(super) shares: HashMap<ClientPrefix, Share>,
     /// Of the last who was served.
     pub(super) round: u64,
     arrivals: u64,
-    /// Announcements since the start.
+    /// How often something was announced, or may have changed, since the start.
     pub(super) calls: u64,
-    /// Since this one somebody has left a place that he can't use.
-    left: Option<u64>,
+    /// Since the last announcement somebody has left a place that he can't use.
+    left_one: bool,
     /// Some may have nothing to wait for any more.
     pub(super) changed: bool,
-    /// The last one for which everybody has to look, and whether there may be some who have not yet.
+    /// The last one for which everybody has to look, and the first who may not have yet, where there may be one.
     muster: u64,
-    mustering: bool,
+    mustering: Option<Bound<Turn>>,
     pub(super) closed: bool,
 }
 
@@ -39,15 +45,20 @@ impl Line {
         share.last = turn.round;
         // Who is alone has to look by himself: until now nobody was called.
         let called = self.waiters.is_empty() || self.is_left_to(turn);
-        self.waiters.insert(turn, Waiter { source, called, looked: self.calls, left_one: false, waker: None });
+        self.stands.enter(turn, called);
+        self.waiters.insert(turn, Waiter { source, looked: self.calls, waker: None });
     }
 
     /// Whether there seems to be a place that nobody before `turn` can use.
-    fn is_left_to(&self, turn: Turn) -> bool {
-        self.left == Some(self.calls) && self.waiters.range(..turn).all(|(_, waiter)| waiter.has_left(self.calls))
+    pub(super) fn is_left_to(&self, turn: Turn) -> bool {
+        self.left_one && self.stands.all_have_left_before(turn)
     }
 
-    pub(super) fn remove(&mut self, turn: Turn) -> Option<Waiter> {
+    pub(super) fn is_called(&self, turn: Turn) -> bool {
+        self.stands.is_called(turn)
+    }
+
+    pub(super) fn remove(&mut self, turn: Turn) -> Option<Gone> {
         let waiter = self.waiters.remove(&turn)?;
         if let Some(share) = self.shares.get_mut(&waiter.source) {
             share.waiting -= 1;
@@ -58,47 +69,59 @@ impl Line {
                 share.last = share.last.saturating_sub(1);
             }
         }
-        Some(waiter)
+        Some(Gone { called: self.stands.remove(turn), waker: waiter.waker })
     }
 
-    /// Has everybody look for the last announcement, if something has changed.
-    pub(super) fn muster(&mut self) {
+    /// There is a place that may be one for everybody.
+    pub(super) fn announced(&mut self) {
+        self.calls += 1;
+        self.left_one = false;
+        self.stands.ask_all();
+    }
+
+    /// There may be what nobody announced. Has everybody look, if something has changed.
+    pub(super) fn reconsider(&mut self) {
         if std::mem::take(&mut self.changed) {
-            (self.muster, self.mustering) = (self.calls, true);
+            self.announced();
+            (self.muster, self.mustering) = (self.calls, Some(Bound::Unbounded));
+        } else {
+            // Who is looking now looks once more.
+            self.calls += 1;
+            self.stands.ask_again(ASK_AGAIN);
         }
     }
 
     /// It sleeps again. Calls one behind it, where one has reason to look.
     pub(super) fn looked_in_vain(&mut self, turn: Turn, others_may: bool) -> Option<Waker> {
         if let Some(waiter) = self.waiters.get_mut(&turn) {
-            (waiter.called, waiter.looked, waiter.left_one) = (false, self.calls, others_may);
+            waiter.looked = self.calls;
+            self.stands.rest(turn, others_may);
         }
-        if others_may {
-            self.left = Some(self.calls);
-        }
-        self.call_from(Bound::Excluded(turn), others_may).flatten()
+        self.left_one |= others_may;
+        self.call_from(Bound::Excluded(turn), others_may)
     }
 
     /// Calls the first who has reason to look and was not called yet. `room`: there seems to be a place.
     pub(super) fn call_first(&mut self, room: bool) -> Option<Waker> {
-        let called = self.call_from(Bound::Unbounded, room);
-        // One that is called goes on from where it stands.
-        self.mustering &= called.is_some();
-        called.flatten()
+        self.call_from(Bound::Unbounded, room)
     }
 
-    /// The waker of who is called, if it sleeps.
-    fn call_from(&mut self, from: Bound<Turn>, room: bool) -> Option<Option<Waker>> {
-        // Most have no reason, and the line may be long.
-        if !room && !self.mustering {
-            return None;
-        }
-        let (calls, muster) = (self.calls, self.muster);
-        let has_reason =
-            |waiter: &&mut Waiter| !waiter.called && (waiter.looked < muster || (room && !waiter.has_left(calls)));
-        let waiter = self.waiters.range_mut((from, Bound::Unbounded)).map(|(_, waiter)| waiter).find(has_reason)?;
-        waiter.called = true;
-        Some(waiter.waker.take())
+    /// Likewise, for a place only those behind `from`. The waker of who is called, if it sleeps.
+    fn call_from(&mut self, from: Bound<Turn>, room: bool) -> Option<Waker> {
+        let for_place = if room { self.stands.first_ready(from) } else { None };
+        let turn = for_place.into_iter().chain(self.next_of_muster()).min()?;
+        self.stands.call(turn);
+        self.waiters.get_mut(&turn)?.waker.take()
+    }
+
+    /// The first who has to look and was not called yet.
+    fn next_of_muster(&mut self) -> Option<Turn> {
+        let mut left = self.waiters.range((self.mustering?, Bound::Unbounded));
+        let has_to = |turn: &Turn, waiter: &Waiter| waiter.looked < self.muster && !self.stands.is_called(*turn);
+        let next = left.find(|(turn, waiter)| has_to(turn, waiter)).map(|(turn, _)| *turn);
+        // Those before it have looked or are about to, and who comes need not: each is passed once.
+        self.mustering = next.map(Bound::Included);
+        next
     }
 }
 
@@ -112,19 +135,17 @@ pub(super) struct Turn {
 #[derive(Debug)]
 pub(super) struct Waiter {
     source: ClientPrefix,
-    pub(super) called: bool,
-    /// The last announcement when it looked in vain the last time, or came.
+    /// The last call of all when it looked in vain the last time, or came.
     looked: u64,
-    /// There was a place then, which it can't use.
-    left_one: bool,
     pub(super) waker: Option<Waker>,
 }
 
-impl Waiter {
-    /// What is free now it has left to others.
-    fn has_left(&self, calls: u64) -> bool {
-        self.left_one && self.looked == calls
-    }
+/// One that is not in the line any more.
+#[derive(Debug)]
+pub(super) struct Gone {
+    /// The call was meant for a place that is still free.
+    pub(super) called: bool,
+    pub(super) waker: Option<Waker>,
 }
 
 #[derive(Debug, Default)]

@@ -6,6 +6,7 @@ use std::task::Wake;
 
 use proptest::prelude::*;
 
+use super::line::ASK_AGAIN;
 use super::*;
 use crate::domain::testing::app_name;
 use crate::domain::{AffinityPrefix, ClientAddr};
@@ -203,6 +204,94 @@ fn a_full_line_takes_nobody() {
     assert_eq!(queue.len(), 2);
 }
 
+#[test]
+fn what_those_in_a_full_line_left_is_for_who_comes() {
+    let queue = queue();
+    let picky = [1, 2].map(|n| queue.join(source(n), 2).unwrap());
+    assert!(!queue.is_left_to(&source(3)), "they have not looked yet");
+    picky.iter().for_each(leave_it);
+    for n in 3..20 {
+        assert!(queue.is_left_to(&source(n)));
+    }
+    assert_eq!(queue.join(source(3), 2).unwrap_err(), NoTurn::Full, "where it was gone after all");
+    queue.freed();
+    assert!(!queue.is_left_to(&source(3)), "this one may be for those who wait");
+    picky.iter().for_each(leave_it);
+    assert!(queue.is_left_to(&source(3)));
+    queue.close();
+    assert!(!queue.is_left_to(&source(3)));
+}
+
+/// All have left what is free.
+fn a_long_line(queue: &Arc<AppQueue>, length: usize) -> Vec<Ticket> {
+    let line: Vec<Ticket> = (0..length).map(|_| queue.join(source(1), u32::MAX).unwrap()).collect();
+    line.iter().for_each(leave_it);
+    line
+}
+
+/// Has all look who are called, who leave it to others again. How often each did.
+fn all_leave_it(line: &[Ticket]) -> Vec<usize> {
+    let mut looked = vec![0; line.len()];
+    while let Some(at) = line.iter().position(is_called) {
+        leave_it(&line[at]);
+        looked[at] += 1;
+    }
+    looked
+}
+
+#[test]
+fn of_those_who_left_a_place_a_few_look_where_nothing_was_announced_and_all_where_something_was() {
+    let queue = queue();
+    let line = a_long_line(&queue, 5 * ASK_AGAIN);
+    let mut sum = vec![0; line.len()];
+    for _ in 0..10 {
+        queue.announce(Line::reconsider);
+        let looked = all_leave_it(&line);
+        assert_eq!(looked.iter().sum::<usize>(), ASK_AGAIN);
+        sum.iter_mut().zip(looked).for_each(|(sum, times)| *sum += times);
+    }
+    assert!(sum.iter().all(|times| *times == 2), "each has its turn: {sum:?}");
+    queue.freed();
+    assert!(all_leave_it(&line).iter().all(|times| *times == 1));
+    queue.changed();
+    let _ = all_leave_it(&line);
+    queue.announce(Line::reconsider);
+    assert!(all_leave_it(&line).iter().all(|times| *times == 1));
+    // In a short line each time all of them.
+    drop(line);
+    let line = a_long_line(&queue, ASK_AGAIN);
+    for _ in 0..3 {
+        queue.announce(Line::reconsider);
+        assert!(all_leave_it(&line).iter().all(|times| *times == 1));
+    }
+}
+
+/// A walk of the line would take two hundred times as long in the long one.
+#[test]
+fn who_comes_and_is_served_does_not_pay_for_the_length_of_the_line() {
+    let took = |length: usize| {
+        let queue = queue();
+        let line = a_long_line(&queue, length);
+        // Who comes is behind all of them.
+        lock(&queue.line).round = 1_000_000;
+        let come = || {
+            let start = std::time::Instant::now();
+            for _ in 0..100 {
+                assert!(queue.is_left_to(&source(2)));
+                let comes = queue.join(source(2), u32::MAX).unwrap();
+                assert!(is_called(&comes));
+                comes.served(true);
+            }
+            start.elapsed()
+        };
+        let best = (0..10).map(|_| come()).min().unwrap();
+        assert_eq!(queue.len(), line.len());
+        best
+    };
+    let (short, long) = (took(100), took(20_000));
+    assert!(long < short * 20, "{short:?} behind 100 and {long:?} behind 20000");
+}
+
 /// The sources of those who are served, in turn.
 fn served(queue: &Arc<AppQueue>, mut line: Vec<(u8, Ticket)>) -> Vec<u8> {
     let mut order = Vec::new();
@@ -212,9 +301,13 @@ fn served(queue: &Arc<AppQueue>, mut line: Vec<(u8, Ticket)>) -> Vec<u8> {
         ticket.served(true);
         order.push(source);
     }
-    assert!(queue.is_empty());
-    assert!(lock(&queue.line).shares.is_empty());
+    assert_nothing_left(queue);
     order
+}
+
+fn assert_nothing_left(queue: &AppQueue) {
+    let line = lock(&queue.line);
+    assert!(queue.is_empty() && line.shares.is_empty() && line.stands.is_empty(), "{line:?}");
 }
 
 #[test]
@@ -294,6 +387,8 @@ enum Event {
     Look(usize),
     /// One gives up.
     Leave(usize),
+    /// A tenth of a second has passed; whether something has changed.
+    Reconsider(bool),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -302,6 +397,7 @@ fn event() -> impl Strategy<Value = Event> {
         (0usize..2).prop_map(Event::End),
         (0usize..16).prop_map(Event::Look),
         (0usize..16).prop_map(Event::Leave),
+        prop::bool::ANY.prop_map(Event::Reconsider),
     ]
 }
 
@@ -344,18 +440,26 @@ impl Backends {
 
 proptest! {
     /// Whatever happens in whatever order: once all who were called have looked, nobody waits beside a free place that
-    /// it can use, and nothing is left when all are gone.
+    /// it can use, nor is refused beside one, and nothing is left when all are gone.
     #[test]
     fn nobody_waits_beside_a_free_place(
         places in prop::array::uniform2(1usize..4),
+        length in 1u32..8,
         events in prop::collection::vec(event(), 0..200),
     ) {
         let queue = queue();
         let (mut backends, mut line) = (Backends { places, busy: [0, 0] }, Vec::new());
         for event in events {
             match event {
-                Event::Come(_, picky) if queue.is_empty() && backends.can_serve(picky) => backends.take(picky),
-                Event::Come(n, picky) => line.extend(queue.join(source(n), 8).map(|ticket| (ticket, picky))),
+                Event::Come(n, picky)
+                    if (queue.is_empty() || queue.is_left_to(&source(n))) && backends.can_serve(picky) =>
+                {
+                    backends.take(picky);
+                }
+                Event::Come(n, picky) => match queue.join(source(n), length) {
+                    Ok(ticket) => line.push((ticket, picky)),
+                    Err(_) => prop_assert!(!backends.can_serve(picky) || line.iter().any(|(ticket, _)| is_called(ticket))),
+                },
                 Event::End(at) if backends.busy[at] > 0 => {
                     let was_full = !backends.has_room(at);
                     backends.busy[at] -= 1;
@@ -369,16 +473,21 @@ proptest! {
                     backends.look(&mut line, at);
                 }
                 Event::Leave(at) if !line.is_empty() => drop(line.remove(at % line.len())),
+                Event::Reconsider(changed) => {
+                    if changed {
+                        queue.changed();
+                    }
+                    queue.announce(Line::reconsider);
+                }
                 _ => {}
             }
-            prop_assert!(queue.len() <= 8);
+            prop_assert!(queue.len() <= length as usize);
         }
         while let Some(at) = line.iter().position(|(ticket, _)| poll(ticket).is_ready()) {
             backends.look(&mut line, at);
         }
         prop_assert!(!line.iter().any(|(_, picky)| backends.can_serve(*picky)), "{line:?} wait beside {backends:?}");
         drop(line);
-        prop_assert!(queue.is_empty());
-        prop_assert!(lock(&queue.line).shares.is_empty());
+        assert_nothing_left(&queue);
     }
 }

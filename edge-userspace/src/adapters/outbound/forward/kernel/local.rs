@@ -2,13 +2,16 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
 
 use aya::maps::{HashMap, MapData, SockHash};
+use aya::programs::sock_ops::SockOpsLinkId;
 use aya::programs::{CgroupAttachMode, ProgramError, RawTracePoint, RawTracePointRunOptions, SkMsg, SockOps, TestRun};
 use aya::{Ebpf, EbpfLoader};
 use edge_common::{
@@ -18,7 +21,7 @@ use edge_common::{
 
 use super::super::lane::{Both, Side};
 use super::super::socket;
-use super::applications::{Applications, CgroupNews, check_cgroups};
+use super::applications::{Adopt, Applications, CgroupNews, check_cgroups};
 use super::btf::Btf;
 use super::cgroup::Place;
 use super::mapped::MappedArray;
@@ -76,7 +79,7 @@ pub enum SameHostError {
     #[error("this process stands in no cgroup v2: {0}")]
     NoOwnCgroup(std::io::Error),
     #[error(
-        "another daemon with a same-host path is in cgroup {0}, and would take this one's connections for its own: run each in a cgroup of its own, and none below another's"
+        "another daemon with a same-host path is in cgroup {0}, or somebody else has locked that directory (lslocks says who): daemons would take each other's connections for their own, so run each in a cgroup of its own, and none below another's"
     )]
     Shared(PathBuf),
 }
@@ -101,7 +104,8 @@ pub(in super::super) struct LocalPrograms {
     pairs: PairPool,
     /// Bytes handed over by pairs that have ended.
     forwarded: AtomicU64,
-    programs: Mutex<Ebpf>,
+    /// Read by each pair that looks at its sockets.
+    programs: RwLock<Ebpf>,
     applications: Mutex<Applications>,
     /// Keeps other daemons with such a path out of this one's cgroup.
     _place: Place,
@@ -129,24 +133,29 @@ impl LocalPrograms {
         let own: &mut SockOps = program(&mut programs, "own")?;
         own.load().map_err(KernelError::from)?;
         own.attach(place.cgroup(), CgroupAttachMode::Single).map_err(KernelError::from)?;
-        let adopt: &mut SockOps = program(&mut programs, "adopt")?;
-        adopt.load().map_err(KernelError::from)?;
-        let applications = Applications::attach(adopt, cgroups)?;
+        adopt(&mut programs).and_then(SockOps::load).map_err(KernelError::from)?;
         let flows = map_array(&mut programs, "LOCAL_FLOWS", MAX_LOCAL_FLOWS)?;
         let control: MappedArray<LocalControl> = map_array(&mut programs, "LOCAL_CONTROL", 1)?;
         control.set_budget(budget);
+        let slots = Mutex::new(take(&mut programs, "LOCAL_SLOTS")?);
+        let ports = Mutex::new(take(&mut programs, "MARKED_PORTS")?);
+        let own = take(&mut programs, "OWN_SOCKETS")?;
+        let connections = Mutex::new(take(&mut programs, "OWN_CONNECTIONS")?);
+        let ends = take(&mut programs, "LOCAL_ENDS")?;
+        let programs = RwLock::new(programs);
+        let applications = Applications::attach(&programs, cgroups, Instant::now())?;
         Ok(Arc::new(Self {
             sockets: Mutex::new(sockets),
-            slots: Mutex::new(take(&mut programs, "LOCAL_SLOTS")?),
-            ports: Mutex::new(take(&mut programs, "MARKED_PORTS")?),
-            own: take(&mut programs, "OWN_SOCKETS")?,
-            connections: Mutex::new(take(&mut programs, "OWN_CONNECTIONS")?),
-            ends: take(&mut programs, "LOCAL_ENDS")?,
+            slots,
+            ports,
+            own,
+            connections,
+            ends,
             flows,
             control,
             pairs: PairPool::new(pairs.clamp(1, MAX_LOCAL_FLOWS / 4)),
             forwarded: AtomicU64::new(0),
-            programs: Mutex::new(programs),
+            programs,
             applications: Mutex::new(applications),
             _place: place,
         }))
@@ -154,13 +163,7 @@ impl LocalPrograms {
 
     /// Takes in the applications of cgroups that have come since, and says which are gone. Cheap where nothing changed.
     pub(in super::super) fn look_for_cgroups(&self) -> Vec<CgroupNews> {
-        let mut applications = lock(&self.applications);
-        if applications.is_settled() {
-            return Vec::new();
-        }
-        let mut programs = lock(&self.programs);
-        let adopt: Result<&mut SockOps, _> = program(&mut programs, "adopt");
-        adopt.map(|adopt| applications.look(adopt)).unwrap_or_default()
+        lock(&self.applications).look(&self.programs, Instant::now())
     }
 
     /// The named cgroups whose applications don't take part, and why.
@@ -272,11 +275,31 @@ impl LocalPrograms {
     fn look(&self, slot: u32) {
         let mut options = RawTracePointRunOptions::new();
         options.args[0] = u64::from(slot);
-        let programs = lock(&self.programs);
+        let programs = self.programs.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(aya::programs::Program::RawTracePoint(look)) = programs.program("look") {
             let _ = look.test_run(options).inspect_err(|why| tracing::debug!(%why, "sockets can't be looked at"));
         }
     }
+}
+
+impl Adopt for RwLock<Ebpf> {
+    fn attach(&self, cgroup: File) -> Result<SockOpsLinkId, ProgramError> {
+        let mut programs = self.write().unwrap_or_else(PoisonError::into_inner);
+        adopt(&mut programs)?.attach(cgroup, CgroupAttachMode::Single)
+    }
+
+    fn detach(&self, link: SockOpsLinkId) {
+        let mut programs = self.write().unwrap_or_else(PoisonError::into_inner);
+        let link = adopt(&mut programs).and_then(|adopt| adopt.take_link(link));
+        drop(programs);
+        // Closes it.
+        drop(link);
+    }
+}
+
+fn adopt(programs: &mut Ebpf) -> Result<&mut SockOps, ProgramError> {
+    // It was there when it was loaded.
+    programs.program_mut("adopt").ok_or(ProgramError::NotLoaded)?.try_into()
 }
 
 fn load_object() -> Result<Ebpf, KernelError> {
