@@ -46,6 +46,21 @@ impl Wake for Bell {
     }
 }
 
+/// It came, with a turn before, while the other one was about to look.
+#[test]
+fn a_place_that_one_leaves_is_offered_to_who_came_before_him_meanwhile() {
+    let queue = queue();
+    let (first, second) = (join(&queue, 1), join(&queue, 1));
+    decline(&first);
+    drop(first);
+    queue.freed();
+    let newcomer = join(&queue, 2);
+    assert!(newcomer.turn < second.turn && is_called(&second) && !is_called(&newcomer));
+    let Poll::Ready(Called::Look(calls)) = poll(&second) else { panic!() };
+    second.declined(calls, true);
+    assert!(is_called(&newcomer) && !is_called(&second));
+}
+
 #[test]
 fn who_is_alone_looks_and_those_behind_are_called_one_for_each_place() {
     let queue = queue();
