@@ -74,6 +74,11 @@ impl Endpoints {
         }
     }
 
+    /// Does what would otherwise be done when the first client comes.
+    pub fn prepare(&self) {
+        self.by_length.iter().flat_map(|(_, prefixes)| prefixes.values()).for_each(Ports::prepare);
+    }
+
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
