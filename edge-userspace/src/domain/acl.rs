@@ -65,39 +65,48 @@ impl fmt::Display for Access {
     }
 }
 
-impl AccessRule {
-    fn concerns(&self, listener: Option<&ListenerId>, app: &AppName) -> bool {
-        (self.listener.is_none() || self.listener.as_ref() == listener)
-            && self.app.as_ref().is_none_or(|own| own == app)
-    }
-
-    /// Of two with the same prefix the greater counts.
-    fn specificity(&self) -> (bool, bool) {
-        (self.listener.is_some(), self.app.is_some())
-    }
-}
-
 /// All rules, indexed by prefix.
 #[derive(Debug, Clone, Default)]
 pub struct AccessList {
-    /// For each length of prefix that occurs, longest first, the rules of each prefix, those that count first in front.
-    by_length: Vec<(u8, HashMap<IpNet, Vec<AccessRule>>)>,
+    /// For each length of prefix that occurs, longest first, the rules of each prefix.
+    by_length: Vec<(u8, HashMap<IpNet, Rules>)>,
+}
+
+/// The rules of one prefix. There may be one for each listener and app, so they are looked up and not looked through.
+#[derive(Debug, Clone, Default)]
+struct Rules {
+    of_listener: HashMap<ListenerId, ByApp>,
+    of_all: ByApp,
+}
+
+/// Those of them that are about one listener, or about all.
+#[derive(Debug, Clone, Default)]
+struct ByApp {
+    of_app: HashMap<AppName, AccessRule>,
+    of_all: Option<AccessRule>,
 }
 
 impl AccessList {
     /// Adds a rule, unless there is one about the same.
     pub fn add(&mut self, rule: AccessRule) -> Result<(), AccessError> {
-        let rules = self.rules_of(rule.prefix);
-        let is_twin = |other: &&AccessRule| other.listener == rule.listener && other.app == rule.app;
-        if let Some(twin) = rules.iter().find(is_twin) {
-            return Err(AccessError::Twice { other: twin.id.clone() });
-        }
-        rules.push(rule);
-        rules.sort_by_key(|rule| std::cmp::Reverse(rule.specificity()));
-        Ok(())
+        self.beside(&rule).add(rule)
     }
 
-    fn rules_of(&mut self, prefix: IpNet) -> &mut Vec<AccessRule> {
+    /// Takes out a rule that was added.
+    pub fn remove(&mut self, rule: &AccessRule) {
+        self.beside(rule).remove(rule);
+    }
+
+    /// The rules with the same prefix and listener.
+    fn beside(&mut self, rule: &AccessRule) -> &mut ByApp {
+        let rules = self.rules_of(rule.prefix);
+        match &rule.listener {
+            Some(listener) => rules.of_listener.entry(listener.clone()).or_default(),
+            None => &mut rules.of_all,
+        }
+    }
+
+    fn rules_of(&mut self, prefix: IpNet) -> &mut Rules {
         let length = prefix.prefix_len();
         let at = self.by_length.iter().take_while(|(known, _)| *known > length).count();
         if self.by_length.get(at).is_none_or(|(known, _)| *known != length) {
@@ -111,13 +120,48 @@ impl AccessList {
     pub fn rule(&self, client: ClientAddr, listener: Option<&ListenerId>, app: &AppName) -> Option<&AccessRule> {
         self.by_length.iter().find_map(|(length, prefixes)| {
             let prefix = IpNet::new(client.ip(), *length).ok()?.trunc();
-            prefixes.get(&prefix)?.iter().find(|rule| rule.concerns(listener, app))
+            prefixes.get(&prefix)?.rule(listener, app)
         })
     }
 
     /// The rule that keeps a client away.
     pub fn denies(&self, client: ClientAddr, listener: Option<&ListenerId>, app: &AppName) -> Option<&RuleId> {
         self.rule(client, listener, app).filter(|rule| rule.access == Access::Deny).map(|rule| &rule.id)
+    }
+}
+
+impl Rules {
+    fn rule(&self, listener: Option<&ListenerId>, app: &AppName) -> Option<&AccessRule> {
+        let of_listener = listener.and_then(|listener| self.of_listener.get(listener));
+        of_listener.and_then(|rules| rules.rule(app)).or_else(|| self.of_all.rule(app))
+    }
+}
+
+impl ByApp {
+    fn add(&mut self, rule: AccessRule) -> Result<(), AccessError> {
+        let twin = match &rule.app {
+            Some(app) => self.of_app.get(app),
+            None => self.of_all.as_ref(),
+        };
+        if let Some(twin) = twin {
+            return Err(AccessError::Twice { other: twin.id.clone() });
+        }
+        match rule.app.clone() {
+            Some(app) => _ = self.of_app.insert(app, rule),
+            None => self.of_all = Some(rule),
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, rule: &AccessRule) {
+        match &rule.app {
+            Some(app) => _ = self.of_app.remove(app),
+            None => self.of_all = None,
+        }
+    }
+
+    fn rule(&self, app: &AppName) -> Option<&AccessRule> {
+        self.of_app.get(app).or(self.of_all.as_ref())
     }
 }
 
@@ -137,6 +181,8 @@ mod tests {
             access,
         }
     }
+
+    const NET: &str = "198.51.100.0/24";
 
     fn decided(list: &AccessList, client: &str, listener: &str, app: &str) -> Option<String> {
         let client = ClientAddr::new(client.parse().unwrap());
@@ -188,6 +234,38 @@ mod tests {
         let why = list.add(rule("b", "198.51.100.0/24", "", "web", Access::Allow)).unwrap_err().to_string();
         assert!(why.starts_with("rule a is about the same"), "{why}");
         assert!(list.add(rule("c", "198.51.100.0/24", "", "", Access::Allow)).is_ok());
+    }
+
+    #[test]
+    fn what_is_removed_decides_no_more_and_makes_room() {
+        for (listener, app) in [("", ""), ("", "web"), ("front", ""), ("front", "web")] {
+            let mut list = AccessList::default();
+            let [all, first, second] =
+                [("all", "0.0.0.0/0", "", ""), ("a", NET, listener, app), ("b", NET, listener, app)]
+                    .map(|(id, prefix, listener, app)| rule(id, prefix, listener, app, Access::Deny));
+            list.add(all).unwrap();
+            list.add(first.clone()).unwrap();
+            assert_eq!(decided(&list, "198.51.100.8", "front", "web").as_deref(), Some("a"), "{listener} {app}");
+            list.remove(&first);
+            assert_eq!(decided(&list, "198.51.100.8", "front", "web").as_deref(), Some("all"), "{listener} {app}");
+            list.add(second).unwrap();
+            assert_eq!(decided(&list, "198.51.100.8", "front", "web").as_deref(), Some("b"), "{listener} {app}");
+        }
+    }
+
+    /// If each were compared with all others, this would take minutes.
+    #[test]
+    fn a_prefix_can_have_a_rule_for_each_of_many_listeners_and_apps() {
+        let count = 100_000;
+        let mut list = AccessList::default();
+        for n in 0..count {
+            let (listener, app) = (format!("l{}", n / 2), if n % 2 == 0 { "" } else { "web" });
+            list.add(rule(&format!("r{n}"), NET, &listener, app, Access::Deny)).unwrap();
+        }
+        for n in (0..count).step_by(2) {
+            let decided = |app| decided(&list, "198.51.100.8", &format!("l{}", n / 2), app);
+            assert_eq!((decided("mail"), decided("web")), (Some(format!("r{n}")), Some(format!("r{}", n + 1))));
+        }
     }
 
     #[test]

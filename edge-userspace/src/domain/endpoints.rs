@@ -39,9 +39,7 @@ impl Endpoints {
         match known {
             Some(endpoint) => Arc::make_mut(endpoint).add(spec),
             None => {
-                let mut endpoint = Endpoint::new(&spec);
-                endpoint.add(spec)?;
-                self.put(Arc::new(endpoint));
+                self.put(Arc::new(Endpoint::of(spec)?));
                 Ok(())
             }
         }
@@ -72,6 +70,11 @@ impl Endpoints {
         if let Some((_, prefixes)) = self.by_length.get_mut(place_of_length) {
             prefixes.entry(place.prefix).or_default().add(place.ports, at);
         }
+    }
+
+    /// Does what would otherwise be done when the first client comes.
+    pub fn prepare(&self) {
+        self.by_length.iter().flat_map(|(_, prefixes)| prefixes.values()).for_each(Ports::prepare);
     }
 
     pub fn is_empty(&self) -> bool {
@@ -109,18 +112,22 @@ fn prefix(ip: IpAddr, length: u8) -> Option<IpNet> {
 }
 
 impl Endpoint {
-    fn new(spec: &ListenerSpec) -> Self {
-        Self {
+    /// That of one listener.
+    pub fn of(spec: ListenerSpec) -> Result<Self, ListenerError> {
+        let mut endpoint = Self {
             spot: spec.spot.clone(),
             accept_proxy: spec.accept_proxy,
             proxy_from: spec.proxy_from.clone(),
             by_name: HashMap::new(),
             by_parent: HashMap::new(),
             default: None,
-        }
+        };
+        endpoint.add(spec)?;
+        Ok(endpoint)
     }
 
-    fn add(&mut self, spec: ListenerSpec) -> Result<(), ListenerError> {
+    /// Adds a listener of the same spot, unless it contradicts one that is there.
+    pub fn add(&mut self, spec: ListenerSpec) -> Result<(), ListenerError> {
         let agrees = spec.accept_proxy == self.accept_proxy && spec.proxy_from == self.proxy_from;
         if let Some(other) = self.listeners().next().filter(|_| !agrees) {
             return Err(ListenerError::ProxyDisagrees { other: other.id.clone() });
@@ -148,6 +155,20 @@ impl Endpoint {
             self.default = Some(spec);
         }
         Ok(())
+    }
+
+    /// Takes out a listener that was added; whether another one is left.
+    pub fn remove(&mut self, spec: &ListenerSpec) -> bool {
+        for name in &spec.server_names {
+            match name.wildcard() {
+                Some(parent) => self.by_parent.remove(parent),
+                None => self.by_name.remove(name.as_str()),
+            };
+        }
+        if spec.server_names.is_empty() {
+            self.default = None;
+        }
+        self.default.is_some() || self.routes_by_name()
     }
 
     /// Whether that address may say who a client is.

@@ -84,8 +84,6 @@ pub enum RowError {
     DuplicateName,
     #[error("another row has the same prefix: only one counts, that in force or else the first")]
     DuplicatePrefix,
-    #[error("it changed together with too many others that are in each other's way: change fewer of them at once")]
-    Entangled,
     #[error("there are {most} regions already, and more are not supported: remove one that is not needed")]
     TooManyRegions { most: usize },
     #[error("no counter is left: at most {capacity} backends are supported")]

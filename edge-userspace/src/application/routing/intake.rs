@@ -1,7 +1,9 @@
 //! One load on its way from rows to a snapshot: row by row, each refused alone.
 
 mod lost;
+mod settling;
 mod table;
+mod together;
 
 use std::collections::HashMap;
 use std::hash::BuildHasher as _;
@@ -9,11 +11,12 @@ use std::sync::{Arc, Weak};
 
 pub use self::lost::LostTable;
 use self::table::Table;
+use self::together::{Apart, Count, Spots};
 use super::ReloadReport;
 use crate::domain::{
     AccessList, AccessRule, AppName, AppSpec, Backend, BackendId, BackendLoad, BackendSpec, Endpoints, GeoOverride,
-    ListenerId, ListenerSpec, MAX_REGIONS, Overrides, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener,
-    RawRegion, RawRouting, RawRow as _, RawValue, Region, RegionSpec, Regions, RowError, RuleId, SlotPool,
+    ListenerId, ListenerSpec, Overrides, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion,
+    RawRouting, RawRow as _, RawValue, Region, RegionSpec, Regions, RowError, RuleId, SlotPool,
 };
 
 /// What was accepted last, and what it became.
@@ -219,11 +222,7 @@ impl<'a> Intake<'a> {
             parse: RawRegion::parse,
             last: &self.memory.region_specs,
         };
-        let count = |count: &mut usize, _: &RegionSpec| {
-            *count += 1;
-            if *count <= MAX_REGIONS { Ok(()) } else { Err(RowError::TooManyRegions { most: MAX_REGIONS }) }
-        };
-        let (accepted, _) = table.take_in(rows, &mut self.report, count);
+        let (accepted, _) = table.take_in::<Count>(rows, &mut self.report);
         // In the order of the rows.
         let specs: Vec<_> = accepted.iter().map(|(_, spec)| spec.clone()).collect();
         let accepted = accepted.into_iter().collect();
@@ -242,7 +241,7 @@ impl<'a> Intake<'a> {
             parse: RawGeoOverride::parse,
             last: &self.memory.overrides,
         };
-        let (accepted, ()) = table.take_in(rows, &mut self.report, |(), _| Ok(()));
+        let (accepted, Apart) = table.take_in(rows, &mut self.report);
         self.memory.overrides = accepted.into_iter().collect();
         Overrides::new(self.memory.overrides.values().cloned())
     }
@@ -255,7 +254,7 @@ impl<'a> Intake<'a> {
             parse: RawApp::parse,
             last: &self.memory.apps,
         };
-        let (accepted, ()) = table.take_in(rows, &mut self.report, |(), _| Ok(()));
+        let (accepted, Apart) = table.take_in(rows, &mut self.report);
         self.memory.apps = accepted.into_iter().collect();
         self.memory.apps.clone()
     }
@@ -268,8 +267,10 @@ impl<'a> Intake<'a> {
             parse: RawListener::parse,
             last: &self.memory.listeners,
         };
-        let add = |endpoints: &mut Endpoints, spec: &ListenerSpec| Ok(endpoints.add(spec.clone())?);
-        let (accepted, endpoints) = table.take_in(rows, &mut self.report, add);
+        let (accepted, spots) = table.take_in::<Spots>(rows, &mut self.report);
+        let endpoints = spots.endpoints(accepted.iter().map(|(_, spec)| spec));
+        // No worker should have to do it.
+        endpoints.prepare();
         self.memory.listeners = accepted.into_iter().collect();
         endpoints
     }
@@ -282,8 +283,7 @@ impl<'a> Intake<'a> {
             parse: RawAcl::parse,
             last: &self.memory.rules,
         };
-        let add = |list: &mut AccessList, rule: &AccessRule| Ok(list.add(rule.clone())?);
-        let (accepted, list) = table.take_in(rows, &mut self.report, add);
+        let (accepted, list) = table.take_in(rows, &mut self.report);
         self.memory.rules = accepted.into_iter().collect();
         list
     }

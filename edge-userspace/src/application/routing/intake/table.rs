@@ -9,11 +9,9 @@ use std::collections::hash_map::Entry;
 use std::hash::Hash;
 
 use super::ReloadReport;
+use super::settling::Settling;
+use super::together::Together;
 use crate::domain::{RawRow, RowError};
-
-/// Each round finds those that must stay because others stay. After so many, all stay: a chain of thousands of rows, each of
-/// which wants the place of the next, would take as many rounds.
-const ROUNDS: usize = 8;
 
 pub(super) struct Table<'a, R, K, S> {
     pub(super) kind: &'static str,
@@ -27,43 +25,38 @@ pub(super) struct Table<'a, R, K, S> {
 }
 
 /// What a row may count as.
-struct Version<K, S> {
+pub(super) struct Version<K, S> {
     /// The row's place in the table.
-    at: usize,
-    key: K,
-    spec: S,
+    pub(super) at: usize,
+    pub(super) key: K,
+    pub(super) spec: S,
 }
 
 /// Why a row does not count as it is.
-struct Refusal<K> {
-    at: usize,
-    key: Option<K>,
-    error: RowError,
+pub(super) struct Refusal<K> {
+    pub(super) at: usize,
+    pub(super) key: Option<K>,
+    pub(super) error: RowError,
 }
-
-/// Adds a row to what others are together, unless it contradicts one of them.
-type Admit<T, S> = fn(&mut T, &S) -> Result<(), RowError>;
 
 impl<R: RawRow, K: Clone + Eq + Hash + ToString, S: Clone + PartialEq> Table<'_, R, K, S> {
     /// What counts, in the order of the rows, and what it is together. Of a row that is refused its last good version
     /// counts.
-    pub(super) fn take_in<T: Default>(
-        &self,
-        rows: &[R],
-        report: &mut ReloadReport,
-        admit: Admit<T, S>,
-    ) -> (Vec<(K, S)>, T) {
+    pub(super) fn take_in<T: Together<K, S>>(&self, rows: &[R], report: &mut ReloadReport) -> (Vec<(K, S)>, T) {
         let mut refusals = Vec::new();
         let versions = self.versions(rows, &mut refusals);
-        let mut settled = self.settle(versions, admit, &mut refusals);
+        let mut together = T::default();
+        // Mostly they do, and it doesn't matter who goes first.
+        let (versions, together) = if versions.iter().all(|version| together.add(&version.spec).is_ok()) {
+            (versions, together)
+        } else {
+            self.settle(versions, &mut refusals)
+        };
         refusals.sort_by_key(|refusal| refusal.at);
         for Refusal { at, key, error } in refusals {
             report.reject(self.kind, key.as_ref().map(ToString::to_string), at, &error);
         }
-        settled.sort_by_key(|version| version.at);
-        let mut together = T::default();
-        settled.retain(|version| admit(&mut together, &version.spec).is_ok());
-        (settled.into_iter().map(|version| (version.key, version.spec)).collect(), together)
+        (versions.into_iter().map(|version| (version.key, version.spec)).collect(), together)
     }
 
     /// One version for each key, in the order of the rows: of several good rows that in force, or else the first; of bad
@@ -115,63 +108,25 @@ impl<R: RawRow, K: Clone + Eq + Hash + ToString, S: Clone + PartialEq> Table<'_,
         self.last.get(&version.key) == Some(&version.spec)
     }
 
-    /// Those that don't contradict each other. All that is in force has a version among them, unless its row is gone.
-    fn settle<T: Default>(
+    /// Those that don't contradict each other, in the order of the rows. All that is in force has a version among them,
+    /// unless its row is gone.
+    fn settle<T: Together<K, S>>(
         &self,
         versions: Vec<Version<K, S>>,
-        admit: Admit<T, S>,
         refusals: &mut Vec<Refusal<K>>,
-    ) -> Vec<Version<K, S>> {
+    ) -> (Vec<Version<K, S>>, T) {
         let (known, new): (Vec<_>, Vec<_>) =
             versions.into_iter().partition(|version| self.last.contains_key(&version.key));
-        let (mut held, mut changed): (Vec<_>, Vec<_>) =
-            known.into_iter().partition(|version| self.is_in_force(version));
-        let mut rounds = 0..ROUNDS;
-        loop {
-            let mut together = T::default();
-            // They were in force together, so they fit.
-            held.retain(|version| admit(&mut together, &version.spec).is_ok());
-            let holding = held.len();
-            let entangled = rounds.next().is_none();
-            let mut fitting = Vec::with_capacity(changed.len());
-            for version in changed {
-                let fits = if entangled { Err(RowError::Entangled) } else { admit(&mut together, &version.spec) };
-                match fits {
-                    Ok(()) => fitting.push(version),
-                    Err(error) => held.push(self.stays(version, error, refusals)),
-                }
-            }
-            if held.len() == holding {
-                held.extend(fitting);
-                held.extend(admitted(new, &mut together, admit, refusals));
-                return held;
-            }
-            changed = fitting;
+        let (held, changed): (Vec<_>, Vec<_>) = known.into_iter().partition(|version| self.is_in_force(version));
+        let mut settling = Settling::new(self.last, refusals);
+        for version in held {
+            // Nobody is there yet who would have to give way.
+            settling.hold(version);
         }
+        changed.into_iter().for_each(|version| settling.change(version));
+        new.into_iter().for_each(|version| settling.join(version));
+        let (mut versions, together) = settling.settled();
+        versions.sort_by_key(|version| version.at);
+        (versions, together)
     }
-
-    /// The version in force of one that can't change.
-    fn stays(&self, version: Version<K, S>, error: RowError, refusals: &mut Vec<Refusal<K>>) -> Version<K, S> {
-        let Version { at, key, spec } = version;
-        let spec = self.last.get(&key).cloned().unwrap_or(spec);
-        refusals.push(Refusal { at, key: Some(key.clone()), error });
-        Version { at, key, spec }
-    }
-}
-
-/// Those of the new ones that contradict nobody before them.
-fn admitted<K, S, T>(
-    new: Vec<Version<K, S>>,
-    together: &mut T,
-    admit: Admit<T, S>,
-    refusals: &mut Vec<Refusal<K>>,
-) -> Vec<Version<K, S>> {
-    let mut admitted = Vec::with_capacity(new.len());
-    for version in new {
-        match admit(together, &version.spec) {
-            Ok(()) => admitted.push(version),
-            Err(error) => refusals.push(Refusal { at: version.at, key: Some(version.key), error }),
-        }
-    }
-    admitted
 }

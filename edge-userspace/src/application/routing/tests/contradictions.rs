@@ -1,5 +1,7 @@
 //! Rows that contradict each other: what is in force stays, and the newcomer is refused.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::domain::{AppName, ListenerId, RuleId};
 
@@ -155,22 +157,110 @@ fn a_row_that_has_to_stay_keeps_its_place_from_those_that_counted_on_it() {
     assert_eq!([80, 81, 82].map(|port| scene.at(port).unwrap().0), ["a", "b", "c"]);
 }
 
-/// Each wants the place of the next, and the last one's is taken: one after the other has to stay.
+/// Each wants the place of a neighbour, and that of the last one is taken: one after the other has to stay, in whichever
+/// order they come. If each were looked for among all others, it would take minutes.
 #[test]
-fn however_many_hang_together_none_that_is_in_force_is_lost() {
-    let count = 2_000;
-    let prefix = |n: u32| std::net::Ipv4Addr::from_bits(0x0a00_0000 + n).to_string();
-    let rows = |shift: u32| {
-        let rule = |n: u32| rule(&format!("r{n:05}"), &prefix(n + if n < count { shift } else { 0 }), "deny");
-        (0..=count).map(rule).collect::<Vec<_>>()
+fn however_many_hang_together_none_that_is_in_force_is_lost_and_no_other_is_refused() {
+    let count = 20_000_u32;
+    let prefix = |place: u32| std::net::Ipv4Addr::from_bits(0x0a00_0000 + place).to_string();
+    // The step has no divisor in common with the number of places, so each of them comes once.
+    let scattered = |n: u32| n * 7919 % (count + 1);
+    let orders: [&dyn Fn(u32) -> u32; 3] = [&|n| n, &|n| count - n, &scattered];
+    for place in orders {
+        let rows = |shift: u32| {
+            let to = |n: u32| prefix(if place(n) < count { place(n) + shift } else { count });
+            let chain = (0..=count).map(|n| rule(&format!("r{n:05}"), &to(n), "deny"));
+            let first = rule("a", &format!("192.0.2.{shift}"), "deny");
+            let last = rule("z", &format!("198.51.100.{shift}"), "deny");
+            [first].into_iter().chain(chain).chain([last]).collect::<Vec<_>>()
+        };
+        let mut scene = Scene::of(vec![], rows(0));
+        scene.rows.acl = rows(1);
+        let refused = scene.refused();
+        assert_eq!(refused.len(), count as usize, "{:?}", &refused[..3]);
+        assert!(refused.iter().all(|why| why.contains(" is about the same prefix")), "{}", refused[0]);
+        assert_eq!(["192.0.2.1", "198.51.100.1"].map(|client| scene.denies(client).unwrap().to_string()), ["a", "z"]);
+        for n in 0..=count {
+            assert_eq!(scene.denies(&prefix(place(n))).unwrap().as_str(), format!("r{n:05}"));
+        }
+    }
+}
+
+/// More than one may have counted on a place: all of them stay, and whoever counted on theirs, but nobody else.
+#[test]
+fn all_who_counted_on_the_place_of_one_that_stays_stay() {
+    let behind = |id: &str, name: &str| RawListener {
+        server_name: name.into(),
+        accept_proxy: "required".into(),
+        proxy_from: "192.0.2.0/24".into(),
+        ..listener(id, "web", 80)
     };
-    let mut scene = Scene::of(vec![], rows(0));
-    scene.rows.acl = rows(1);
+    let before = vec![
+        listener("b", "b", 81),
+        listener("c", "c", 82),
+        listener("d", "d", 83),
+        listener("e", "e", 84),
+        listener("m", "m", 80),
+        listener("n", "n", 90),
+        listener("z", "z", 91),
+    ];
+    let mut scene = Scene::of(before, vec![]);
+    scene.rows.listeners = vec![
+        behind("b", "*.example"),
+        behind("c", "c.example c.test"),
+        listener("d", "new", 82),
+        listener("e", "new", 85),
+        listener("m", "new", 90),
+        listener("n", "n", 90),
+        listener("z", "new", 92),
+    ];
     let refused = scene.refused();
-    assert_eq!(refused.len(), count as usize, "{:?}", &refused[..3]);
-    assert!(refused[0].contains("change fewer of them at once"), "{}", refused[0]);
-    for n in 0..=count {
-        assert_eq!(scene.denies(&prefix(n)).unwrap().as_str(), format!("r{n:05}"));
+    let names: Vec<_> = refused.iter().map(|line| line.split_once(" has ").unwrap_or_default().0).collect();
+    assert_eq!(names[..2], ["listener b: listener m", "listener c: listener m"]);
+    assert!(refused[2].starts_with("listener d: listener c takes every server name"), "{refused:?}");
+    assert!(refused[3].starts_with("listener m: listener n takes every server name"), "{refused:?}");
+    let now = [80, 81, 82, 83, 84, 85, 90, 91, 92].map(|port| scene.at(port));
+    let stay = |id| held(id, id);
+    let moved = |id| held(id, "new");
+    assert_eq!(
+        now,
+        [stay("m"), stay("b"), stay("c"), stay("d"), None, moved("e"), stay("n"), None, moved("z")],
+        "{refused:?}"
+    );
+    assert_eq!(refused.len(), 4);
+}
+
+proptest! {
+    /// Whatever changes: a row has its new place, or another one has it; then it keeps the one that it had.
+    #[test]
+    fn a_row_is_refused_only_where_another_one_is(
+        places in prop::collection::vec((prop::option::weighted(0.8, 0..7_u8), prop::option::weighted(0.8, 0..7_u8)), 8),
+    ) {
+        let prefix = |place: u8| format!("192.0.2.{place}");
+        let rows = |places: Vec<Option<u8>>| {
+            let named = places.into_iter().enumerate().filter_map(|(n, place)| Some((n, place?)));
+            // So that the table is never empty.
+            let any = rule("any", "203.0.113.1", "deny");
+            [any].into_iter().chain(named.map(|(n, place)| rule(&n.to_string(), &prefix(place), "deny"))).collect()
+        };
+        let mut scene = Scene { rows: raw(&[row("a", "sa")]), ..Scene::default() };
+        scene.rows.acl = rows(places.iter().map(|(before, _)| *before).collect());
+        scene.refused();
+        let has = |scene: &Scene, n: usize, place: Option<u8>| {
+            place.and_then(|place| scene.denies(&prefix(place))).is_some_and(|id| id.as_str() == n.to_string())
+        };
+        let had: Vec<bool> = places.iter().enumerate().map(|(n, (before, _))| has(&scene, n, *before)).collect();
+        scene.rows.acl = rows(places.iter().map(|(_, now)| *now).collect());
+        let refused = scene.refused();
+        for (n, (before, now)) in places.iter().enumerate() {
+            let Some(place) = now else { continue };
+            let is_refused = refused.iter().any(|line| line.starts_with(&format!("rule {n}: ")));
+            prop_assert_eq!(is_refused, !has(&scene, n, *now), "{}", n);
+            if is_refused {
+                prop_assert!(scene.denies(&prefix(*place)).is_some(), "{} was refused for nobody", n);
+                prop_assert!(!had[n] || has(&scene, n, *before), "{} lost its place", n);
+            }
+        }
     }
 }
 
