@@ -91,24 +91,20 @@ impl Line {
         }
     }
 
-    /// It sleeps again. Calls one behind it, where one has reason to look.
+    /// It sleeps again. Calls the next who has reason to look, who may have come before it meanwhile.
     pub(super) fn looked_in_vain(&mut self, turn: Turn, others_may: bool) -> Option<Waker> {
         if let Some(waiter) = self.waiters.get_mut(&turn) {
             waiter.looked = self.calls;
             self.stands.rest(turn, others_may);
         }
         self.left_one |= others_may;
-        self.call_from(Bound::Excluded(turn), others_may)
+        self.call_first(others_may)
     }
 
-    /// Calls the first who has reason to look and was not called yet. `room`: there seems to be a place.
+    /// Calls the first who has reason to look and was not called yet, and gives its waker, if it sleeps. `room`: there seems to
+    /// be a place.
     pub(super) fn call_first(&mut self, room: bool) -> Option<Waker> {
-        self.call_from(Bound::Unbounded, room)
-    }
-
-    /// Likewise, for a place only those behind `from`. The waker of who is called, if it sleeps.
-    fn call_from(&mut self, from: Bound<Turn>, room: bool) -> Option<Waker> {
-        let for_place = if room { self.stands.first_ready(from) } else { None };
+        let for_place = if room { self.stands.first_ready() } else { None };
         let turn = for_place.into_iter().chain(self.next_of_muster()).min()?;
         self.stands.call(turn);
         self.waiters.get_mut(&turn)?.waker.take()

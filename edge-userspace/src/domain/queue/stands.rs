@@ -55,8 +55,8 @@ impl Stands {
         [&self.ready, &self.called, &self.left].into_iter().all(BTreeSet::is_empty)
     }
 
-    pub(super) fn first_ready(&self, from: Bound<Turn>) -> Option<Turn> {
-        self.ready.range((from, Bound::Unbounded)).next().copied()
+    pub(super) fn first_ready(&self) -> Option<Turn> {
+        self.ready.first().copied()
     }
 
     /// Whether nobody before `turn` wants what is free.

@@ -125,6 +125,18 @@ fn who_comes_behind_those_who_left_a_place_looks_at_once_and_they_are_let_sleep(
 }
 
 #[test]
+fn what_one_leaves_is_also_for_who_came_before_it_meanwhile() {
+    let queue = queue();
+    let [first, second] = [1, 1].map(|n| join(&queue, n));
+    drop(first);
+    assert!(is_called(&second));
+    let before = join(&queue, 2);
+    assert!(before.turn < second.turn && !is_called(&before));
+    leave_it(&second);
+    assert!(is_called(&before));
+}
+
+#[test]
 fn who_comes_behind_one_that_found_nothing_waits() {
     let queue = queue();
     let [picky, plain] = [1, 2].map(|n| join(&queue, n));
