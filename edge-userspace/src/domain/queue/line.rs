@@ -91,8 +91,7 @@ impl Line {
         }
     }
 
-    /// It sleeps again. Calls the next who has reason to look: mostly one behind it, but one may have come before it since it
-    /// was called.
+    /// It sleeps again. Calls the next who has reason to look, who may have come before it meanwhile.
     pub(super) fn looked_in_vain(&mut self, turn: Turn, others_may: bool) -> Option<Waker> {
         if let Some(waiter) = self.waiters.get_mut(&turn) {
             waiter.looked = self.calls;
@@ -102,8 +101,8 @@ impl Line {
         self.call_first(others_may)
     }
 
-    /// Calls the first who has reason to look and was not called yet. `room`: there seems to be a place.
-    /// The waker of who is called, if it sleeps.
+    /// Calls the first who has reason to look and was not called yet, and gives its waker, if it sleeps. `room`: there seems to
+    /// be a place.
     pub(super) fn call_first(&mut self, room: bool) -> Option<Waker> {
         let for_place = if room { self.stands.first_ready() } else { None };
         let turn = for_place.into_iter().chain(self.next_of_muster()).min()?;

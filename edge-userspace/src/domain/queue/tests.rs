@@ -46,21 +46,6 @@ impl Wake for Bell {
     }
 }
 
-/// It came, with a turn before, while the other one was about to look.
-#[test]
-fn a_place_that_one_leaves_is_offered_to_who_came_before_him_meanwhile() {
-    let queue = queue();
-    let (first, second) = (join(&queue, 1), join(&queue, 1));
-    decline(&first);
-    drop(first);
-    queue.freed();
-    let newcomer = join(&queue, 2);
-    assert!(newcomer.turn < second.turn && is_called(&second) && !is_called(&newcomer));
-    let Poll::Ready(Called::Look(calls)) = poll(&second) else { panic!() };
-    second.declined(calls, true);
-    assert!(is_called(&newcomer) && !is_called(&second));
-}
-
 #[test]
 fn who_is_alone_looks_and_those_behind_are_called_one_for_each_place() {
     let queue = queue();
@@ -137,6 +122,18 @@ fn who_comes_behind_those_who_left_a_place_looks_at_once_and_they_are_let_sleep(
     assert!(is_called(&picky[0]) && !is_called(&comes));
     picky.iter().for_each(leave_it);
     assert!(is_called(&comes));
+}
+
+#[test]
+fn what_one_leaves_is_also_for_who_came_before_it_meanwhile() {
+    let queue = queue();
+    let [first, second] = [1, 1].map(|n| join(&queue, n));
+    drop(first);
+    assert!(is_called(&second));
+    let before = join(&queue, 2);
+    assert!(before.turn < second.turn && !is_called(&before));
+    leave_it(&second);
+    assert!(is_called(&before));
 }
 
 #[test]
