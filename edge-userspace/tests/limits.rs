@@ -371,8 +371,11 @@ fn a_full_queue_refuses_nobody_a_place_that_those_in_it_can_not_use() {
     let (_backend, daemon, held) = one_place(&world, &[("ejection_failures", "0")]);
     world.database.add(&Row::new("b2", world.backend_addr(2)).limits(1, 1));
     wait_for(&daemon, "the row is read", |status| status.backends().len() == 2);
-    let waits = [1, 2].map(|n| connect(&world, world.lab.client(n), daemon.addr()));
-    wait_for(&daemon, "two wait", |status| waiting(status) == 2);
+    let waits = [1, 2].map(|n| {
+        let stream = connect(&world, world.lab.client(n), daemon.addr());
+        wait_for(&daemon, "it waits", |status| waiting(status) == u64::from(n));
+        stream
+    });
     let _works_again =
         xtask::load::NamedBackend::start(world.lab.namespace(Ns::Backends), "b2", world.backend_addr(2), Manner::Echo)
             .unwrap();
@@ -380,7 +383,6 @@ fn a_full_queue_refuses_nobody_a_place_that_those_in_it_can_not_use() {
     assert_eq!(has_it.backend, "b2");
     let record = refused(&world, &daemon, world.lab.client(3), daemon.addr());
     assert_eq!(why(&record), ("PQ", Some("queue_full")));
-    has_it.finish().unwrap();
     // They are served in their turn, and the one place of each backend is enough.
     held.finish().unwrap();
     for mut stream in waits {
@@ -388,6 +390,7 @@ fn a_full_queue_refuses_nobody_a_place_that_those_in_it_can_not_use() {
         stream.read_exact(&mut name).unwrap();
         assert_eq!(&name, b"b1\n");
     }
+    has_it.finish().unwrap();
 }
 
 #[test]
