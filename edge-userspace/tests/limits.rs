@@ -4,94 +4,23 @@
 mod common;
 
 use std::collections::HashMap;
-use std::io::{ErrorKind, Read};
-use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::sync::Mutex;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{NETWORK, Over, Row, SOON, World, edgeproxy, eventually, tally};
-use xtask::lab::{BRAZIL, Daemon, GERMANY, Ns, Record, Status};
-use xtask::load::{Manner, Visit, connect_from};
+use common::refusals::{LATER, assert_all_gone, explain, explain_at, queue, refused, wait_for, why};
+use common::{NETWORK, Over, SOON, World, edgeproxy, eventually, tally};
+use xtask::lab::{BRAZIL, Daemon, GERMANY, Ns, Status};
+use xtask::load::{Manner, Visit};
 
-/// Many threads on few cores: nothing here is about speed.
-const LATER: Duration = Duration::from_secs(60);
 /// How it ends for a client that finds all places taken.
 const FULL: (&str, Option<&str>) = ("PC", Some("all_full"));
-
-/// `apps` says that so many may wait, and for how long.
-fn queue(world: &World, length: u32, timeout: Duration) {
-    let ms = timeout.as_millis();
-    world.database.execute(&format!(
-        "INSERT INTO apps (name, queue_length, queue_timeout_ms) VALUES ('web', {length}, {ms}) \
-         ON CONFLICT (name) DO UPDATE SET queue_length = excluded.queue_length, queue_timeout_ms = excluded.queue_timeout_ms"
-    ));
-}
-
-fn waiting(status: &Status) -> u64 {
-    status.number("/limits/queues/0/waiting")
-}
-
-fn wait_for(daemon: &Daemon, what: &str, holds: impl Fn(&Status) -> bool) {
-    let status = daemon.wait_status(LATER, &holds).unwrap();
-    assert!(holds(&status), "{what}: {:#}", status.0);
-}
-
-/// Whether the daemon closes the connection by a reset, before a byte.
-fn is_reset(mut stream: &TcpStream) -> bool {
-    stream.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
-}
-
-fn connect(world: &World, from: IpAddr, to: SocketAddr) -> TcpStream {
-    world.lab.run_in(Ns::Clients, || connect_from(from, to)).unwrap()
-}
-
-/// Connects and is reset, be it before it knows that it was connected; the record says why.
-fn refused(world: &World, daemon: &Daemon, from: IpAddr, to: SocketAddr) -> Record {
-    let before = daemon.access_log(Duration::ZERO, |_| true).iter().map(|record| record.id).max().unwrap_or(0);
-    match world.lab.run_in(Ns::Clients, || connect_from(from, to)) {
-        Ok(stream) => assert!(is_reset(&stream), "{from} is served"),
-        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
-    }
-    let is_it = |record: &&Record| record.id > before && record.client().ip() == from && record.reject.is_some();
-    let records = daemon.access_log(SOON, |records| records.iter().any(|record| is_it(&record)));
-    records.iter().find(is_it).unwrap().clone()
-}
 
 /// Connects and is served.
 fn served(world: &World, from: IpAddr, to: SocketAddr) -> Visit {
     world.lab.run_in(Ns::Clients, || Visit::start(from, to)).unwrap()
-}
-
-fn why(record: &Record) -> (&str, Option<&str>) {
-    (record.termination.as_str(), record.reject.as_deref())
-}
-
-/// All that is counted is there, and 0 when nobody is left.
-fn assert_all_gone(daemon: &Daemon) {
-    wait_for(daemon, "nobody is left", |status| status.active() == 0);
-    let status = daemon.status().unwrap();
-    let mut gauges = vec![
-        "connections_active",
-        "backend_connections",
-        "listener_connections",
-        "kernel_flows",
-        "sources{state=\"connected\"}",
-    ];
-    // Only where an app has a queue, and where the kernel counts.
-    gauges.extend(status.0.pointer("/limits/queues/0").map(|_| "queue_waiting"));
-    gauges.extend(status.backends()[0].2.map(|_| "backend_kernel_connections"));
-    for gauge in gauges {
-        let values = |metrics: &str| -> Vec<String> {
-            let of = metrics.lines().filter_map(|line| line.strip_prefix("edgeproxy_")?.strip_prefix(gauge));
-            of.filter(|rest| rest.starts_with([' ', '{'])).map(str::to_owned).collect()
-        };
-        eventually(&format!("{gauge} is there and 0"), || {
-            let values = values(&daemon.metrics().unwrap());
-            !values.is_empty() && values.iter().all(|value| value.ends_with(" 0"))
-        });
-    }
 }
 
 /// Changes the table all the time while `work` goes on: weight and country of the first backend and its limit, where it
@@ -227,204 +156,6 @@ fn five_hundred_clients_are_served_five_at_a_time_by_a_queue() {
     let records = daemon.access_log(LATER, |records| records.len() >= 1_750);
     assert!(records.iter().any(|record| record.queue_ms.is_some_and(|ms| ms > 0.0)));
     assert_all_gone(&daemon);
-}
-
-/// One backend with one place, which is taken; and a daemon.
-fn one_place(world: &World, settings: &[(&str, &str)]) -> (xtask::load::NamedBackend, Daemon, Visit) {
-    let backend = world.backend(1, Manner::Echo, |row| row.limits(1, 1));
-    let daemon = world.daemon(settings);
-    let held = world.visit(0, daemon.addr()).unwrap();
-    (backend, daemon, held)
-}
-
-#[test]
-fn clients_are_served_in_the_order_in_which_they_came_each_source_in_turn() {
-    let test = "clients_are_served_in_the_order_in_which_they_came_each_source_in_turn";
-    let Some(world) = World::new(NETWORK, test) else { return };
-    queue(&world, 10, LATER);
-    let (backend, daemon, held) = one_place(&world, &[]);
-    let order = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        // The first client comes with three connections, the others with one.
-        for (came, n) in [1, 1, 1, 2, 3].into_iter().enumerate() {
-            let (world, daemon, order) = (&world, &daemon, &order);
-            scope.spawn(move || {
-                let visit = world.visit(n, daemon.addr()).unwrap();
-                order.lock().unwrap().push(n);
-                visit.finish().unwrap();
-            });
-            wait_for(daemon, "it waits", |status| waiting(status) == came as u64 + 1);
-        }
-        assert_eq!(daemon.status().unwrap().number("/limits/queues/0/length"), 10);
-        assert!(daemon.metrics().unwrap().contains("edgeproxy_queue_waiting{app=\"web\"} 5\n"));
-        let (code, answer) = explain(&world, &daemon, world.lab.client(9));
-        assert_eq!((code, &answer["refused"], &answer["queue"]["waiting"]), (Some(2), &"all_full".into(), &5.into()));
-        held.finish().unwrap();
-    });
-    assert_eq!(order.into_inner().unwrap(), [1, 2, 3, 1, 1]);
-    assert_eq!(backend.gauge().most(), 1);
-    assert_all_gone(&daemon);
-}
-
-#[test]
-fn waiting_ends_by_a_full_queue_by_time_and_by_going_away() {
-    let Some(world) = World::new(NETWORK, "waiting_ends_by_a_full_queue_by_time_and_by_going_away") else { return };
-    queue(&world, 2, LATER);
-    let (_backend, daemon, held) = one_place(&world, &[]);
-    let goes = connect(&world, world.lab.client(1), daemon.addr());
-    let stays = connect(&world, world.lab.client(2), daemon.addr());
-    wait_for(&daemon, "two wait", |status| waiting(status) == 2);
-    let record = refused(&world, &daemon, world.lab.client(3), daemon.addr());
-    assert_eq!((why(&record), record.queue_ms), (("PQ", Some("queue_full")), None));
-
-    let local = goes.local_addr().unwrap();
-    socket2::SockRef::from(&goes).set_linger(Some(Duration::ZERO)).unwrap();
-    drop(goes);
-    let record = daemon.record_of(local, SOON).unwrap();
-    assert_eq!(why(&record), ("CQ", None));
-    assert!(record.queue_ms.is_some());
-
-    queue(&world, 2, Duration::from_millis(300));
-    wait_for(&daemon, "the new time limit is read", |status| status.number("/routing/generation") >= 2);
-    let record = refused(&world, &daemon, world.lab.client(4), daemon.addr());
-    assert_eq!(why(&record), ("sQ", Some("queue_timed_out")));
-    assert!(record.queue_ms.unwrap() >= 300.0, "{record:?}");
-
-    assert_eq!(waiting(&daemon.status().unwrap()), 1, "who came before has the time limit of then");
-    held.finish().unwrap();
-    let local = stays.local_addr().unwrap();
-    let mut name = [0; 3];
-    (&stays).read_exact(&mut name).unwrap();
-    assert_eq!(&name, b"b1\n");
-    drop(stays);
-    assert!(daemon.record_of(local, SOON).unwrap().queue_ms.is_some());
-    assert!(daemon.metrics().unwrap().contains("edgeproxy_queue_seconds_count 3\n"));
-    assert_all_gone(&daemon);
-}
-
-#[test]
-fn who_waits_is_served_when_the_table_makes_room_and_refused_when_it_empties() {
-    let test = "who_waits_is_served_when_the_table_makes_room_and_refused_when_it_empties";
-    let Some(world) = World::new(NETWORK, test) else { return };
-    queue(&world, 10, LATER);
-    let (_backend, daemon, held) = one_place(&world, &[]);
-    let waits = [1, 2].map(|n| connect(&world, world.lab.client(n), daemon.addr()));
-    wait_for(&daemon, "two wait", |status| waiting(status) == 2);
-    world.database.execute("UPDATE backends SET hard_limit = 2, soft_limit = 2");
-    wait_for(&daemon, "one has a place", |status| waiting(status) == 1);
-    let _second = world.backend(2, Manner::Echo, |row| row.limits(1, 1));
-    wait_for(&daemon, "the other has one on the new backend", |status| waiting(status) == 0);
-    for mut stream in &waits {
-        let mut name = [0; 3];
-        stream.read_exact(&mut name).unwrap();
-    }
-    let late = connect(&world, world.lab.client(3), daemon.addr());
-    wait_for(&daemon, "it waits", |status| waiting(status) == 1);
-    world.database.execute("UPDATE backends SET state = 'drain'");
-    assert!(is_reset(&late));
-    let record = daemon.record_of(late.local_addr().unwrap(), SOON).unwrap();
-    assert_eq!(why(&record), ("PC", Some("none_eligible")));
-    held.finish().unwrap();
-}
-
-/// A backend that refused the first one works again: it waits on for the other, which it has not tried, and those who come
-/// meanwhile do not wait beside the free places.
-#[test]
-fn who_comes_does_not_wait_behind_one_that_can_not_use_what_is_free() {
-    let test = "who_comes_does_not_wait_behind_one_that_can_not_use_what_is_free";
-    let Some(world) = World::new(NETWORK, test) else { return };
-    queue(&world, 10, LATER);
-    let (_backend, daemon, held) = one_place(&world, &[("ejection_failures", "0")]);
-    world.database.add(&Row::new("b2", world.backend_addr(2)));
-    wait_for(&daemon, "the row is read", |status| status.backends().len() == 2);
-    let mut first = connect(&world, world.lab.client(1), daemon.addr());
-    wait_for(&daemon, "it waits", |status| waiting(status) == 1);
-    let _works_again =
-        xtask::load::NamedBackend::start(world.lab.namespace(Ns::Backends), "b2", world.backend_addr(2), Manner::Echo)
-            .unwrap();
-    let mut waited: Vec<f64> = (10..22)
-        .map(|n| {
-            let visit = world.visit(n, daemon.addr()).unwrap();
-            assert_eq!(visit.backend, "b2");
-            let local = visit.local;
-            visit.finish().unwrap();
-            daemon.record_of(local, SOON).unwrap().queue_ms.unwrap_or(0.0)
-        })
-        .collect();
-    waited.sort_by(f64::total_cmp);
-    // The look every 100 ms, which each would wait for, is no part of this; a machine that is busy now and then is.
-    assert!(waited[5] < 40.0, "they waited beside a free place, ms: {waited:?}");
-    assert_eq!(waiting(&daemon.status().unwrap()), 1);
-    held.finish().unwrap();
-    let mut name = [0; 3];
-    first.read_exact(&mut name).unwrap();
-    assert_eq!(&name, b"b1\n");
-}
-
-/// Likewise where those who wait for the other backend fill the queue.
-#[test]
-fn a_full_queue_refuses_nobody_a_place_that_those_in_it_can_not_use() {
-    let Some(world) = World::new(NETWORK, "a_full_queue_refuses_nobody_a_place_that_those_in_it_can_not_use") else {
-        return;
-    };
-    queue(&world, 2, LATER);
-    let (_backend, daemon, held) = one_place(&world, &[("ejection_failures", "0")]);
-    world.database.add(&Row::new("b2", world.backend_addr(2)).limits(1, 1));
-    wait_for(&daemon, "the row is read", |status| status.backends().len() == 2);
-    let waits = [1, 2].map(|n| {
-        let stream = connect(&world, world.lab.client(n), daemon.addr());
-        wait_for(&daemon, "it waits", |status| waiting(status) == u64::from(n));
-        stream
-    });
-    let _works_again =
-        xtask::load::NamedBackend::start(world.lab.namespace(Ns::Backends), "b2", world.backend_addr(2), Manner::Echo)
-            .unwrap();
-    let has_it = world.visit(10, daemon.addr()).unwrap();
-    assert_eq!(has_it.backend, "b2");
-    let record = refused(&world, &daemon, world.lab.client(3), daemon.addr());
-    assert_eq!(why(&record), ("PQ", Some("queue_full")));
-    // They are served in their turn, and the one place of each backend is enough.
-    held.finish().unwrap();
-    for mut stream in waits {
-        let mut name = [0; 3];
-        stream.read_exact(&mut name).unwrap();
-        assert_eq!(&name, b"b1\n");
-    }
-    has_it.finish().unwrap();
-}
-
-#[test]
-fn a_drain_serves_those_who_wait_until_its_deadline() {
-    let Some(world) = World::new(NETWORK, "a_drain_serves_those_who_wait_until_its_deadline") else { return };
-    queue(&world, 10, LATER);
-    let (_backend, mut daemon, held) = one_place(&world, &[("drain_timeout_secs", "6")]);
-    let [mut first, second] = [1, 2].map(|n| {
-        let stream = connect(&world, world.lab.client(n), daemon.addr());
-        wait_for(&daemon, "it waits", |status| waiting(status) == u64::from(n));
-        stream
-    });
-    daemon.ask_to_end();
-    wait_for(&daemon, "it drains", |status| status.text("/state") == Some("draining"));
-    held.finish().unwrap();
-    let mut name = [0; 3];
-    first.read_exact(&mut name).unwrap();
-    assert!(is_reset(&second), "at the deadline it is told");
-    assert!(daemon.wait(LATER).unwrap().success());
-    let record = daemon.record_of(second.local_addr().unwrap(), SOON).unwrap();
-    assert_eq!(why(&record), ("KD", None));
-    assert!(record.queue_ms.is_some());
-}
-
-/// `edgeproxy explain` for a client: its exit code and what it printed.
-fn explain(world: &World, daemon: &Daemon, client: IpAddr) -> (Option<i32>, serde_json::Value) {
-    explain_at(world, daemon, client, &[])
-}
-
-fn explain_at(world: &World, daemon: &Daemon, client: IpAddr, at: &[&str]) -> (Option<i32>, serde_json::Value) {
-    let (socket, client) = (daemon.admin_socket().display().to_string(), client.to_string());
-    let arguments = [&["explain", "--json", "--admin-socket", &socket, "--client", &client], at].concat();
-    let output = world.config().command(&world.lab, &arguments).output().unwrap();
-    (output.status.code(), serde_json::from_slice(&output.stdout).unwrap_or_default())
 }
 
 /// The row of a listener at the daemon's own address.
@@ -743,28 +474,4 @@ fn what_a_refusal_costs() {
     let all_logged = [rate[0], rate[1], ("refusal_log_rate", "0")];
     measure("refused by source_rate, all logged", &all_logged, none, false);
     measure("refused by none_eligible", &[], full, false);
-}
-
-#[test]
-fn all_the_waiting_of_a_connection_has_one_limit() {
-    let Some(world) = World::new(NETWORK, "all_the_waiting_of_a_connection_has_one_limit") else { return };
-    let limit = Duration::from_secs(4);
-    queue(&world, 10, limit);
-    let _backends = [1, 2].map(|n| world.backend(n, Manner::Echo, |row| row.limits(1, 1)));
-    let daemon = world.daemon(&[("connect_timeout_ms", "200")]);
-    let mut held = [0, 1].map(|n| world.visit(n, daemon.addr()).unwrap());
-    held.sort_by(|one, other| one.backend.cmp(&other.backend));
-    let waits = connect(&world, world.lab.client(2), daemon.addr());
-    wait_for(&daemon, "it waits", |status| waiting(status) == 1);
-    // It gets a place after three quarters of its time, in vain, and has the last quarter left.
-    thread::sleep(limit * 3 / 4);
-    world.lab.mute(world.lab.backend(2)).unwrap();
-    let [stays, goes] = held;
-    socket2::SockRef::from(goes.stream()).set_linger(Some(Duration::ZERO)).unwrap();
-    drop(goes);
-    let record = daemon.record_of(waits.local_addr().unwrap(), SOON).unwrap();
-    assert_eq!((why(&record), record.attempts), (("sQ", Some("queue_timed_out")), 1), "{record:?}");
-    let waited = record.queue_ms.unwrap();
-    assert!((4_000.0..6_500.0).contains(&waited), "a limit of its own for each time would be seven: {waited} ms");
-    stays.finish().unwrap();
 }

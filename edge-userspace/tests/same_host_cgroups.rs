@@ -46,6 +46,14 @@ impl Drop for Service {
     }
 }
 
+/// A service that is to run the only backend, which is marked.
+fn marked_service(world: &World) -> (Cgroups, Service) {
+    let cgroups = Cgroups::create().unwrap();
+    let service = Service::below(cgroups.servers());
+    world.database.add(&Row::new("b1", world.backend_addr(1)).same_host());
+    (cgroups, service)
+}
+
 #[test]
 #[ignore = "is no test: other tests start it in a process of its own"]
 fn a_poll_server() {
@@ -164,11 +172,8 @@ fn under_the_verdict(daemon: &Daemon) -> usize {
 #[test]
 fn a_service_that_is_restarted_takes_part_again() {
     let Some(world) = World::new(KERNEL, "a_service_that_is_restarted_takes_part_again") else { return };
-    let cgroups = Cgroups::create().unwrap();
-    let service = Service::below(cgroups.servers());
-    let addr = world.backend_addr(1);
-    world.database.add(&Row::new("b1", addr).same_host());
-    let start = || FileServer::start(Kind::Poll, &world, addr, &service.0);
+    let (cgroups, service) = marked_service(&world);
+    let start = || FileServer::start(Kind::Poll, &world, world.backend_addr(1), &service.0);
     let server = start();
     let daemon = same_host_daemon(&world, &cgroups, &[cgroups.applications(), &service.0], &[]);
     assert_handed_over(&converse(&world, &daemon, &server, 0));
@@ -201,12 +206,9 @@ fn a_service_that_is_restarted_takes_part_again() {
 #[test]
 fn a_cgroup_that_comes_after_the_daemon_is_taken_in() {
     let Some(world) = World::new(KERNEL, "a_cgroup_that_comes_after_the_daemon_is_taken_in") else { return };
-    let cgroups = Cgroups::create().unwrap();
-    let service = Service::below(cgroups.servers());
+    let (cgroups, service) = marked_service(&world);
     service.remove();
-    let addr = world.backend_addr(1);
-    world.database.add(&Row::new("b1", addr).same_host());
-    polling::serve(&world, addr);
+    polling::serve(&world, world.backend_addr(1));
     let daemon = same_host_daemon(&world, &cgroups, &[&service.0], &[]);
     let why = format!("same_host_cgroup {} is not there", service.0.display());
     assert_eq!(why_off(&daemon), Some(why.clone()));
@@ -227,11 +229,8 @@ fn a_cgroup_that_comes_after_the_daemon_is_taken_in() {
 #[test]
 fn a_slice_outlives_its_services() {
     let Some(world) = World::new(KERNEL, "a_slice_outlives_its_services") else { return };
-    let cgroups = Cgroups::create().unwrap();
-    let service = Service::below(cgroups.servers());
-    let addr = world.backend_addr(1);
-    world.database.add(&Row::new("b1", addr).same_host());
-    let start = || FileServer::start(Kind::Poll, &world, addr, &service.0);
+    let (cgroups, service) = marked_service(&world);
+    let start = || FileServer::start(Kind::Poll, &world, world.backend_addr(1), &service.0);
     let server = start();
     let daemon = same_host_daemon(&world, &cgroups, &[cgroups.applications(), cgroups.servers()], &[]);
     assert_handed_over(&converse(&world, &daemon, &server, 0));

@@ -8,6 +8,7 @@ pub mod http;
 pub mod listening;
 pub mod maps;
 pub mod polling;
+pub mod refusals;
 pub mod scene;
 pub mod stage;
 pub mod urgent;
