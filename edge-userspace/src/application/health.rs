@@ -1,10 +1,13 @@
 //! The use case that keeps clients away from backends that fail them: listens to what connections and checks tell,
 //! ejects, lets back, and notices where an app has lost all its backends.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+mod untold;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+pub use self::untold::Untold;
 use super::ports::Observer;
 use super::routing::RoutingTable;
 use crate::domain::{
@@ -23,10 +26,6 @@ pub struct Watch {
     trying: Mutex<HashSet<BackendId>>,
     /// Apps that fail open.
     failing: Mutex<BTreeSet<AppName>>,
-    /// What is still to be told, each backend's in the order in which it happened.
-    untold: Mutex<VecDeque<(Arc<Backend>, Transition)>>,
-    /// Held by who tells.
-    telling: Mutex<()>,
 }
 
 /// An attempt to connect that has failed.
@@ -61,8 +60,6 @@ impl Watch {
             troubled: Mutex::default(),
             trying: Mutex::default(),
             failing: Mutex::default(),
-            untold: Mutex::default(),
-            telling: Mutex::default(),
         }
     }
 
@@ -75,25 +72,24 @@ impl Watch {
     ) -> (Option<Transition>, bool) {
         backend.load.with_health(now, &self.rules, |health| {
             let transition = change(health);
-            // While the health is held, so that nobody else's comes between.
-            if let Some(transition) = transition {
-                lock(&self.untold).push_back((Arc::clone(backend), transition));
-            }
+            transition.iter().for_each(|transition| self.routing.untold().push(backend, *transition));
             transition
         })
     }
 
-    /// Tells what has come of changes, others' too. Not while a backend's health is held: who is told looks at it.
+    /// Tells what has come of changes, others' too.
     fn tell(&self) {
-        let _one_at_a_time = lock(&self.telling);
-        loop {
-            let next = lock(&self.untold).pop_front();
-            let Some((backend, transition)) = next else { return };
+        self.routing.untold().tell(|backend, transition| {
             // As its row is now: the operator may have taken it out since, or removed it, and then there is nothing to tell.
-            if let Some((_, now)) = current(&self.routing.load(), &backend) {
+            if let Some((_, now)) = current(&self.routing.load(), backend) {
                 self.observer.health_changed(now, transition);
             }
-        }
+        });
+    }
+
+    /// The routing table was reloaded.
+    pub fn reloaded(&self) {
+        self.tell();
     }
 
     /// The backend has accepted a connection.

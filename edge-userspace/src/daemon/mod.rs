@@ -363,6 +363,7 @@ fn spawn_reload(
     listeners: Listeners,
 ) -> std::io::Result<()> {
     let interval = shared.settings.db_reload;
+    let reload = reload.watched_by(Arc::clone(&shared.health));
     let geo = Arc::clone(&shared.geo);
     let events = Arc::clone(&shared.events);
     let look_after_geo = move || match geo.maybe_reload() {

@@ -164,6 +164,8 @@ pub enum Transition {
     Up {
         after: u32,
     },
+    /// It is another one now: what was known of it is forgotten.
+    Anew,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -56,6 +56,9 @@ impl Observer for Recorder {
             Transition::Recovered => {
                 (EventKind::BackendRecovered, share(backend, "has its whole share of clients again"))
             }
+            Transition::Anew => {
+                (EventKind::BackendAnew, "another address or check: what was known of it is forgotten".to_owned())
+            }
         };
         self.events.emit(kind, Subject::backend(backend), reason);
     }

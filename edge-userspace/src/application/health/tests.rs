@@ -391,3 +391,20 @@ fn another_address_or_check_begins_anew_and_reports_about_the_former_one_do_not_
     ward.load(rows(9, "tcp fall=1"));
     assert_eq!(known("b1"), Phase::Up, "who was removed and returns begins anew");
 }
+
+#[test]
+fn a_reload_that_forgets_is_told_after_what_it_has_forgotten_and_before_what_comes_then() {
+    let ward = Ward::checked(3, "tcp");
+    let eject = |health: &mut Health| Some(health.eject(Complaint::Refused, ward.now, &RULES));
+    // As by another thread that has not come to telling it.
+    let (ejected, _) = ward.watch.change(&ward.backend("b0"), ward.now, eject);
+    ward.load((0..3).map(|at| RawBackend { health_check: "tcp fall=1".into(), ..row(&format!("b{at}"), "sa") }));
+    ward.check_as("tcp fall=1", "b0", CheckResult::Refused, 1);
+    let down = Transition::Down { why: CheckResult::Refused, after: 1 };
+    assert_eq!(ward.told(), [ejected.unwrap(), Transition::Anew, down], "nothing was held against the others");
+
+    // And at once.
+    ward.load((0..3).map(|at| row(&format!("b{at}"), "sa")));
+    ward.watch.reloaded();
+    assert_eq!(ward.told()[3..], [Transition::Anew]);
+}

@@ -110,6 +110,7 @@ impl Candidate for Edgeproxy<'_> {
         };
         // A world may well be emptied on purpose.
         let _ = self.routing.apply(&raw, true);
+        self.health.reloaded();
         let snapshot = self.routing.snapshot();
         let place = |backend: &Backend| self.affinity.backend(&backend.id);
         self.probes.iter_mut().for_each(|probes| probes.reload(&snapshot, &place, now));

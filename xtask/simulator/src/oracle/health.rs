@@ -21,6 +21,8 @@ pub(super) struct HealthBook {
     owed: Option<(usize, Owed)>,
     /// Those that the POP is trying.
     trying: Vec<bool>,
+    /// Those that have come with the last reload.
+    come: Vec<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,13 +102,15 @@ impl HealthBook {
             accused: None,
             owed: None,
             trying: vec![false; backends],
+            come: Vec::new(),
         }
     }
 
     /// Of a backend that was not there before nothing is known.
     pub(super) fn reload(&mut self, before: &Table, now: &Table) {
         let come = |at: &usize| before.get(*at).is_none() && now.get(*at).is_some();
-        (0..self.backends.len()).filter(come).for_each(|at| self.backends[at] = Record::default());
+        self.come = (0..self.backends.len()).filter(come).collect();
+        self.come.iter().for_each(|at| self.backends[*at] = Record::default());
     }
 
     pub(super) fn is_down(&self, backend: usize) -> bool {
@@ -316,6 +320,8 @@ impl HealthBook {
         match transition {
             Transition::Down { .. } => return self.turned(backend, Turn::Down),
             Transition::Up { .. } => return self.turned(backend, Turn::Up),
+            Transition::Anew if self.come.contains(&backend) => return Ok(()),
+            Transition::Anew => return Err("is said to begin anew, and has been there all the time"),
             _ => {}
         }
         let (was, guilty) = (self.backends[backend].phase, self.is_guilty(backend));

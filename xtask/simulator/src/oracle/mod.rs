@@ -343,6 +343,7 @@ fn name_of(transition: Transition) -> &'static str {
         Transition::Recovered => "recovered",
         Transition::Down { .. } => "down",
         Transition::Up { .. } => "up",
+        Transition::Anew => "anew",
     }
 }
 
