@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 pub use self::untold::Untold;
 use super::ports::Observer;
-use super::routing::RoutingTable;
+use super::routing::{ReloadReport, RoutingTable};
 use crate::domain::{
-    AppIndex, AppName, Backend, BackendId, CheckPace, CheckReport, CheckSpec, Complaint, ConnectFailure, Health,
-    HealthRules, Snapshot, Termination, Transition,
+    AppIndex, AppName, Backend, BackendId, CheckPace, CheckReport, CheckSpec, Complaint, ConnectFailure, Ejections,
+    Health, HealthRules, Snapshot, Termination, Transition,
 };
 
 /// Listens to connections and acts on what they tell.
@@ -88,8 +88,8 @@ impl Watch {
     }
 
     /// The routing table was reloaded.
-    pub fn reloaded(&self) {
-        self.tell();
+    pub fn reloaded(&self, report: &ReloadReport, now: Instant) {
+        self.put_back(&report.put_back, now);
     }
 
     /// The backend has accepted a connection.
@@ -164,11 +164,36 @@ impl Watch {
     /// Whether the backend may be out by ejection, beside the others that are. Who is down by its checks serves nobody: of
     /// those that are left not all may go. Who is out by the operator's word is no part of either number.
     fn may_eject(&self, backend: &Backend) -> bool {
+        self.ejections_beside(backend).is_some_and(|ejections| self.leave_room(ejections))
+    }
+
+    fn ejections_beside(&self, backend: &Backend) -> Option<Ejections> {
         let snapshot = self.routing.load();
-        current(&snapshot, backend).is_some_and(|(app, now)| {
-            let ejections = app.ejections_beside(now);
-            ejections.others < self.rules.most_ejected(ejections.serving)
-        })
+        current(&snapshot, backend).map(|(app, now)| app.ejections_beside(now))
+    }
+
+    /// Whether one more may be out.
+    fn leave_room(&self, ejections: Ejections) -> bool {
+        ejections.others < self.rules.most_ejected(ejections.serving)
+    }
+
+    /// The operator has put these backends back.
+    pub fn put_back(&self, ids: &[BackendId], now: Instant) {
+        let snapshot = self.routing.snapshot();
+        ids.iter().filter_map(|id| snapshot.backend(id)).for_each(|backend| self.counts_again(backend, now));
+        self.tell();
+    }
+
+    /// The backend is one of those that serve again, or may be, after others were ejected without regard to it. If it is
+    /// ejected itself, and one too many is so with it, that ends.
+    fn counts_again(&self, backend: &Arc<Backend>, now: Instant) {
+        // As in `complain`.
+        let _troubled = lock(&self.troubled);
+        self.change(backend, now, |health| {
+            let surplus = |ejections: Ejections| ejections.own && !self.leave_room(ejections);
+            let is_surplus = health.is_ejected() && self.ejections_beside(backend).is_some_and(surplus);
+            is_surplus.then(|| health.spare(now))
+        });
     }
 
     /// A check of the backend was made as `spec` says.
@@ -187,6 +212,7 @@ impl Watch {
         });
         if let Some(Transition::Up { .. }) = transition {
             lock(&self.troubled).insert(backend.id.clone(), Arc::clone(backend));
+            self.counts_again(backend, now);
         }
         if transition.is_some() {
             self.tell();

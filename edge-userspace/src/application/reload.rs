@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::events::{EventKind, Events, Subject};
 use super::health::Watch;
@@ -172,7 +172,7 @@ impl<S: RoutingSource> ReloadLoop<S> {
             self.events.emit(EventKind::BackendState, Subject::routing(), reason);
         }
         drop(snapshot);
-        self.watch.iter().for_each(|watch| watch.reloaded());
+        self.watch.iter().for_each(|watch| watch.reloaded(report, Instant::now()));
         self.tell_rejected(report);
     }
 

@@ -14,7 +14,7 @@ pub use self::intake::LostTable;
 use self::intake::{Intake, Memory};
 pub use self::word::Words;
 use super::health::Untold;
-use crate::domain::{Lobby, RawBackend, RawRouting, Snapshot, Transition, World};
+use crate::domain::{Backend, BackendId, Lobby, RawBackend, RawRouting, Snapshot, Transition, World};
 
 /// Holds the snapshot that routes. Readers never wait; a new snapshot takes the place of the old one at once.
 #[derive(Debug)]
@@ -47,6 +47,8 @@ pub struct ReloadReport {
     /// Backends whose new row was refused and whose last good version stays.
     pub kept: usize,
     pub apps: usize,
+    /// Backends that take new clients again by their rows, and were ejected meanwhile.
+    pub put_back: Vec<BackendId>,
     /// Backends of which the operator says otherwise now.
     pub words: Words,
 }
@@ -184,7 +186,10 @@ impl RoutingTable {
         self.current.store(Arc::clone(&snapshot));
         // Only now: what is still said of the former one is not taken for the new one's any more.
         forget_changed(&last, &snapshot, &self.untold);
-        report.words = Words::of(&last, &snapshot);
+        for (was, is) in kept(&last, &snapshot) {
+            report.words.hear(was, is);
+            report.put_back.extend(is_put_back(was, is).then(|| is.id.clone()));
+        }
         writer.retired.push(last);
         writer.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
         // There may be more room now, or nothing to wait for.
@@ -249,6 +254,20 @@ fn forget_changed(last: &Snapshot, now: &Snapshot, untold: &Untold) {
             }
         }
     }
+}
+
+/// Backends that are in both snapshots, as they were and as they are, where they may differ.
+fn kept<'s>(last: &'s Snapshot, now: &'s Snapshot) -> impl Iterator<Item = (&'s Arc<Backend>, &'s Arc<Backend>)> {
+    now.apps()
+        .filter_map(|app| Some((last.app(app.name())?, app)))
+        // What was taken over as it is has not changed.
+        .filter(|(before, app)| !std::ptr::eq(*before, *app))
+        .flat_map(|(before, app)| app.backends().iter().filter_map(|is| Some((before.backend(&is.id)?, is))))
+}
+
+/// Whether the row kept new clients away, and only an ejection does now.
+fn is_put_back(was: &Backend, is: &Backend) -> bool {
+    was.closed_to_new().is_some() && is.closed_to_new().is_none() && is.load.is_ejected()
 }
 
 #[cfg(test)]

@@ -205,12 +205,14 @@ fn ejections_are_counted_among_those_that_serve() {
         let ejections = world.app().ejections_beside(backend(name));
         (ejections.others, ejections.serving)
     };
+    let counts = |name: &str| world.app().ejections_beside(backend(name)).own;
     let _held = backend("full").load.try_reserve(backend("full").limits).unwrap();
     assert_eq!(beside("a"), (0, 5));
     ["full", "b", "down", "drain", "out"].into_iter().for_each(|name| eject(backend(name)));
     turn(backend("down"), false);
     backend("drain").load.set_draining(true);
     assert_eq!(["a", "b", "full", "down", "drain", "out"].map(beside), [2, 1, 1, 2, 2, 2].map(|others| (others, 3)));
+    assert_eq!(["a", "b", "full", "down", "drain", "out"].map(counts), [false, true, true, false, false, false]);
     backend("b").load.forget_health(|| {});
     turn(backend("down"), true);
     assert_eq!(["a", "b", "down"].map(beside), [2, 2, 1].map(|others| (others, 4)), "it is still ejected");
