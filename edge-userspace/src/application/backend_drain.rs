@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::drain::Cut;
 use super::events::{EventKind, Events, Subject};
 use super::flows::Flows;
+use super::health::Watch;
 use super::routing::RoutingTable;
 use crate::domain::{BackendId, BackendLoad};
 
@@ -19,6 +20,7 @@ use crate::domain::{BackendId, BackendLoad};
 pub struct BackendDrains {
     routing: Arc<RoutingTable>,
     flows: Arc<Flows>,
+    watch: Arc<Watch>,
     events: Arc<Events>,
     /// Of all workers.
     cuts: Vec<Arc<Cut>>,
@@ -104,8 +106,14 @@ pub enum BackendDrainError {
 }
 
 impl BackendDrains {
-    pub fn new(routing: Arc<RoutingTable>, flows: Arc<Flows>, events: Arc<Events>, cuts: Vec<Arc<Cut>>) -> Self {
-        Self { routing, flows, events, cuts, drains: Mutex::default() }
+    pub fn new(
+        routing: Arc<RoutingTable>,
+        flows: Arc<Flows>,
+        watch: Arc<Watch>,
+        events: Arc<Events>,
+        cuts: Vec<Arc<Cut>>,
+    ) -> Self {
+        Self { routing, flows, watch, events, cuts, drains: Mutex::default() }
     }
 
     /// No new connections from now on; those that are left at the deadline are cut. A later word replaces an earlier one.
@@ -140,12 +148,13 @@ impl BackendDrains {
     }
 
     /// Takes the word back.
-    pub fn ready(&self, id: &BackendId) -> Result<DrainAnswer, BackendDrainError> {
+    pub fn ready(&self, id: &BackendId, now: Instant) -> Result<DrainAnswer, BackendDrainError> {
         let drain = self.drains().remove(id).ok_or_else(|| BackendDrainError::NotDraining(id.clone()))?;
         if let Some(load) = &drain.load {
             load.set_draining(false);
         }
         self.events.emit(EventKind::BackendReady, Subject::backend_id(id), "an operator has ended its drain");
+        self.watch.put_back(std::slice::from_ref(id), now);
         Ok(self.answer(id, false, None, drain.load.is_some()))
     }
 

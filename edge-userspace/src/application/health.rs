@@ -1,15 +1,18 @@
 //! The use case that keeps clients away from backends that fail them: listens to what connections and checks tell,
 //! ejects, lets back, and notices where an app has lost all its backends.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+mod untold;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+pub use self::untold::Untold;
 use super::ports::Observer;
-use super::routing::RoutingTable;
+use super::routing::{ReloadReport, RoutingTable};
 use crate::domain::{
-    AppIndex, AppName, Backend, BackendId, CheckPace, CheckReport, CheckSpec, Complaint, ConnectFailure, Health,
-    HealthRules, Snapshot, Termination, Transition,
+    AppIndex, AppName, Backend, BackendId, CheckPace, CheckReport, CheckSpec, Complaint, ConnectFailure, Ejections,
+    Health, HealthRules, Snapshot, Termination, Transition,
 };
 
 /// Listens to connections and acts on what they tell.
@@ -23,10 +26,6 @@ pub struct Watch {
     trying: Mutex<HashSet<BackendId>>,
     /// Apps that fail open.
     failing: Mutex<BTreeSet<AppName>>,
-    /// What is still to be told, each backend's in the order in which it happened.
-    untold: Mutex<VecDeque<(Arc<Backend>, Transition)>>,
-    /// Held by who tells.
-    telling: Mutex<()>,
 }
 
 /// An attempt to connect that has failed.
@@ -61,8 +60,6 @@ impl Watch {
             troubled: Mutex::default(),
             trying: Mutex::default(),
             failing: Mutex::default(),
-            untold: Mutex::default(),
-            telling: Mutex::default(),
         }
     }
 
@@ -75,25 +72,24 @@ impl Watch {
     ) -> (Option<Transition>, bool) {
         backend.load.with_health(now, &self.rules, |health| {
             let transition = change(health);
-            // While the health is held, so that nobody else's comes between.
-            if let Some(transition) = transition {
-                lock(&self.untold).push_back((Arc::clone(backend), transition));
-            }
+            transition.iter().for_each(|transition| self.routing.untold().push(backend, *transition));
             transition
         })
     }
 
-    /// Tells what has come of changes, others' too. Not while a backend's health is held: who is told looks at it.
+    /// Tells what has come of changes, others' too.
     fn tell(&self) {
-        let _one_at_a_time = lock(&self.telling);
-        loop {
-            let next = lock(&self.untold).pop_front();
-            let Some((backend, transition)) = next else { return };
+        self.routing.untold().tell(|backend, transition| {
             // As its row is now: the operator may have taken it out since, or removed it, and then there is nothing to tell.
-            if let Some((_, now)) = current(&self.routing.load(), &backend) {
+            if let Some((_, now)) = current(&self.routing.load(), backend) {
                 self.observer.health_changed(now, transition);
             }
-        }
+        });
+    }
+
+    /// The routing table was reloaded.
+    pub fn reloaded(&self, report: &ReloadReport, now: Instant) {
+        self.put_back(&report.put_back, now);
     }
 
     /// The backend has accepted a connection.
@@ -168,11 +164,36 @@ impl Watch {
     /// Whether the backend may be out by ejection, beside the others that are. Who is down by its checks serves nobody: of
     /// those that are left not all may go. Who is out by the operator's word is no part of either number.
     fn may_eject(&self, backend: &Backend) -> bool {
+        self.ejections_beside(backend).is_some_and(|ejections| self.leave_room(ejections))
+    }
+
+    fn ejections_beside(&self, backend: &Backend) -> Option<Ejections> {
         let snapshot = self.routing.load();
-        current(&snapshot, backend).is_some_and(|(app, now)| {
-            let ejections = app.ejections_beside(now);
-            ejections.others < self.rules.most_ejected(ejections.serving)
-        })
+        current(&snapshot, backend).map(|(app, now)| app.ejections_beside(now))
+    }
+
+    /// Whether one more may be out.
+    fn leave_room(&self, ejections: Ejections) -> bool {
+        ejections.others < self.rules.most_ejected(ejections.serving)
+    }
+
+    /// The operator has put these backends back.
+    pub fn put_back(&self, ids: &[BackendId], now: Instant) {
+        let snapshot = self.routing.snapshot();
+        ids.iter().filter_map(|id| snapshot.backend(id)).for_each(|backend| self.counts_again(backend, now));
+        self.tell();
+    }
+
+    /// The backend is one of those that serve again, or may be, after others were ejected without regard to it. If it is
+    /// ejected itself, and one too many is so with it, that ends.
+    fn counts_again(&self, backend: &Arc<Backend>, now: Instant) {
+        // As in `complain`.
+        let _troubled = lock(&self.troubled);
+        self.change(backend, now, |health| {
+            let surplus = |ejections: Ejections| ejections.own && !self.leave_room(ejections);
+            let is_surplus = health.is_ejected() && self.ejections_beside(backend).is_some_and(surplus);
+            is_surplus.then(|| health.spare(now))
+        });
     }
 
     /// A check of the backend was made as `spec` says.
@@ -191,6 +212,7 @@ impl Watch {
         });
         if let Some(Transition::Up { .. }) = transition {
             lock(&self.troubled).insert(backend.id.clone(), Arc::clone(backend));
+            self.counts_again(backend, now);
         }
         if transition.is_some() {
             self.tell();

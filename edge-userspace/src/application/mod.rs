@@ -20,4 +20,6 @@ pub mod routing;
 pub mod rtt;
 pub mod serve;
 pub mod status;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod unknown_regions;

@@ -4,9 +4,10 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::events::{EventKind, Events, Subject};
+use super::health::Watch;
 use super::ports::{RoutingSource, SourceError};
 use super::routing::{Emptied, ReloadReport, RoutingTable};
 use crate::domain::RawBackend;
@@ -80,6 +81,8 @@ pub fn load<S: RoutingSource>(
 pub struct ReloadLoop<S> {
     source: S,
     table: Arc<RoutingTable>,
+    /// Whoever watches the backends, once there is somebody: of the first load there is nothing to say.
+    watch: Option<Arc<Watch>>,
     events: Arc<Events>,
     /// The last read failed: try again even if nothing changed since.
     retry: bool,
@@ -91,7 +94,12 @@ pub struct ReloadLoop<S> {
 
 impl<S: RoutingSource> ReloadLoop<S> {
     pub fn new(source: S, table: Arc<RoutingTable>, events: Arc<Events>) -> Self {
-        Self { source, table, events, retry: true, complaint: None, rejected: HashSet::new() }
+        Self { source, table, watch: None, events, retry: true, complaint: None, rejected: HashSet::new() }
+    }
+
+    /// The watch is told of each reload from now on.
+    pub fn watched_by(self, watch: Arc<Watch>) -> Self {
+        Self { watch: Some(watch), ..self }
     }
 
     /// Looks for a change every `interval` until it is told to stop or nobody can tell it any more. `also` runs after
@@ -155,10 +163,6 @@ impl<S: RoutingSource> ReloadLoop<S> {
             "routing table loaded"
         );
         let snapshot = self.table.load();
-        for backend in report.anew.iter().filter_map(|id| snapshot.backend(id)) {
-            let reason = "another address or check: what was known of it is forgotten";
-            self.events.emit(EventKind::BackendAnew, Subject::backend(backend), reason);
-        }
         for (backend, said) in report.words.told.iter().filter_map(|(id, said)| Some((snapshot.backend(id)?, said))) {
             let reason = format!("the routing database says: {said}");
             self.events.emit(EventKind::BackendState, Subject::backend(backend), reason);
@@ -168,6 +172,7 @@ impl<S: RoutingSource> ReloadLoop<S> {
             self.events.emit(EventKind::BackendState, Subject::routing(), reason);
         }
         drop(snapshot);
+        self.watch.iter().for_each(|watch| watch.reloaded(report, Instant::now()));
         self.tell_rejected(report);
     }
 

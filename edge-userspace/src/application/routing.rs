@@ -13,7 +13,8 @@ use edge_common::MAX_BACKENDS;
 pub use self::intake::LostTable;
 use self::intake::{Intake, Memory};
 pub use self::word::Words;
-use crate::domain::{BackendId, Lobby, RawBackend, RawRouting, Snapshot, World};
+use super::health::Untold;
+use crate::domain::{Backend, BackendId, Lobby, RawBackend, RawRouting, Snapshot, Transition, World};
 
 /// Holds the snapshot that routes. Readers never wait; a new snapshot takes the place of the old one at once.
 #[derive(Debug)]
@@ -23,6 +24,7 @@ pub struct RoutingTable {
     writer: Mutex<Writer>,
     /// Who waits for a place on a backend, whatever the snapshot.
     lobby: Arc<Lobby>,
+    untold: Untold,
 }
 
 /// What outlives snapshots. Used by one reload at a time.
@@ -45,8 +47,8 @@ pub struct ReloadReport {
     /// Backends whose new row was refused and whose last good version stays.
     pub kept: usize,
     pub apps: usize,
-    /// Backends whose address or check is another now and of which something bad was known: that is forgotten.
-    pub anew: Vec<BackendId>,
+    /// Backends that take new clients again by their rows, and were ejected meanwhile.
+    pub put_back: Vec<BackendId>,
     /// Backends of which the operator says otherwise now.
     pub words: Words,
 }
@@ -100,6 +102,7 @@ impl RoutingTable {
             status: ArcSwap::default(),
             writer: Mutex::new(writer),
             lobby: Arc::default(),
+            untold: Untold::default(),
         }
     }
 
@@ -115,6 +118,11 @@ impl RoutingTable {
 
     pub fn lobby(&self) -> &Arc<Lobby> {
         &self.lobby
+    }
+
+    /// What has become of backends and is still to be told: reloads forget what is known of some.
+    pub(super) fn untold(&self) -> &Untold {
+        &self.untold
     }
 
     pub fn status(&self) -> Arc<ReloadStatus> {
@@ -177,8 +185,11 @@ impl RoutingTable {
         let snapshot = Arc::new(snapshot);
         self.current.store(Arc::clone(&snapshot));
         // Only now: what is still said of the former one is not taken for the new one's any more.
-        report.anew = forget_changed(&last, &snapshot);
-        report.words = Words::of(&last, &snapshot);
+        forget_changed(&last, &snapshot, &self.untold);
+        for (was, is) in kept(&last, &snapshot) {
+            report.words.hear(was, is);
+            report.put_back.extend(is_put_back(was, is).then(|| is.id.clone()));
+        }
         writer.retired.push(last);
         writer.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
         // There may be more room now, or nothing to wait for.
@@ -216,12 +227,11 @@ impl RoutingTable {
     }
 }
 
-/// A backend that has come, moved or is checked in another way begins anew. Those that had trouble before.
-fn forget_changed(last: &Snapshot, now: &Snapshot) -> Vec<BackendId> {
-    let mut anew = Vec::new();
+/// A backend that has come, moved or is checked in another way begins anew, which is told of those that had trouble.
+fn forget_changed(last: &Snapshot, now: &Snapshot, untold: &Untold) {
     // At the start nothing is known of anybody.
     if last.generation() == 0 {
-        return anew;
+        return;
     }
     for app in now.apps() {
         let before = last.app(app.name());
@@ -239,12 +249,25 @@ fn forget_changed(last: &Snapshot, now: &Snapshot) -> Vec<BackendId> {
             let same = before
                 .and_then(|app| Some((app, app.backend(&backend.id)?)))
                 .is_some_and(|(before, was)| was.addr == backend.addr && before.check_of(was) == app.check_of(backend));
-            if !same && backend.load.forget_health() {
-                anew.push(backend.id.clone());
+            if !same {
+                backend.load.forget_health(|| untold.push(backend, Transition::Anew));
             }
         }
     }
-    anew
+}
+
+/// Backends that are in both snapshots, as they were and as they are, where they may differ.
+fn kept<'s>(last: &'s Snapshot, now: &'s Snapshot) -> impl Iterator<Item = (&'s Arc<Backend>, &'s Arc<Backend>)> {
+    now.apps()
+        .filter_map(|app| Some((last.app(app.name())?, app)))
+        // What was taken over as it is has not changed.
+        .filter(|(before, app)| !std::ptr::eq(*before, *app))
+        .flat_map(|(before, app)| app.backends().iter().filter_map(|is| Some((before.backend(&is.id)?, is))))
+}
+
+/// Whether the row kept new clients away, and only an ejection does now.
+fn is_put_back(was: &Backend, is: &Backend) -> bool {
+    was.closed_to_new().is_some() && is.closed_to_new().is_none() && is.load.is_ejected()
 }
 
 #[cfg(test)]

@@ -253,7 +253,7 @@ impl Control for DaemonControl {
 
     fn ready_backend(&self, request: &DrainRequest) -> Result<DrainAnswer, String> {
         let id = BackendId::parse(&request.backend).map_err(|why| why.to_string())?;
-        self.shared.backend_drains.ready(&id).map_err(|why| why.to_string())
+        self.shared.backend_drains.ready(&id, Instant::now()).map_err(|why| why.to_string())
     }
 
     fn drain(&self) {

@@ -157,12 +157,13 @@ async fn start(settings: Settings, logging: &Logging, handed: Handed) -> Result<
         events: Arc::clone(&events),
         refusals: RefusalLog::new(settings.refusal_log_rate),
     });
-    let health = Watch::new(health_rules(&settings), Arc::clone(&routing), Arc::clone(&recorder) as _);
+    let health = Arc::new(Watch::new(health_rules(&settings), Arc::clone(&routing), Arc::clone(&recorder) as _));
     let flows = Arc::new(Flows::default());
     let cuts: Vec<_> = (0..worker_count).map(|_| Arc::new(Cut::default())).collect();
     let (table, listed, told) = (Arc::clone(&routing), Arc::clone(&flows), Arc::clone(&events));
+    let drains = BackendDrains::new(table, listed, Arc::clone(&health), told, cuts.clone());
     let shared = Arc::new(Shared {
-        backend_drains: BackendDrains::new(table, listed, told, cuts.clone()),
+        backend_drains: drains,
         instance: Instance::new(fastrand::u64(..)),
         routing,
         geo,
@@ -173,7 +174,7 @@ async fn start(settings: Settings, logging: &Logging, handed: Handed) -> Result<
         admission: Arc::new(limits::admission(&settings)),
         flows,
         cuts,
-        health: Arc::new(health),
+        health,
         events,
         path,
         same_host,
@@ -363,6 +364,7 @@ fn spawn_reload(
     listeners: Listeners,
 ) -> std::io::Result<()> {
     let interval = shared.settings.db_reload;
+    let reload = reload.watched_by(Arc::clone(&shared.health));
     let geo = Arc::clone(&shared.geo);
     let events = Arc::clone(&shared.events);
     let look_after_geo = move || match geo.maybe_reload() {

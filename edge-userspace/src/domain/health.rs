@@ -135,6 +135,8 @@ pub enum Return {
     Checked,
     /// It has not accepted the POP's own, but no more of its app's backends may be out.
     Spared,
+    /// It counts among its app's backends again, of which no more may be out.
+    Surplus,
     /// Its time is over.
     Over,
     /// Likewise, and nobody was able to try it.
@@ -164,6 +166,8 @@ pub enum Transition {
     Up {
         after: u32,
     },
+    /// It is another one now: what was known of it is forgotten.
+    Anew,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -301,6 +305,11 @@ impl Health {
             Some(_) => self.back(Return::Spared, now),
             None => self.back(Return::Tried, now),
         })
+    }
+
+    /// It counts among its app's backends again, of which too many are ejected with it.
+    pub fn spare(&mut self, now: Instant) -> Transition {
+        self.back(Return::Surplus, now)
     }
 
     /// Takes the report of a check that was made as `spec` says and ended just now.

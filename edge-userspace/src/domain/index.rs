@@ -298,7 +298,7 @@ impl AppIndex {
     pub fn ejections_beside(&self, one: &Backend) -> Ejections {
         let (trusted, ejected) = self.everywhere.as_ref().map_or((0, 0), |group| group.room.count());
         let own = one.closed_to_new().is_none() && one.load.trust() == Trust::Ejected;
-        Ejections { serving: trusted + ejected, others: ejected.saturating_sub(usize::from(own)) }
+        Ejections { serving: trusted + ejected, others: ejected.saturating_sub(usize::from(own)), own }
     }
 
     /// Whether all that the operator has in service are out by their checks or by what clients say: then those whose
@@ -334,6 +334,8 @@ pub struct Ejections {
     pub serving: usize,
     /// Those that are ejected, but for the one that is asked about.
     pub others: usize,
+    /// Whether that one is ejected, too.
+    pub own: bool,
 }
 
 /// Backends that take new clients and between which geography makes no difference.

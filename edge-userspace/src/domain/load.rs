@@ -254,11 +254,11 @@ impl BackendLoad {
         (visit.result, visit.more)
     }
 
-    /// Forgets what was known of the backend's health: it has become another one. Whether that mattered.
-    pub fn forget_health(&self) -> bool {
-        let visit = self.vitals.forget();
+    /// Forgets what was known of the backend's health: it has become another one. `mattered` is called if something was
+    /// known that did, while the health is held.
+    pub fn forget_health(&self, mattered: impl FnOnce()) {
+        let visit = self.vitals.forget(mattered);
         self.turned(visit.turned);
-        visit.result
     }
 
     /// Has the groups and those who wait know that the trust in the backend has changed.

@@ -56,6 +56,9 @@ impl Observer for Recorder {
             Transition::Recovered => {
                 (EventKind::BackendRecovered, share(backend, "has its whole share of clients again"))
             }
+            Transition::Anew => {
+                (EventKind::BackendAnew, "another address or check: what was known of it is forgotten".to_owned())
+            }
         };
         self.events.emit(kind, Subject::backend(backend), reason);
     }
@@ -94,6 +97,7 @@ const fn end_of_ejection(why: Return) -> &'static str {
         Return::Tried => "accepted the POP's own connection",
         Return::Checked => "a check passed",
         Return::Spared => "did not accept the POP's own connection, but no more of its app's backends may be ejected",
+        Return::Surplus => "counts among its app's backends again, of which no more may be ejected",
         Return::Over => "its ejection is over",
         Return::Untried => "its ejection is over, and the POP was not able to try it",
     }

@@ -3,7 +3,8 @@
 use super::*;
 use crate::application::events::EventsQuery;
 use crate::application::flows::{Flow, Listed};
-use crate::domain::testing::{app_name, id, row};
+use crate::application::testing::watch;
+use crate::domain::testing::{app_name, eject, id, row};
 use crate::domain::{NoBackend, Pick, RawRouting, Region, Request, Tried, pick};
 
 struct World {
@@ -17,8 +18,8 @@ struct World {
 impl World {
     fn new(ids: &[&str]) -> Self {
         let (routing, flows, events) = (Arc::new(RoutingTable::new()), Arc::default(), Arc::default());
-        let drains =
-            BackendDrains::new(Arc::clone(&routing), Arc::clone(&flows), Arc::clone(&events), vec![Arc::default()]);
+        let (listed, told) = (Arc::clone(&flows), Arc::clone(&events));
+        let drains = BackendDrains::new(Arc::clone(&routing), listed, watch(&routing), told, vec![Arc::default()]);
         let world = Self { routing, flows, events, drains, start: Instant::now() };
         world.reload(ids);
         world
@@ -61,9 +62,19 @@ fn a_draining_backend_gets_nobody_new_or_bound_until_it_is_ready_across_reloads(
         }
         assert_eq!(world.pick(Some("a")).unwrap().backend.id, id("b"));
     }
-    world.drains.ready(&id("a")).unwrap();
+    world.drains.ready(&id("a"), world.start).unwrap();
     assert!((0..50).any(|_| world.pick(None).unwrap().backend.id == id("a")));
-    assert_eq!(world.drains.ready(&id("a")), Err(BackendDrainError::NotDraining(id("a"))));
+    assert_eq!(world.drains.ready(&id("a"), world.start), Err(BackendDrainError::NotDraining(id("a"))));
+}
+
+#[test]
+fn who_is_ready_while_too_many_are_ejected_is_not_ejected_any_more() {
+    let world = World::new(&["a", "b"]);
+    let backend = |name| Arc::clone(world.routing.snapshot().backend(&id(name)).unwrap());
+    world.drains.drain(&id("a"), None, world.start).unwrap();
+    ["a", "b"].iter().for_each(|name| eject(&backend(name)));
+    world.drains.ready(&id("a"), world.start).unwrap();
+    assert_eq!(["a", "b"].map(|name| backend(name).load.is_ejected()), [false, true]);
 }
 
 #[test]
@@ -95,7 +106,7 @@ fn the_deadline_cuts_the_flows_of_that_backend_and_those_that_come_later_each_on
     world.drains.tick(world.start + Duration::from_secs(8));
     assert!(late.is_cut() && !spared.is_cut());
     assert_eq!(world.events.totals().get("backend_drain_cut"), Some(&2));
-    world.drains.ready(&id("a")).unwrap();
+    world.drains.ready(&id("a"), world.start).unwrap();
     let back = world.flow(4, "a");
     world.drains.tick(world.start + Duration::from_secs(9));
     assert!(!back.is_cut());

@@ -1,16 +1,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::application::health::FailedConnect;
-use crate::application::ports::Observer;
+use crate::application::testing::Deaf;
 use crate::domain::testing::row;
-use crate::domain::{
-    AppName, CheckReport, CheckResult, ConnectFailure, HealthRules, Outcome, RawApp, RawBackend, RawRouting, Transition,
-};
+use crate::domain::{CheckReport, CheckResult, ConnectFailure, HealthRules, RawApp, RawBackend, RawRouting};
 
 const RULES: HealthRules = HealthRules {
     failures: 3,
@@ -22,19 +19,6 @@ const RULES: HealthRules = HealthRules {
 };
 const DEFAULTS: CheckDefaults =
     CheckDefaults { interval: Duration::from_millis(20), timeout: Duration::from_secs(1), rise: 1, fall: 1 };
-
-/// Tells nobody.
-struct Deaf;
-
-impl Observer for Deaf {
-    fn accepted(&self) {}
-    fn located(&self, _: crate::application::ports::GeoSource) {}
-    fn closed(&self, _: &Outcome) {}
-    fn health_changed(&self, _: &Backend, _: Transition) {}
-    fn checked(&self, _: &CheckReport) {}
-    fn fail_open(&self, _: &AppName, _: bool) {}
-    fn accept_failed(&self, _: SocketAddr, _: &'static str) {}
-}
 
 /// Writes down whom it was sent to; each check takes 5 ms.
 #[derive(Default)]

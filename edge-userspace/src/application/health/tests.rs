@@ -298,6 +298,11 @@ impl Ward {
         self.check_as("tcp", name, result, times);
     }
 
+    /// Of some backends, which are ejected.
+    fn ejected<const N: usize>(&self, names: [&str; N]) -> [bool; N] {
+        names.map(|name| self.backend(name).load.look(Health::is_ejected))
+    }
+
     fn told(&self) -> Vec<Transition> {
         self.diary.0.lock().unwrap().iter().map(|(_, transition)| *transition).collect()
     }
@@ -336,6 +341,61 @@ fn an_ejection_outlasts_checks_that_pass_and_nobody_is_ejected_who_would_be_the_
     ward.check("b1", CheckResult::Refused, 3);
     ward.check("b1", CheckResult::Passed, 2);
     assert!(ward.backend("b1").load.is_ejected());
+}
+
+const SURPLUS: Transition = Transition::Back { why: Return::Surplus };
+
+/// Others were ejected without regard to those that were out by other words.
+#[test]
+fn an_ejection_ends_when_its_backend_counts_again_and_is_one_too_many() {
+    // Down, while two of the three that are left are ejected.
+    let ward = Ward::checked(4, "tcp");
+    ["b0", "b1"].into_iter().for_each(|name| ward.fail(name));
+    ward.check("b0", CheckResult::Refused, 1);
+    ward.fail("b2");
+    assert_eq!(ward.ejected(["b0", "b1", "b2", "b3"]), [true, true, true, false]);
+    ward.check("b0", CheckResult::Passed, 2);
+    assert_eq!(ward.ejected(["b0", "b1", "b2"]), [false, true, true]);
+    assert_eq!(ward.backend("b0").load.phase(), Phase::SlowStart);
+    assert_eq!(ward.told()[4..], [Transition::Up { after: 2 }, SURPLUS]);
+    // With room for it an ejection stays.
+    ward.check("b1", CheckResult::Refused, 1);
+    ward.check("b1", CheckResult::Passed, 2);
+    assert_eq!(ward.told().split_off(7), [Transition::Up { after: 2 }]);
+    assert!(ward.backend("b1").load.is_ejected());
+}
+
+#[test]
+fn a_backend_that_the_operator_puts_back_counts_again_once_nothing_else_keeps_it_out() {
+    let ward = Ward::checked(4, "tcp");
+    ["b0", "b1"].into_iter().for_each(|name| ward.fail(name));
+    ward.backend("b0").load.set_draining(true);
+    ward.fail("b2");
+    let rows = |of_first: RawBackend| {
+        let row = |name| RawBackend { health_check: "tcp".into(), ..row(name, "sa") };
+        [RawBackend { health_check: "tcp".into(), ..of_first }].into_iter().chain(["b1", "b2", "b3"].map(row))
+    };
+    let reload = |first: RawBackend| {
+        let raw = RawRouting { backends: rows(first).collect(), ..RawRouting::default() };
+        ward.watch.reloaded(&ward.routing.apply(&raw, true).unwrap(), ward.now);
+    };
+    reload(RawBackend { state: "maint".into(), ..row("b0", "sa") });
+    ward.backend("b0").load.set_draining(false);
+    ward.watch.put_back(&[id("b0")], ward.now);
+    assert_eq!(ward.ejected(["b0", "b1", "b2"]), [true; 3], "its row keeps it out");
+    ward.check("b0", CheckResult::Refused, 1);
+    reload(row("b0", "sa"));
+    assert_eq!(ward.ejected(["b0", "b1", "b2"]), [true; 3], "its checks fail");
+    reload(RawBackend { weight: 0.into(), ..row("b0", "sa") });
+    ward.check("b0", CheckResult::Passed, 2);
+    assert_eq!(ward.ejected(["b0", "b1", "b2"]), [true; 3], "it takes no new clients");
+    reload(row("b0", "sa"));
+    assert_eq!(ward.ejected(["b0", "b1", "b2"]), [false, true, true]);
+    assert_eq!(ward.told().last(), Some(&SURPLUS));
+
+    // Nobody else is ejected beside those that stay so.
+    ward.fail("b3");
+    assert_eq!(ward.ejected(["b3"]), [false]);
 }
 
 #[test]
@@ -390,4 +450,21 @@ fn another_address_or_check_begins_anew_and_reports_about_the_former_one_do_not_
     ward.load([row("b2", "sa")].into_iter());
     ward.load(rows(9, "tcp fall=1"));
     assert_eq!(known("b1"), Phase::Up, "who was removed and returns begins anew");
+}
+
+#[test]
+fn a_reload_that_forgets_is_told_after_what_it_has_forgotten_and_before_what_comes_then() {
+    let ward = Ward::checked(3, "tcp");
+    let eject = |health: &mut Health| Some(health.eject(Complaint::Refused, ward.now, &RULES));
+    // As by another thread that has not come to telling it.
+    let (ejected, _) = ward.watch.change(&ward.backend("b0"), ward.now, eject);
+    ward.load((0..3).map(|at| RawBackend { health_check: "tcp fall=1".into(), ..row(&format!("b{at}"), "sa") }));
+    ward.check_as("tcp fall=1", "b0", CheckResult::Refused, 1);
+    let down = Transition::Down { why: CheckResult::Refused, after: 1 };
+    assert_eq!(ward.told(), [ejected.unwrap(), Transition::Anew, down], "nothing was held against the others");
+
+    // And at once.
+    ward.load((0..3).map(|at| row(&format!("b{at}"), "sa")));
+    ward.watch.reloaded(&ReloadReport::default(), ward.now);
+    assert_eq!(ward.told()[3..], [Transition::Anew]);
 }

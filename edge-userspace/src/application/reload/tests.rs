@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::sync::mpsc;
 
 use super::*;
+use crate::application::testing::watch;
 use crate::domain::RawRouting;
-use crate::domain::testing::row;
+use crate::domain::testing::{eject, id, row};
 
 /// Answers as it is told, in order; afterwards nothing changes.
 #[derive(Default)]
@@ -92,6 +93,21 @@ fn an_emptied_table_is_refused_until_confirmed() {
     assert!(table.status().error.as_ref().unwrap().contains("--allow-empty"));
     assert!(reload.reload(true, at(3)).is_ok());
     assert_eq!(table.load().backends().count(), 0);
+}
+
+#[test]
+fn who_is_put_back_while_too_many_are_ejected_is_not_ejected_any_more() {
+    let of = |state: &'static str| {
+        let first = RawBackend { state: state.into(), ..row("a", "sa") };
+        Ok(RawRouting { backends: vec![first, row("b", "sa")], ..RawRouting::default() })
+    };
+    let (reload, table) = script(vec![of("maint"), of("ready")]);
+    let mut reload = reload.watched_by(watch(&table));
+    let backend = |name| Arc::clone(table.snapshot().backend(&id(name)).unwrap());
+    reload.tick(at(1));
+    ["a", "b"].iter().for_each(|name| eject(&backend(name)));
+    reload.tick(at(2));
+    assert_eq!(["a", "b"].map(|name| backend(name).load.is_ejected()), [false, true]);
 }
 
 #[test]

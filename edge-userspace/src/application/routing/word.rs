@@ -1,6 +1,6 @@
 //! What an operator has said of backends by a changed row: `healthy` and `state`.
 
-use crate::domain::{BackendId, BackendSpec, Snapshot};
+use crate::domain::{BackendId, BackendSpec};
 
 /// At most this many are told one by one.
 const TOLD: usize = 20;
@@ -15,22 +15,13 @@ pub struct Words {
 }
 
 impl Words {
-    /// A backend that has come, or gone, is no change; so the first load has none.
-    pub(super) fn of(last: &Snapshot, now: &Snapshot) -> Self {
-        let mut words = Self::default();
-        for app in now.apps() {
-            // What was taken over as it is has not changed.
-            let Some(before) = last.app(app.name()).filter(|before| !std::ptr::eq(*before, app)) else { continue };
-            for backend in app.backends() {
-                let said = before.backend(&backend.id).and_then(|was| change(was, backend));
-                match said {
-                    Some(said) if words.told.len() < TOLD => words.told.push((backend.id.clone(), said)),
-                    Some(_) => words.more += 1,
-                    None => {}
-                }
-            }
+    /// Notes what there is to say of a backend that was there before: one that has come, or gone, is no change.
+    pub(super) fn hear(&mut self, was: &BackendSpec, now: &BackendSpec) {
+        match change(was, now) {
+            Some(said) if self.told.len() < TOLD => self.told.push((now.id.clone(), said)),
+            Some(_) => self.more += 1,
+            None => {}
         }
-        words
     }
 }
 

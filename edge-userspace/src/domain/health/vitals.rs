@@ -103,15 +103,17 @@ impl Vitals {
         Visit { result, turned, more: health.is_on_its_way() }
     }
 
-    /// Begins anew; whether something was known that mattered.
-    pub(in crate::domain) fn forget(&self) -> Visit<bool> {
+    /// Begins anew. `mattered` is called if something was known that did, while the health is held.
+    pub(in crate::domain) fn forget(&self, mattered: impl FnOnce()) -> Visit<()> {
         let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = health.forget();
+        if health.forget() {
+            mattered();
+        }
         let turned = self.distrust.swap(Distrust::code(None), Ordering::SeqCst) != Distrust::code(None);
         self.spotless.store(true, Ordering::Relaxed);
         self.warmth.store(FULL, Ordering::Relaxed);
         self.accepted.store(0, Ordering::Relaxed);
-        Visit { result, turned, more: false }
+        Visit { result: (), turned, more: false }
     }
 
     /// Looks at the health without changing it.

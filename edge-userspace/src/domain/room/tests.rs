@@ -130,7 +130,7 @@ fn threads_that_change_counts_leave_exact_bits_and_sums() {
                     match rng.usize(..80) {
                         0..3 => turn(&member.backend, rng.bool()),
                         3 => eject(&member.backend),
-                        4 => _ = member.load.forget_health(),
+                        4 => member.load.forget_health(|| {}),
                         5 => member.load.set_draining(rng.bool()),
                         _ => {}
                     }
@@ -184,7 +184,7 @@ fn an_ejection_is_counted_as_soon_as_it_is_told() {
         let wrong = (0..20_000).find_map(|_| {
             eject(backend);
             let ejected = count();
-            backend.load.forget_health();
+            backend.load.forget_health(|| {});
             Some((ejected, count())).filter(|counts| *counts != ((0, 1), (1, 0)))
         });
         over.store(true, Ordering::Relaxed);
@@ -205,13 +205,15 @@ fn ejections_are_counted_among_those_that_serve() {
         let ejections = world.app().ejections_beside(backend(name));
         (ejections.others, ejections.serving)
     };
+    let counts = |name: &str| world.app().ejections_beside(backend(name)).own;
     let _held = backend("full").load.try_reserve(backend("full").limits).unwrap();
     assert_eq!(beside("a"), (0, 5));
     ["full", "b", "down", "drain", "out"].into_iter().for_each(|name| eject(backend(name)));
     turn(backend("down"), false);
     backend("drain").load.set_draining(true);
     assert_eq!(["a", "b", "full", "down", "drain", "out"].map(beside), [2, 1, 1, 2, 2, 2].map(|others| (others, 3)));
-    backend("b").load.forget_health();
+    assert_eq!(["a", "b", "full", "down", "drain", "out"].map(counts), [false, true, true, false, false, false]);
+    backend("b").load.forget_health(|| {});
     turn(backend("down"), true);
     assert_eq!(["a", "b", "down"].map(beside), [2, 2, 1].map(|others| (others, 4)), "it is still ejected");
 }

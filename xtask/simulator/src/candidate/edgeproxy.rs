@@ -109,7 +109,9 @@ impl Candidate for Edgeproxy<'_> {
             ..RawRouting::default()
         };
         // A world may well be emptied on purpose.
-        let _ = self.routing.apply(&raw, true);
+        if let Ok(report) = self.routing.apply(&raw, true) {
+            self.health.reloaded(&report, self.affinity.clock.at(now));
+        }
         let snapshot = self.routing.snapshot();
         let place = |backend: &Backend| self.affinity.backend(&backend.id);
         self.probes.iter_mut().for_each(|probes| probes.reload(&snapshot, &place, now));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ::edgeproxy::domain::{CheckPace, Complaint, ConnectFailure, HealthRules, Return, Transition, Witness};
 
 use crate::candidate::End;
-use crate::world::Table;
+use crate::world::{Row, Table};
 
 /// A reset later than this may have any reason.
 const EARLY: Duration = Duration::from_secs(1);
@@ -21,6 +21,10 @@ pub(super) struct HealthBook {
     owed: Option<(usize, Owed)>,
     /// Those that the POP is trying.
     trying: Vec<bool>,
+    /// Those that have come with a reload just now.
+    come: Vec<usize>,
+    /// Ejected ones that have just come to count again: not too many may be out with them.
+    counted_again: Vec<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,13 +104,18 @@ impl HealthBook {
             accused: None,
             owed: None,
             trying: vec![false; backends],
+            come: Vec::new(),
+            counted_again: Vec::new(),
         }
     }
 
     /// Of a backend that was not there before nothing is known.
     pub(super) fn reload(&mut self, before: &Table, now: &Table) {
         let come = |at: &usize| before.get(*at).is_none() && now.get(*at).is_some();
-        (0..self.backends.len()).filter(come).for_each(|at| self.backends[at] = Record::default());
+        self.come = (0..self.backends.len()).filter(come).collect();
+        self.come.iter().for_each(|at| self.backends[*at] = Record::default());
+        let was_out = |at: &usize| before.get(*at).is_some_and(|row| !row.is_open());
+        self.counted_again = (0..self.backends.len()).filter(was_out).filter(|at| self.is_counted(*at, now)).collect();
     }
 
     pub(super) fn is_down(&self, backend: usize) -> bool {
@@ -161,7 +170,12 @@ impl HealthBook {
         }
     }
 
-    fn turned(&mut self, backend: usize, turn: Turn) -> Result<(), &'static str> {
+    /// Whether it is one of those of which a part may be out, and is out.
+    fn is_counted(&self, backend: usize, table: &Table) -> bool {
+        self.is_ejected(backend) && !self.is_down(backend) && table.get(backend).is_some_and(Row::is_open)
+    }
+
+    fn turned(&mut self, backend: usize, turn: Turn, table: &Table) -> Result<(), &'static str> {
         let record = &mut self.backends[backend];
         let expected = record.expected.take();
         record.checks.up = Some(turn == Turn::Up);
@@ -174,6 +188,7 @@ impl HealthBook {
             }
             _ => {}
         }
+        self.counted_again.extend(self.is_counted(backend, table).then_some(backend));
         if expected == Some(turn) { Ok(()) } else { Err("was turned by checks that don't say so") }
     }
 
@@ -235,14 +250,22 @@ impl HealthBook {
         what
     }
 
-    /// A backend of which something was heard that must have had consequences, and had none.
-    pub(super) fn owes(&mut self) -> Option<(usize, &'static str)> {
-        let (backend, owed) = self.owed.take()?;
-        let what = match owed {
-            Owed::Back(_) => "should have come back",
-            Owed::Ejection => "should have been ejected again",
-        };
-        Some((backend, what))
+    /// Backends of which something was heard that must have had consequences, and had none.
+    pub(super) fn owes(&mut self, table: &Table) -> Vec<(usize, &'static str)> {
+        self.come.clear();
+        let owed = self.owed.take().map(|(backend, owed)| match owed {
+            Owed::Back(_) => (backend, "should have come back"),
+            Owed::Ejection => (backend, "should have been ejected again"),
+        });
+        let counted_again = std::mem::take(&mut self.counted_again).into_iter();
+        let surplus =
+            counted_again.filter(|at| self.is_surplus(*at, table)).map(|at| (at, "is ejected, and one too many"));
+        owed.into_iter().chain(surplus).collect()
+    }
+
+    fn is_surplus(&self, backend: usize, table: &Table) -> bool {
+        let is_room = table.get(backend).is_some_and(|row| self.has_cell(row.app, backend, table));
+        self.is_counted(backend, table) && !is_room
     }
 
     /// One that is still ejected though even the time is over that was left to try it.
@@ -314,8 +337,10 @@ impl HealthBook {
         now: Duration,
     ) -> Result<(), &'static str> {
         match transition {
-            Transition::Down { .. } => return self.turned(backend, Turn::Down),
-            Transition::Up { .. } => return self.turned(backend, Turn::Up),
+            Transition::Down { .. } => return self.turned(backend, Turn::Down, table),
+            Transition::Up { .. } => return self.turned(backend, Turn::Up, table),
+            Transition::Anew if self.come.contains(&backend) => return Ok(()),
+            Transition::Anew => return Err("is said to begin anew, and has been there all the time"),
             _ => {}
         }
         let (was, guilty) = (self.backends[backend].phase, self.is_guilty(backend));
@@ -335,7 +360,9 @@ impl HealthBook {
                 (phase, verdict)
             }
             Transition::Back { why } => {
-                let earned = self.owed.take_if(|owed| *owed == (backend, Owed::Back(why))).is_some();
+                let surplus = why == Return::Surplus && self.counted_again.contains(&backend);
+                let earned = self.owed.take_if(|owed| *owed == (backend, Owed::Back(why))).is_some()
+                    || (surplus && self.is_surplus(backend, table));
                 (Phase::ComingBack, self.judge_return(was, earned, why, now))
             }
             Transition::Recovered if was == Phase::ComingBack => (Phase::Up, Ok(())),

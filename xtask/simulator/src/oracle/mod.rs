@@ -296,7 +296,7 @@ impl<'a> Oracle<'a> {
 
     /// What was heard last must have led to something by now.
     fn settle(&mut self, now: Duration) {
-        if let Some((backend, what)) = self.health.owes() {
+        for (backend, what) in self.health.owes(&self.table) {
             let words = format!("{} {what} at {now:?}", self.name(backend));
             self.fault(Fault::Ejection, || words);
         }
@@ -337,12 +337,14 @@ fn name_of(transition: Transition) -> &'static str {
             Return::Tried => "back: tried",
             Return::Checked => "back: checked",
             Return::Spared => "back: spared",
+            Return::Surplus => "back: surplus",
             Return::Over => "back: over",
             Return::Untried => "back: untried",
         },
         Transition::Recovered => "recovered",
         Transition::Down { .. } => "down",
         Transition::Up { .. } => "up",
+        Transition::Anew => "anew",
     }
 }
 

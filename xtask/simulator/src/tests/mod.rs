@@ -19,7 +19,7 @@ use crate::measure::Figures;
 use crate::oracle::Fault;
 use crate::report;
 use crate::scenes::{self, Ailment, Size};
-use crate::world::{Happening, World};
+use crate::world::{Change, Condition, Edit, Happening, State, World};
 
 fn no_fault(run: &Run) -> Result<(), TestCaseError> {
     let verdict = &run.verdict;
@@ -176,6 +176,29 @@ fn the_oracle_notices_trials_that_go_wrong() {
     ] {
         let (found, first) = first_said(Kind::Edgeproxy, wrong, words);
         assert!(found >= 5, "{wrong:?} gives {first:#?}");
+    }
+}
+
+/// And the oracle sees to that.
+#[test]
+fn an_ejection_ends_whose_backend_comes_back_when_too_many_are_out() {
+    let maint = [Edit::State(State::Maint), Edit::State(State::Ready)];
+    let edited = maint.map(|edit| Happening::Edited(vec![Change { backend: 0, edit }]));
+    // Its checks fail meanwhile.
+    let refuses = [Condition::Refuses, Condition::Works].map(|condition| Happening::Turns(0, condition));
+    for (kind, out_and_back) in [(Kind::Edgeproxy, edited), (Kind::CheckedEdgeproxy, refuses)] {
+        let world = worlds::crowded_out(5, out_and_back);
+        let well = warp(&world, kind, Wrong::Nothing);
+        assert_eq!((well.faults, &well.words[..]), (BTreeMap::new(), &[][..]));
+        assert_eq!(well.seen.get("back: surplus"), Some(&1), "{:?}", well.seen);
+        for (wrong, words) in [
+            (Wrong::HidesSurplus, "is ejected, and one too many"),
+            (Wrong::SaysSurplus, "came back for another reason than it is said"),
+            (Wrong::SaysAnew, "is said to begin anew"),
+        ] {
+            let ill = warp(&world, kind, wrong);
+            assert!(ill.words[0].contains(words), "{:?}", ill.words);
+        }
     }
 }
 

@@ -51,6 +51,12 @@ pub(super) enum Wrong {
     HidesChecked,
     /// Says that a check has ended it where a trial has.
     SaysChecked,
+    /// Doesn't say that an ejection has ended because too many were out.
+    HidesSurplus,
+    /// Says so where its time was over.
+    SaysSurplus,
+    /// Says of one that has its whole share again that it begins anew.
+    SaysAnew,
 }
 
 pub(super) struct Warped<'a> {
@@ -172,21 +178,37 @@ impl Candidate for Warped<'_> {
         if self.now_and_then(Wrong::Invents) {
             news.push(News::Turned { backend: 0, transition: Transition::Back { why: Return::Connected } });
         }
-        let back =
-            |news: &News, by| matches!(news, News::Turned { transition: Transition::Back { why }, .. } if *why == by);
-        if self.wrong == Wrong::HidesChecked {
-            news.retain(|news| !back(news, Return::Checked));
-        }
-        if self.wrong == Wrong::SaysChecked {
-            for news in news.iter_mut().filter(|news| back(news, Return::Tried)) {
-                let News::Turned { backend, .. } = *news else { continue };
-                *news = News::Turned { backend, transition: Transition::Back { why: Return::Checked } };
-            }
+        match self.wrong {
+            Wrong::HidesChecked => hide(&mut news, back(Return::Checked)),
+            Wrong::HidesSurplus => hide(&mut news, back(Return::Surplus)),
+            Wrong::SaysChecked => say(&mut news, back(Return::Tried), back(Return::Checked)),
+            Wrong::SaysSurplus => say(&mut news, back(Return::Over), back(Return::Surplus)),
+            Wrong::SaysAnew => say(&mut news, Transition::Recovered, Transition::Anew),
+            _ => {}
         }
         news
     }
 
     fn active(&self, backend: usize) -> u32 {
         self.inner.active(backend) + u32::from(self.wrong == Wrong::Counts && backend == 0)
+    }
+}
+
+const fn back(why: Return) -> Transition {
+    Transition::Back { why }
+}
+
+fn hide(news: &mut Vec<News>, what: Transition) {
+    news.retain(|news| !matches!(news, News::Turned { transition, .. } if *transition == what));
+}
+
+/// Says this instead of that.
+fn say(news: &mut [News], that: Transition, this: Transition) {
+    for news in news {
+        if let News::Turned { transition, .. } = news
+            && *transition == that
+        {
+            *transition = this;
+        }
     }
 }

@@ -170,3 +170,19 @@ pub(super) fn calm(seed: u64, weights: &[u32], mean: f64) -> World {
     }
     world
 }
+
+/// Two of four backends are ejected for a minute. One of them is taken out otherwise, a third is ejected meanwhile, and it
+/// comes back.
+pub(super) fn crowded_out(seed: u64, [out, back]: [Happening; 2]) -> World {
+    let mut world = calm(seed, &[1; 4], 0.05);
+    world.rules.health.ejection = seconds(60.0);
+    // Checks see nothing of it.
+    let resets = |backend| Happening::Turns(backend, Condition::Resets);
+    for (at, what) in [(5.0, resets(0)), (5.0, resets(1)), (10.0, out), (20.0, resets(2)), (30.0, back)] {
+        world.happens(seconds(at), what);
+    }
+    for backend in 1..3 {
+        world.happens(seconds(40.0), Happening::Turns(backend, Condition::Works));
+    }
+    world
+}
