@@ -214,9 +214,15 @@ fn what_is_not_there_is_refused_by_name() {
     if require(&[Need::Root, Need::Namespaces], "what_is_not_there_is_refused_by_name").is_none() {
         return;
     }
-    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-    let output = command.args(["bench", "--debug-build", "--only", "rr65"]).output().unwrap();
-    assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("no workload is called rr65") && said.contains("rr64-8"), "{said}");
+    let unknown = [
+        (["--only", "rr65"], "no workload is called rr65", "rr64-8"),
+        (["--congestion-control", "x"], "no congestion control is called x", "cubic"),
+    ];
+    for (arguments, why, instead) in unknown {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        let output = command.args(["bench", "--debug-build"]).args(arguments).output().unwrap();
+        assert!(!output.status.success());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains(why) && said.contains(instead), "{said}");
+    }
 }

@@ -57,6 +57,9 @@ pub struct Args {
     /// Write the page's tables, plots and JSON into this directory [default: docs/benchmarks, for a full run only]
     #[arg(long, value_name = "DIRECTORY")]
     pub report: Option<PathBuf>,
+    /// TCP congestion control in the networks of the benchmark, one of `net.ipv4.tcp_available_congestion_control`.
+    #[arg(long, value_name = "NAME", default_value = place::CONGESTION_CONTROL)]
+    pub congestion_control: String,
     /// Use builds without optimisation: to try the benchmark itself.
     #[arg(long)]
     pub debug_build: bool,
@@ -66,7 +69,8 @@ impl Args {
     /// Everything, as long and as often as it should be.
     fn is_full(&self) -> bool {
         let chosen = !self.only.is_empty() || !self.candidates.is_empty() || self.seconds.is_some();
-        !self.quick && !self.debug_build && !chosen && self.rounds.is_none_or(|rounds| rounds >= ROUNDS)
+        let usual = self.congestion_control == place::CONGESTION_CONTROL;
+        !self.quick && !self.debug_build && !chosen && usual && self.rounds.is_none_or(|rounds| rounds >= ROUNDS)
     }
 }
 
@@ -122,7 +126,12 @@ fn plan(args: &Args) -> Result<Plan> {
     let candidates = if args.candidates.is_empty() { candidate::CANDIDATES.to_vec() } else { args.candidates.clone() };
     let memory_rounds = if args.quick { 1 } else { u32::MAX };
     let rounds = args.rounds.unwrap_or(rounds);
-    Ok(Plan { workloads: workloads(args)?, candidates, rounds, memory_rounds, times })
+    let congestion_control = args.congestion_control.clone();
+    let known = procfs::line("/proc/sys/net/ipv4/tcp_available_congestion_control");
+    if !known.split_whitespace().any(|name| name == congestion_control) {
+        bail!("no congestion control is called {congestion_control}; there are {known}");
+    }
+    Ok(Plan { workloads: workloads(args)?, candidates, rounds, memory_rounds, times, congestion_control })
 }
 
 fn workloads(args: &Args) -> Result<Vec<&'static Workload>> {

@@ -24,6 +24,8 @@ pub(super) struct Plan {
     /// Rounds in which memory is measured, too: that takes long and varies little.
     pub(super) memory_rounds: u32,
     pub(super) times: Times,
+    /// Of TCP, in all networks.
+    pub(super) congestion_control: String,
 }
 
 /// A candidate that can't be measured, and why.
@@ -64,7 +66,7 @@ impl<'a> Bench<'a> {
         let mut places = BTreeMap::new();
         for group in [Group::Remote, Group::Local] {
             if plan.workloads.iter().any(|workload| workload.group == group) {
-                places.insert(group as u8, Place::new(group, binary)?);
+                places.insert(group as u8, Place::new(group, binary, &plan.congestion_control)?);
             }
         }
         Ok(Self { plan, places, absent: Absent::new(), pace: BTreeMap::new() })

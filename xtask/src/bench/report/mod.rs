@@ -54,7 +54,7 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    fn this() -> Self {
+    fn this(congestion_control: &str) -> Self {
         let ask = |program: &str, arguments: &[&str]| {
             let mut command = Command::new(process::find_system(program).unwrap_or_else(|| program.into()));
             process::ask(command.current_dir(workspace::root()).args(arguments))
@@ -70,7 +70,7 @@ impl Machine {
             processor: procfs::processor(),
             processors: std::thread::available_parallelism().map_or(1, usize::from),
             kernel: sysctl("kernel/osrelease"),
-            congestion_control: sysctl("net/ipv4/tcp_congestion_control"),
+            congestion_control: congestion_control.to_owned(),
             commit: commit + if changed { "+" } else { "" },
             haproxy: version("haproxy").unwrap_or_else(|| missing("haproxy")),
             nginx: version("nginx").unwrap_or_else(|| missing("nginx")),
@@ -121,7 +121,7 @@ impl Results {
             lines.extend(present.map(|candidate| line(&samples, workload.name, candidate.name())));
         }
         let mut results = Self {
-            machine: Machine::this(),
+            machine: Machine::this(&plan.congestion_control),
             rounds: plan.rounds,
             seconds: plan.times.window.as_secs_f64(),
             took_seconds: took.as_secs_f64(),
@@ -250,7 +250,8 @@ mod tests {
             Times { warm_up: Duration::ZERO, window: Duration::from_secs(1), fixed_rate: Duration::from_secs(1) };
         let candidates =
             vec![Candidate::Direct, Candidate::Haproxy, Candidate::Copy, Candidate::Sockmap, Candidate::Nginx];
-        let plan = Plan { workloads, candidates, rounds: 2, memory_rounds: 2, times };
+        let congestion_control = "cubic".to_owned();
+        let plan = Plan { workloads, candidates, rounds: 2, memory_rounds: 2, times, congestion_control };
         let samples = (0..2).flat_map(|round| {
             [("direct", 10.0), ("haproxy", 40.0), ("copy", 30.0), ("sockmap", 30.0)]
                 .map(|(name, cpu)| sample("rr64-64", name, round, cpu, if name == faulty { faults } else { 0 }))
