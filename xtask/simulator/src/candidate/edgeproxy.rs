@@ -115,11 +115,17 @@ impl Candidate for Edgeproxy<'_> {
         let snapshot = self.routing.snapshot();
         let place = |backend: &Backend| self.affinity.backend(&backend.id);
         self.probes.iter_mut().for_each(|probes| probes.reload(&snapshot, &place, now));
+        let mut ready = Vec::new();
         for backend in snapshot.backends() {
             if let Some(at) = self.affinity.backend(&backend.id) {
                 self.loads[at] = Arc::downgrade(&backend.load);
+                // The daemon remembers whom it drains, also of those that are away for a while.
+                let (was, is) = (backend.load.is_draining(), table.rows[at].drained);
+                backend.load.set_draining(is);
+                ready.extend((was && !is).then(|| backend.id.clone()));
             }
         }
+        self.health.put_back(&ready, self.affinity.clock.at(now));
     }
 
     fn choose(&mut self, ask: &Ask<'_>) -> Result<Choice, NoBackend> {

@@ -7,17 +7,22 @@ use std::time::Duration;
 type Key = (usize, usize);
 
 /// What is known of a client's binding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Bound {
     No,
     To(usize),
-    /// Its time is over, or not yet: real clocks count in milliseconds. Then it may also have been replaced by another.
-    Perhaps(usize, usize),
+    /// Its time is over, or not yet: real clocks count in milliseconds. Then it may also have been replaced by one of the
+    /// others.
+    Perhaps(Vec<usize>),
 }
 
 impl Bound {
-    pub(super) fn may_be(self, backend: usize) -> bool {
-        matches!(self, Self::To(its) | Self::Perhaps(its, _) | Self::Perhaps(_, its) if its == backend)
+    pub(super) fn may_be(&self, backend: usize) -> bool {
+        match self {
+            Self::No => false,
+            Self::To(its) => *its == backend,
+            Self::Perhaps(any) => any.contains(&backend),
+        }
     }
 }
 
@@ -34,9 +39,8 @@ pub(super) struct Bindings {
 
 #[derive(Debug)]
 struct Entry {
-    backend: usize,
-    /// What it may be instead; mostly the same.
-    or: usize,
+    /// What it may be; mostly one.
+    backends: Vec<usize>,
     /// When it was used last for sure, and when it would have been used if it still was alive.
     used: Duration,
     perhaps: Duration,
@@ -62,25 +66,28 @@ impl Bindings {
             return Bound::No;
         }
         entry.perhaps = now;
-        if now.saturating_sub(entry.used) + DOUBT > self.ttl || entry.or != entry.backend {
-            return Bound::Perhaps(entry.backend, entry.or);
+        match entry.backends[..] {
+            [its] if now.saturating_sub(entry.used) + DOUBT <= self.ttl => {
+                entry.used = now;
+                Bound::To(its)
+            }
+            _ => Bound::Perhaps(entry.backends.clone()),
         }
-        entry.used = now;
-        Bound::To(entry.backend)
     }
 
     pub(super) fn bind(&mut self, key: Key, backend: usize, now: Duration) {
-        self.entries.insert(key, Entry { backend, or: backend, used: now, perhaps: now });
+        self.entries.insert(key, Entry { backends: vec![backend], used: now, perhaps: now });
     }
 
     /// At the end of a connection: a client that is bound stays where it is; else it is bound again.
     pub(super) fn renew(&mut self, key: Key, backend: usize, now: Duration) {
         match self.find(key, now) {
             Bound::To(_) => {}
-            Bound::Perhaps(its, _) if its != backend => {
-                self.entries.entry(key).and_modify(|entry| entry.or = backend);
+            Bound::Perhaps(any) if any != [backend] => {
+                let new = (!any.contains(&backend)).then_some(backend);
+                self.entries.entry(key).and_modify(|entry| entry.backends.extend(new));
             }
-            Bound::No | Bound::Perhaps(..) => self.bind(key, backend, now),
+            Bound::No | Bound::Perhaps(_) => self.bind(key, backend, now),
         }
     }
 
@@ -90,7 +97,7 @@ impl Bindings {
     }
 
     pub(super) fn of(&self, connection: usize) -> Bound {
-        self.of_connections.get(&connection).copied().unwrap_or(Bound::No)
+        self.of_connections.get(&connection).cloned().unwrap_or(Bound::No)
     }
 
     pub(super) fn stays(&mut self, connection: usize, stays: bool) {
@@ -136,13 +143,23 @@ mod tests {
         bindings.bind((0, 1), 7, secs(0));
         assert_eq!(bindings.find((0, 1), secs(9)), Bound::To(7));
         assert_eq!(bindings.find((0, 1), secs(18)), Bound::To(7));
-        assert_eq!(bindings.find((0, 1), secs(28)), Bound::Perhaps(7, 7));
+        assert_eq!(bindings.find((0, 1), secs(28)), Bound::Perhaps(vec![7]));
         // If it was alive it still is.
-        assert_eq!(bindings.find((0, 1), secs(30)), Bound::Perhaps(7, 7));
-        bindings.renew((0, 1), 8, secs(40));
-        let bound = bindings.find((0, 1), secs(41));
-        assert!(bound.may_be(7) && bound.may_be(8) && !bound.may_be(9), "{bound:?}");
-        assert_eq!(bindings.find((0, 1), secs(52)), Bound::No);
+        assert_eq!(bindings.find((0, 1), secs(30)), Bound::Perhaps(vec![7]));
+        // Since the first of these ended it is one of both; that the next belongs to either says nothing of which.
+        for (backend, at) in [(8, 40), (7, 41), (8, 42)] {
+            bindings.renew((0, 1), backend, secs(at));
+            assert_eq!(bindings.find((0, 1), secs(at)), Bound::Perhaps(vec![7, 8]));
+        }
+        bindings.renew((0, 1), 9, secs(43));
+        let bound = bindings.find((0, 1), secs(44));
+        assert!((7..10).all(|backend| bound.may_be(backend)) && !bound.may_be(10), "{bound:?}");
+        assert_eq!(bindings.find((0, 1), secs(55)), Bound::No);
+        // Nothing else would have taken its place.
+        bindings.bind((0, 1), 7, secs(60));
+        assert_eq!(bindings.find((0, 1), secs(70)), Bound::Perhaps(vec![7]));
+        bindings.renew((0, 1), 7, secs(71));
+        assert_eq!(bindings.find((0, 1), secs(72)), Bound::To(7));
         assert_eq!(bindings.find((1, 1), secs(9)), Bound::No, "of another app");
     }
 }

@@ -99,7 +99,7 @@ impl Oracle<'_> {
                 !right
             }
             Bound::To(_) => honoured || matches!(choice.yielded, None | Some(Skip::AtSoftLimit)),
-            Bound::Perhaps(..) if honoured => {
+            Bound::Perhaps(_) if honoured => {
                 let its = choice.backend;
                 !bound.may_be(its) || !self.bound(ask, its) || self.is_crowded(ask, its) == Some(true)
             }
@@ -145,7 +145,7 @@ impl Oracle<'_> {
         let free = open.iter().find(|candidate| self.is_candidate(ask, **candidate)).map(|(at, _)| *at);
         let bound = match self.bindings.of(ask.connection) {
             Bound::To(its) => Some(its).filter(|its| self.bound(ask, *its)),
-            Bound::No | Bound::Perhaps(..) => None,
+            Bound::No | Bound::Perhaps(_) => None,
         };
         let fails_open = self.health.fails_open(ask.app, &self.table);
         let truth = if rows().next().is_none() {

@@ -89,12 +89,13 @@ impl Times {
     }
 
     /// Of a backend that was not there before nothing is known. Apps of which a row is another one are ranked anew by
-    /// what is known, with what is stale among it until the next regular ranking.
+    /// what is known, with what is stale among it until the next regular ranking. Who is only drained stays ranked.
     pub(super) fn reload(&mut self, before: &Table, now: &Table) {
         for at in (0..self.backends.len()).filter(|at| before.get(*at).is_none()) {
             self.backends[at] = None;
         }
-        let changed = |app: &usize| !before.of_app(*app).eq(now.of_app(*app));
+        let rows = |table: &Table, app| table.of_app(app).map(|(at, row)| (at, row.undrained())).collect::<Vec<_>>();
+        let changed = |app: &usize| rows(before, *app) != rows(now, *app);
         for app in (0..self.rankings.len()).filter(changed) {
             self.rankings[app] = self.rank(app, now, |_| false);
         }
@@ -114,7 +115,7 @@ impl Times {
     }
 
     fn rank(&self, app: usize, table: &Table, is_stale: impl Fn(Estimate) -> bool) -> Ranking {
-        let members = || table.of_app(app).filter(|(_, row)| row.is_open()).map(|(at, _)| (at, self.backends[at]));
+        let members = || table.of_app(app).filter(|(_, row)| row.is_listed()).map(|(at, _)| (at, self.backends[at]));
         Ranking {
             members: members().map(|(at, known)| (at, known.map(|known| known.micros))).collect(),
             unmeasured: members().filter(|(_, known)| known.is_none_or(&is_stale)).map(|(at, _)| at).collect(),

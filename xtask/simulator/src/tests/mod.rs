@@ -137,6 +137,7 @@ fn the_oracle_notices_what_is_done_wrong() {
         (Wrong::Counts, &[Fault::Count]),
         (Wrong::Keeps, &[Fault::Count]),
         (Wrong::Sleeps, &[Fault::Ineligible, Fault::Order, Fault::OverHard]),
+        (Wrong::IgnoresDrains, &[Fault::Ineligible]),
     ] {
         let found = faults(wrong);
         for fault in expected {
@@ -183,10 +184,13 @@ fn the_oracle_notices_trials_that_go_wrong() {
 #[test]
 fn an_ejection_ends_whose_backend_comes_back_when_too_many_are_out() {
     let maint = [Edit::State(State::Maint), Edit::State(State::Ready)];
-    let edited = maint.map(|edit| Happening::Edited(vec![Change { backend: 0, edit }]));
+    let drain = [true, false].map(Edit::Drained);
+    let [maint, drain] =
+        [maint, drain].map(|both| both.map(|edit| Happening::Edited(vec![Change { backend: 0, edit }])));
     // Its checks fail meanwhile.
     let refuses = [Condition::Refuses, Condition::Works].map(|condition| Happening::Turns(0, condition));
-    for (kind, out_and_back) in [(Kind::Edgeproxy, edited), (Kind::CheckedEdgeproxy, refuses)] {
+    for (kind, out_and_back) in [(Kind::Edgeproxy, maint), (Kind::Edgeproxy, drain), (Kind::CheckedEdgeproxy, refuses)]
+    {
         let world = worlds::crowded_out(5, out_and_back);
         let well = warp(&world, kind, Wrong::Nothing);
         assert_eq!((well.faults, &well.words[..]), (BTreeMap::new(), &[][..]));

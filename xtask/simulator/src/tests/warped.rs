@@ -29,6 +29,8 @@ pub(super) enum Wrong {
     Keeps,
     /// Doesn't read the routing database again.
     Sleeps,
+    /// Drains nobody.
+    IgnoresDrains,
     /// A backend that is clearly farther than the one that was chosen for its time.
     GoesFar,
     /// Says that the nearest is to be measured.
@@ -105,8 +107,12 @@ impl<'a> Warped<'a> {
 impl Candidate for Warped<'_> {
     fn reload(&mut self, table: &Table, now: Duration) {
         if self.wrong != Wrong::Sleeps || self.table.is_none() {
-            self.table = Some(table.clone());
-            self.inner.reload(table, now);
+            let mut table = table.clone();
+            if self.wrong == Wrong::IgnoresDrains {
+                table.rows.iter_mut().for_each(|row| row.drained = false);
+            }
+            self.inner.reload(&table, now);
+            self.table = Some(table);
         }
     }
 

@@ -74,7 +74,18 @@ pub(super) fn random(knobs: Knobs) -> World {
         let changes = (0..1 + dice.below(3)).map(|_| change(&world, &mut dice)).collect();
         world.happens(seconds(dice.unit() * LENGTH), Happening::Edited(changes));
     }
+    drains(&mut world, knobs.edits.div_ceil(8).min(knobs.backends), &mut Dice::new(knobs.seed, 12));
     world
+}
+
+/// The operator tells the daemons to drain a backend for a while.
+fn drains(world: &mut World, count: usize, dice: &mut Dice) {
+    for _ in 0..count {
+        let (at, backend) = (seconds(dice.unit() * LENGTH), dice.below(world.backends.len()));
+        let change = |drained| Happening::Edited(vec![Change { backend, edit: Edit::Drained(drained) }]);
+        world.happens(at, change(true));
+        world.happens(at + seconds(dice.between(0.0, 15.0)), change(false));
+    }
 }
 
 fn limits(dice: &mut Dice) -> (u32, u32) {
@@ -93,6 +104,7 @@ fn row(world: &World, number: usize, dice: &mut Dice) -> Row {
         hard,
         state: [State::Ready, State::Ready, State::Ready, State::Ready, State::Drain, State::Maint][dice.below(6)],
         healthy: !dice.chance(0.1),
+        drained: false,
         present: !dice.chance(0.1),
         deleted: dice.chance(0.05),
         broken: dice.chance(0.05),

@@ -13,6 +13,8 @@ pub struct Row {
     pub hard: u32,
     pub state: State,
     pub healthy: bool,
+    /// Not of the row: the operator has told the daemons to give it no new clients.
+    pub drained: bool,
     /// Not present: there is no such row.
     pub present: bool,
     /// A tombstone.
@@ -41,6 +43,7 @@ impl Default for Row {
             hard: 0,
             state: State::Ready,
             healthy: true,
+            drained: false,
             present: true,
             deleted: false,
             broken: false,
@@ -52,12 +55,22 @@ impl Default for Row {
 impl Row {
     /// Takes clients that are bound to it.
     pub fn is_in_service(&self) -> bool {
-        self.state == State::Ready && self.healthy
+        self.state == State::Ready && self.healthy && !self.drained
     }
 
     /// Takes new clients.
     pub fn is_open(&self) -> bool {
         self.is_in_service() && self.weight > 0
+    }
+
+    /// Would take new clients, if the operator let it.
+    pub fn is_listed(&self) -> bool {
+        self.undrained().is_open()
+    }
+
+    /// The row, whatever the operator has told the daemons.
+    pub fn undrained(&self) -> Self {
+        Self { drained: false, ..self.clone() }
     }
 
     pub fn is_full(&self, connections: u32) -> bool {
@@ -87,6 +100,7 @@ pub enum Edit {
     Limits { soft: u32, hard: u32 },
     State(State),
     Healthy(bool),
+    Drained(bool),
     Present(bool),
     Deleted(bool),
     Broken(bool),
@@ -114,6 +128,7 @@ impl Table {
                 Edit::Limits { soft, hard } => (row.soft, row.hard) = (soft, hard),
                 Edit::State(state) => row.state = state,
                 Edit::Healthy(healthy) => row.healthy = healthy,
+                Edit::Drained(drained) => row.drained = drained,
                 Edit::Present(present) => row.present = present,
                 Edit::Deleted(deleted) => row.deleted = deleted,
                 Edit::Broken(broken) => row.broken = broken,
@@ -128,6 +143,9 @@ impl Table {
                 *holds = None;
             } else if !row.broken {
                 *holds = Some(row.clone());
+            } else if let Some(holds) = holds {
+                // What the operator tells the daemons they need not read.
+                holds.drained = row.drained;
             }
         }
     }
@@ -157,7 +175,9 @@ mod tests {
         assert_eq!(table.get(0).map(|row| row.weight), Some(1));
         table.edit(&[change(Edit::Broken(false))]);
         assert_eq!(table.get(0).map(|row| row.weight), Some(7));
-        table.edit(&[change(Edit::Broken(true)), change(Edit::Deleted(true))]);
+        table.edit(&[change(Edit::Broken(true)), change(Edit::Weight(9)), change(Edit::Drained(true))]);
+        assert_eq!(table.get(0).map(|row| (row.weight, row.drained)), Some((7, true)));
+        table.edit(&[change(Edit::Deleted(true))]);
         assert_eq!(table.get(0), None);
         table.edit(&[change(Edit::Deleted(false))]);
         assert_eq!(table.get(0), None, "the last good version is gone with the row");
