@@ -26,8 +26,8 @@ fn quiet_connections_with_auto_are_small_and_leave_nothing() {
     small("auto", KERNEL, "quiet_connections_with_auto_are_small_and_leave_nothing");
 }
 
-/// Measured in an unoptimised daemon: 3.5 and 3.9 kB for each, and 7 % kept. The optimised one took 4.4 and 5.0 kB and kept
-/// up to 44 % when futures held their arguments twice, and when the allocator was left alone.
+/// Measured in an unoptimised daemon: 3.7 kB for each, 3.5 in the kernel, and 7 % kept. The optimised one took 4.4 and 5.0 kB
+/// and kept up to 44 % when futures held their arguments twice, and when the allocator was left alone.
 fn small(forwarder: &str, needs: &[Need], test: &str) {
     const CONNECTIONS: u16 = 3_000;
     const EACH: u64 = 4096;
@@ -42,9 +42,13 @@ fn small(forwarder: &str, needs: &[Need], test: &str) {
     let before = daemon.memory();
     let mut held = world.visits(CONNECTIONS, 4, |n| Visit::start(world.lab.client(n), daemon.addr()).unwrap());
     held.iter_mut().for_each(|visit| visit.echo(b"there?").unwrap());
-    let growth = daemon.memory().saturating_sub(before);
-    let each = growth / u64::from(CONNECTIONS);
-    assert!(each <= EACH, "each takes {each} bytes");
+    let growth = || daemon.memory().saturating_sub(before);
+    let first = growth() / u64::from(CONNECTIONS);
+    // What they took on their way to being quiet, more on a busy machine, is given back soon, too.
+    eventually(&format!("each takes {EACH} bytes at most, {first} at first"), || {
+        growth() <= EACH * u64::from(CONNECTIONS)
+    });
+    let growth = growth();
     drop(held);
     eventually("the memory is given back", || daemon.memory().saturating_sub(before) <= growth / 5);
 }

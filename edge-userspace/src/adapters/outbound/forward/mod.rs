@@ -83,45 +83,58 @@ impl Forwarders {
     }
 
     /// By the policy of this moment.
-    async fn ordinary(&self, sockets: Both<TcpStream>, header: u64, flow: &Flow) -> Report {
+    // Here and below an `async fn` would hold its arguments twice, the sockets among them.
+    fn ordinary(&self, sockets: Both<TcpStream>, header: u64, flow: &Flow) -> impl Future<Output = Report> + Send {
         let policy = self.path.policy();
         // Wanted, and not to be had for anybody. While the programs are being loaded nothing is known yet.
         let unavailable = policy.wants_kernel() && !self.path.is_open() && !self.path.is_loading();
         let fresh = Report { header, fallback: unavailable.then_some(Fallback::Unavailable), ..Report::default() };
-        match policy {
-            Policy::Sockmap => Box::pin(self.offload(sockets, fresh, Why::Configured, flow)).await,
-            Policy::Chaos => {
-                flow.step(ForwarderKind::Chaos, Why::Configured);
-                Box::pin(self.chaos(sockets, header, flow)).await
-            }
-            Policy::Auto | Policy::Copy | Policy::Splice => {
-                let why = if policy == Policy::Auto { Why::Start } else { Why::Configured };
-                flow.step(ForwarderKind::Copy, why);
-                self.pump(sockets, fresh, flow).await
+        async move {
+            match policy {
+                Policy::Sockmap => Box::pin(self.offload(sockets, fresh, Why::Configured, flow)).await,
+                Policy::Chaos => {
+                    flow.step(ForwarderKind::Chaos, Why::Configured);
+                    Box::pin(self.chaos(sockets, header, flow)).await
+                }
+                Policy::Auto | Policy::Copy | Policy::Splice => {
+                    let why = if policy == Policy::Auto { Why::Start } else { Why::Configured };
+                    flow.step(ForwarderKind::Copy, why);
+                    // A pair that is in the kernel from the start has no use for the room.
+                    Box::pin(self.pump(sockets, fresh, flow)).await
+                }
             }
         }
     }
 
     /// To a backend that the operator marked: straight from application to application, where both are on this host.
-    async fn marked(&self, sockets: Both<TcpStream>, backend: &BackendId, header: u64, flow: &Flow) -> Report {
-        let forwarded = self.same_host.forward(sockets, backend, header == 0, flow, &self.rules.limits, &self.cut);
-        match Box::pin(forwarded).await {
-            Ok(ended) => {
-                // What it means is told by the mark.
-                if ended.disagreed {
-                    self.path.count_mismatch();
+    #[allow(clippy::manual_async_fn)]
+    fn marked(
+        &self,
+        sockets: Both<TcpStream>,
+        backend: BackendId,
+        header: u64,
+        flow: &Flow,
+    ) -> impl Future<Output = Report> + Send {
+        async move {
+            let (limits, cut) = (&self.rules.limits, &self.cut);
+            match Box::pin(self.same_host.forward(sockets, &backend, header == 0, flow, limits, cut)).await {
+                Ok(ended) => {
+                    // What it means is told by the mark.
+                    if ended.disagreed {
+                        self.path.count_mismatch();
+                    }
+                    Report { bytes: ended.bytes, fallback: ended.fallback, ..Report::default() }
+                        .ended(ended.termination)
                 }
-                Report { bytes: ended.bytes, fallback: ended.fallback, ..Report::default() }.ended(ended.termination)
-            }
-            Err(Instead { sockets, why }) => {
-                let report = Box::pin(self.ordinary(sockets, header, flow)).await;
-                Report { fallback: why.or(report.fallback), ..report }
+                Err(Instead { sockets, why }) => {
+                    let report = Box::pin(self.ordinary(sockets, header, flow)).await;
+                    Report { fallback: why.or(report.fallback), ..report }
+                }
             }
         }
     }
 
     /// In userspace, until it ends or the kernel path should have it.
-    // An `async fn` would hold the sockets twice, as an argument and in the pump.
     fn pump(&self, sockets: Both<TcpStream>, before: Report, flow: &Flow) -> impl Future<Output = Report> + Send {
         let mut choice = Choice::new(&self.path, &self.rules.thresholds);
         match before.fallback {
@@ -147,30 +160,41 @@ impl Forwarders {
     }
 
     /// Hands the pair to the kernel, or to the pump where that can't be done.
-    async fn offload(&self, sockets: Both<TcpStream>, before: Report, why: Why, flow: &Flow) -> Report {
-        let Some(kernel) = self.path.kernel() else {
-            return self.fall_back(sockets, before, Fallback::Unavailable, flow).await;
-        };
-        let Both { client, backend } = sockets;
-        // Out of tokio's epoll: it would be woken by every redirected packet.
-        let (Ok(client), Ok(backend)) = (client.into_std(), backend.into_std()) else {
-            return before.ended(Termination::OutOfResources);
-        };
-        match Offload::begin(kernel, Both { client, backend }, before.bytes, before.header) {
-            Ok(offload) => {
-                flow.step(ForwarderKind::Sockmap, why);
-                let demotes = || (self.path.policy() == Policy::Auto).then_some(self.rules.thresholds.spill);
-                let report = Box::pin(offload.run(&self.rules.limits, &self.cut, flow, &demotes)).await;
-                if let Some(what) = &report.corrupt {
-                    self.path.condemn(what);
+    fn offload(
+        &self,
+        sockets: Both<TcpStream>,
+        before: Report,
+        why: Why,
+        flow: &Flow,
+    ) -> impl Future<Output = Report> + Send {
+        let kernel = self.path.kernel();
+        async move {
+            let Some(kernel) = kernel else {
+                return self.fall_back(sockets, before, Fallback::Unavailable, flow).await;
+            };
+            let Both { client, backend } = sockets;
+            // Out of tokio's epoll: it would be woken by every redirected packet.
+            let (Ok(client), Ok(backend)) = (client.into_std(), backend.into_std()) else {
+                return before.ended(Termination::OutOfResources);
+            };
+            match Offload::begin(kernel, Both { client, backend }, before.bytes, before.header) {
+                Ok(offload) => {
+                    flow.step(ForwarderKind::Sockmap, why);
+                    let demotes = || (self.path.policy() == Policy::Auto).then_some(self.rules.thresholds.spill);
+                    let report = Box::pin(offload.run(&self.rules.limits, &self.cut, flow, &demotes)).await;
+                    if let Some(what) = &report.corrupt {
+                        self.path.condemn(what);
+                    }
+                    Report { bytes: before.bytes + report.bytes, fallback: report.fallback, ..before }
+                        .ended(report.termination)
                 }
-                Report { bytes: before.bytes + report.bytes, fallback: report.fallback, ..before }
-                    .ended(report.termination)
-            }
-            Err((fallback, Both { client, backend })) => {
-                match (TcpStream::from_std(client), TcpStream::from_std(backend)) {
-                    (Ok(client), Ok(backend)) => self.fall_back(Both { client, backend }, before, fallback, flow).await,
-                    _ => before.ended(Termination::OutOfResources),
+                Err((fallback, Both { client, backend })) => {
+                    match (TcpStream::from_std(client), TcpStream::from_std(backend)) {
+                        (Ok(client), Ok(backend)) => {
+                            self.fall_back(Both { client, backend }, before, fallback, flow).await
+                        }
+                        _ => before.ended(Termination::OutOfResources),
+                    }
                 }
             }
         }
@@ -228,8 +252,8 @@ impl Forwarder for Forwarders {
         let Pair { client, backend, same_host, header } = pair;
         let sockets = Both { client, backend };
         async move {
-            let report = match &same_host {
-                Some(backend) => self.marked(sockets, backend, header, flow).await,
+            let report = match same_host {
+                Some(backend) => Box::pin(self.marked(sockets, backend, header, flow)).await,
                 None => {
                     self.same_host.release_client(&sockets.client);
                     self.ordinary(sockets, header, flow).await

@@ -214,80 +214,88 @@ impl Offload {
     /// Sees the pair through to its end.
     ///
     /// `demotes` says when a pair that spills again and again is to be left to userspace for life, if at all.
-    pub(super) async fn run(
-        self: Box<Self>,
-        limits: &TimeLimits,
-        cut: &Cut,
-        flow: &Flow,
-        demotes: &(dyn Fn() -> Option<SpillLimits> + Sync),
-    ) -> Report {
-        flow.count_in_kernel(Some(self.slot.counts()));
-        let report = self.run_to_the_end(limits, cut, flow, demotes).await;
-        flow.count_in_kernel(None);
-        flow.measure(|| report.round_trip);
-        report
-    }
-
-    async fn run_to_the_end(
+    // Here and below an `async fn` would hold its arguments twice, for as long as the pair lives.
+    pub(super) fn run(
         mut self: Box<Self>,
         limits: &TimeLimits,
         cut: &Cut,
         flow: &Flow,
         demotes: &(dyn Fn() -> Option<SpillLimits> + Sync),
-    ) -> Report {
-        for side in Side::BOTH {
-            let fd = self.sockets[side].as_fd();
-            if self.slot.watch(side, fd, Interest::default()).is_err() {
-                return self.finish(Termination::OutOfResources);
-            }
-            socket::kick(fd);
+    ) -> impl Future<Output = Report> + Send {
+        flow.count_in_kernel(Some(self.slot.counts()));
+        async move {
+            let termination = self.end(limits, cut, flow, demotes).await;
+            let report = self.finish(termination);
+            flow.count_in_kernel(None);
+            flow.measure(|| report.round_trip);
+            report
         }
-        let mut timer = pin!(tokio::time::sleep(limits.idle));
-        let mut cut = pin!(cut.wait(flow));
-        let mut ready = Ready::ALL;
-        let mut fruitless = 0;
-        let mut measure_at = Instant::now() + MEASURE_EVERY;
-        loop {
-            let before = self.progress();
-            let wait = match self.step(ready) {
-                Ok(wait) => wait,
-                Err(termination) => return self.finish(termination),
-            };
-            if self.progress() == before {
-                fruitless += 1;
-            } else {
-                fruitless = 0;
-                self.active = Instant::now();
+    }
+
+    /// Its end.
+    #[allow(clippy::manual_async_fn)]
+    fn end(
+        &mut self,
+        limits: &TimeLimits,
+        cut: &Cut,
+        flow: &Flow,
+        demotes: &(dyn Fn() -> Option<SpillLimits> + Sync),
+    ) -> impl Future<Output = Termination> + Send {
+        async move {
+            for side in Side::BOTH {
+                let fd = self.sockets[side].as_fd();
+                if self.slot.watch(side, fd, Interest::default()).is_err() {
+                    return Termination::OutOfResources;
+                }
+                socket::kick(fd);
             }
-            self.rewatch();
-            self.look_for_spilling(demotes);
-            if let Err(termination) = self.look_for_loss() {
-                return self.finish(termination);
-            }
-            self.tell(flow);
-            let now = Instant::now();
-            if now >= measure_at {
-                self.measure(flow);
-                measure_at = now + MEASURE_EVERY;
-            }
-            if wait == Wait::Turn {
-                tokio::task::yield_now().await;
-                let now = poll_fn(|cx| Poll::Ready(self.poll_wake(cx, timer.as_mut(), cut.as_mut()))).await;
-                ready = match now {
-                    Poll::Ready(Some(woken)) => woken,
-                    Poll::Ready(None) => return self.finish(Termination::KilledByDrain),
-                    Poll::Pending => Ready::NONE,
+            let mut timer = pin!(tokio::time::sleep(limits.idle));
+            let mut cut = pin!(cut.wait(flow));
+            let mut ready = Ready::ALL;
+            let mut fruitless = 0;
+            let mut measure_at = Instant::now() + MEASURE_EVERY;
+            loop {
+                let before = self.progress();
+                let wait = match self.step(ready) {
+                    Ok(wait) => wait,
+                    Err(termination) => return termination,
                 };
-                continue;
-            }
-            let pause = match self.pause(wait, fruitless, ready, limits) {
-                Ok(pause) => pause,
-                Err(termination) => return self.finish(termination),
-            };
-            timer.as_mut().reset(tokio::time::Instant::now() + pause);
-            match poll_fn(|cx| self.poll_wake(cx, timer.as_mut(), cut.as_mut())).await {
-                Some(woken) => ready = woken,
-                None => return self.finish(Termination::KilledByDrain),
+                if self.progress() == before {
+                    fruitless += 1;
+                } else {
+                    fruitless = 0;
+                    self.active = Instant::now();
+                }
+                self.rewatch();
+                self.look_for_spilling(demotes);
+                if let Err(termination) = self.look_for_loss() {
+                    return termination;
+                }
+                self.tell(flow);
+                let now = Instant::now();
+                if now >= measure_at {
+                    self.measure(flow);
+                    measure_at = now + MEASURE_EVERY;
+                }
+                if wait == Wait::Turn {
+                    tokio::task::yield_now().await;
+                    let now = poll_fn(|cx| Poll::Ready(self.poll_wake(cx, timer.as_mut(), cut.as_mut()))).await;
+                    ready = match now {
+                        Poll::Ready(Some(woken)) => woken,
+                        Poll::Ready(None) => return Termination::KilledByDrain,
+                        Poll::Pending => Ready::NONE,
+                    };
+                    continue;
+                }
+                let pause = match self.pause(wait, fruitless, ready, limits) {
+                    Ok(pause) => pause,
+                    Err(termination) => return termination,
+                };
+                timer.as_mut().reset(tokio::time::Instant::now() + pause);
+                match poll_fn(|cx| self.poll_wake(cx, timer.as_mut(), cut.as_mut())).await {
+                    Some(woken) => ready = woken,
+                    None => return Termination::KilledByDrain,
+                }
             }
         }
     }
