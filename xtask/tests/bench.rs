@@ -216,7 +216,7 @@ fn what_is_not_there_is_refused_by_name() {
     }
     let unknown = [
         (["--only", "rr65"], "no workload is called rr65", "rr64-8"),
-        (["--congestion-control", "x"], "no congestion control is called x", "cubic"),
+        (["--congestion-control", "x"], "congestion control x is not in", "reno"),
     ];
     for (arguments, why, instead) in unknown {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));

@@ -30,6 +30,7 @@ use crate::lab::Cgroups;
 use crate::lab::requirements::Need;
 use crate::{process, setup, workspace};
 
+const ALLOWED: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
 /// Rounds of a full run.
 const ROUNDS: u32 = 5;
 
@@ -57,7 +58,7 @@ pub struct Args {
     /// Write the page's tables, plots and JSON into this directory [default: docs/benchmarks, for a full run only]
     #[arg(long, value_name = "DIRECTORY")]
     pub report: Option<PathBuf>,
-    /// TCP congestion control in the networks of the benchmark, one of `net.ipv4.tcp_available_congestion_control`.
+    /// TCP congestion control in the networks of the benchmark, one of `net.ipv4.tcp_allowed_congestion_control`.
     #[arg(long, value_name = "NAME", default_value = place::CONGESTION_CONTROL)]
     pub congestion_control: String,
     /// Use builds without optimisation: to try the benchmark itself.
@@ -127,9 +128,10 @@ fn plan(args: &Args) -> Result<Plan> {
     let memory_rounds = if args.quick { 1 } else { u32::MAX };
     let rounds = args.rounds.unwrap_or(rounds);
     let congestion_control = args.congestion_control.clone();
-    let known = procfs::line("/proc/sys/net/ipv4/tcp_available_congestion_control");
-    if !known.split_whitespace().any(|name| name == congestion_control) {
-        bail!("no congestion control is called {congestion_control}; there are {known}");
+    // What is there and not allowed can't be set in a network namespace.
+    let allowed = procfs::line(ALLOWED);
+    if !allowed.split_whitespace().any(|name| name == congestion_control) {
+        bail!("congestion control {congestion_control} is not in {ALLOWED}: {allowed}");
     }
     Ok(Plan { workloads: workloads(args)?, candidates, rounds, memory_rounds, times, congestion_control })
 }
