@@ -149,10 +149,13 @@ impl BackendDrains {
 
     /// Takes the word back.
     pub fn ready(&self, id: &BackendId, now: Instant) -> Result<DrainAnswer, BackendDrainError> {
-        let drain = self.drains().remove(id).ok_or_else(|| BackendDrainError::NotDraining(id.clone()))?;
-        if let Some(load) = &drain.load {
-            load.set_draining(false);
-        }
+        let drain = {
+            // As in `drain`: of two words at once the mark is the later one's.
+            let mut drains = self.drains();
+            let drain = drains.remove(id).ok_or_else(|| BackendDrainError::NotDraining(id.clone()))?;
+            drain.load.iter().for_each(|load| load.set_draining(false));
+            drain
+        };
         self.events.emit(EventKind::BackendReady, Subject::backend_id(id), "an operator has ended its drain");
         self.watch.put_back(std::slice::from_ref(id), now);
         Ok(self.answer(id, false, None, drain.load.is_some()))

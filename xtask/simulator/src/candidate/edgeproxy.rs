@@ -39,6 +39,8 @@ pub(super) struct Edgeproxy<'a> {
     trials: HashMap<usize, Arc<Backend>>,
     /// To look at the counts. Weak: only connections and the table may keep a count alive.
     loads: Vec<Weak<BackendLoad>>,
+    /// Which of these were last told that they are drained.
+    drained: Vec<bool>,
 }
 
 /// What the daemon holds for a connection.
@@ -66,6 +68,7 @@ impl<'a> Edgeproxy<'a> {
             open: HashMap::new(),
             trials: HashMap::new(),
             loads: world.backends.iter().map(|_| Weak::new()).collect(),
+            drained: vec![false; world.backends.len()],
             world,
             routing,
             health,
@@ -118,10 +121,15 @@ impl Candidate for Edgeproxy<'_> {
         let mut ready = Vec::new();
         for backend in snapshot.backends() {
             if let Some(at) = self.affinity.backend(&backend.id) {
+                // The daemon remembers whom it drains, also of those that are away for a while. It says so once: that
+                // reloads keep the word is theirs to do.
+                let known = std::ptr::eq(self.loads[at].as_ptr(), Arc::as_ptr(&backend.load));
+                let (was, is) = (known && self.drained[at], table.rows[at].drained);
                 self.loads[at] = Arc::downgrade(&backend.load);
-                // The daemon remembers whom it drains, also of those that are away for a while.
-                let (was, is) = (backend.load.is_draining(), table.rows[at].drained);
-                backend.load.set_draining(is);
+                self.drained[at] = is;
+                if was != is {
+                    backend.load.set_draining(is);
+                }
                 ready.extend((was && !is).then(|| backend.id.clone()));
             }
         }

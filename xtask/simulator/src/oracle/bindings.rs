@@ -46,6 +46,13 @@ struct Entry {
     perhaps: Duration,
 }
 
+impl Entry {
+    /// For sure.
+    fn is_alive(&self, now: Duration, ttl: Duration) -> bool {
+        now.saturating_sub(self.used) + DOUBT <= ttl
+    }
+}
+
 const DOUBT: Duration = Duration::from_millis(2);
 
 impl Bindings {
@@ -66,13 +73,13 @@ impl Bindings {
             return Bound::No;
         }
         entry.perhaps = now;
-        match entry.backends[..] {
-            [its] if now.saturating_sub(entry.used) + DOUBT <= self.ttl => {
-                entry.used = now;
-                Bound::To(its)
+        if entry.is_alive(now, self.ttl) {
+            entry.used = now;
+            if let [its] = entry.backends[..] {
+                return Bound::To(its);
             }
-            _ => Bound::Perhaps(entry.backends.clone()),
         }
+        Bound::Perhaps(entry.backends.clone())
     }
 
     pub(super) fn bind(&mut self, key: Key, backend: usize, now: Duration) {
@@ -81,13 +88,18 @@ impl Bindings {
 
     /// At the end of a connection: a client that is bound stays where it is; else it is bound again.
     pub(super) fn renew(&mut self, key: Key, backend: usize, now: Duration) {
-        match self.find(key, now) {
-            Bound::To(_) => {}
-            Bound::Perhaps(any) if any != [backend] => {
-                let new = (!any.contains(&backend)).then_some(backend);
-                self.entries.entry(key).and_modify(|entry| entry.backends.extend(new));
+        let ttl = self.ttl;
+        let is_alive = self.entries.get(&key).is_some_and(|entry| entry.is_alive(now, ttl));
+        match (self.find(key, now), self.entries.get_mut(&key)) {
+            (Bound::Perhaps(any), Some(entry)) if any != [backend] => {
+                if !is_alive && !any.contains(&backend) {
+                    entry.backends.push(backend);
+                }
+                // Whichever it is.
+                entry.used = now;
             }
-            Bound::No | Bound::Perhaps(_) => self.bind(key, backend, now),
+            (Bound::To(_), _) => {}
+            _ => self.bind(key, backend, now),
         }
     }
 
@@ -151,15 +163,18 @@ mod tests {
             bindings.renew((0, 1), backend, secs(at));
             assert_eq!(bindings.find((0, 1), secs(at)), Bound::Perhaps(vec![7, 8]));
         }
+        // Nor does it move while it is alive.
         bindings.renew((0, 1), 9, secs(43));
-        let bound = bindings.find((0, 1), secs(44));
+        assert_eq!(bindings.find((0, 1), secs(44)), Bound::Perhaps(vec![7, 8]));
+        bindings.renew((0, 1), 9, secs(54));
+        let bound = bindings.find((0, 1), secs(55));
         assert!((7..10).all(|backend| bound.may_be(backend)) && !bound.may_be(10), "{bound:?}");
-        assert_eq!(bindings.find((0, 1), secs(55)), Bound::No);
+        assert_eq!(bindings.find((0, 1), secs(66)), Bound::No);
         // Nothing else would have taken its place.
-        bindings.bind((0, 1), 7, secs(60));
-        assert_eq!(bindings.find((0, 1), secs(70)), Bound::Perhaps(vec![7]));
-        bindings.renew((0, 1), 7, secs(71));
-        assert_eq!(bindings.find((0, 1), secs(72)), Bound::To(7));
+        bindings.bind((0, 1), 7, secs(70));
+        assert_eq!(bindings.find((0, 1), secs(80)), Bound::Perhaps(vec![7]));
+        bindings.renew((0, 1), 7, secs(81));
+        assert_eq!(bindings.find((0, 1), secs(82)), Bound::To(7));
         assert_eq!(bindings.find((1, 1), secs(9)), Bound::No, "of another app");
     }
 }
