@@ -50,6 +50,10 @@ fn a_live_switch_takes_effect_on_running_flows() {
     assert_eq!(edgeproxy(&daemon, &["forwarder", "set", "off"]).0, 0);
     let off = talk_until(&daemon, &mut visit, |flow| flow["forwarder"] == "copy");
     assert_eq!(off["why"], "switched", "{off}");
+    // When, seconds after its beginning.
+    let when = |flow: &Value| flow["since_secs"].as_f64().unwrap();
+    assert!(when(&lively) > 0.0 && when(&lively) < when(&off), "{lively} {off}");
+    assert!(when(&off) <= off["age_secs"].as_f64().unwrap(), "{off}");
     let before = flows(&daemon).pop().unwrap();
     (0..100).for_each(|_| visit.echo(&[7; 600]).unwrap());
     let after = flows(&daemon).pop().unwrap();
@@ -68,6 +72,11 @@ fn a_live_switch_takes_effect_on_running_flows() {
     assert_eq!(steps, want);
     assert!(record.forwarders.windows(2).all(|two| two[0].at_ms <= two[1].at_ms), "{record:?}");
     assert!(flows(&daemon).is_empty());
+    let metrics = daemon.metrics().unwrap();
+    for (forwarder, why) in want {
+        let counted = format!("edgeproxy_forwarder_chosen_total{{forwarder=\"{forwarder}\",reason=\"{why}\"}} 1\n");
+        assert!(metrics.contains(&counted), "no {counted} in {metrics}");
+    }
 }
 
 #[test]

@@ -272,7 +272,6 @@ fn a_source_has_no_more_connections_than_it_may() {
     assert_all_gone(&daemon);
 }
 
-/// Each of them would be remembered for ten seconds, until its burst is whole again.
 /// What `explain` foretells is what happens, and it takes nobody's place.
 #[test]
 fn explain_says_which_limit_would_refuse_a_client() {
@@ -319,6 +318,7 @@ fn explain_says_which_limit_would_refuse_a_client() {
     second.finish().unwrap();
 }
 
+/// Each of them would be remembered for ten seconds, until its burst is whole again.
 #[test]
 fn no_more_sources_are_remembered_than_the_operator_says() {
     let Some(world) = World::new(NETWORK, "no_more_sources_are_remembered_than_the_operator_says") else { return };

@@ -1,7 +1,10 @@
-//! Tables that suddenly are empty or gone, as in a file that was restored by half, change nothing until that is confirmed.
+//! Tables that suddenly are empty or gone, as in a file that was restored by half, change nothing until that is confirmed;
+//! nor does a file that is none.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod common;
+
+use std::fs;
 
 use common::listening::{listen, listener};
 use common::{NETWORK, SOON, World, edgeproxy, eventually};
@@ -78,4 +81,28 @@ fn the_last_row_is_removed_by_the_commands_without_confirmation() {
     eventually("the rule is gone", || is_served(&world, &daemon, 1, daemon.addr().port()));
     eventually("the listener is closed", || !is_served(&world, &daemon, 2, 90));
     assert_eq!(daemon.status().unwrap().text("/routing/last_reload/error"), None);
+}
+
+#[test]
+fn a_file_that_is_no_database_changes_nothing_until_it_is_replaced() {
+    let test = "a_file_that_is_no_database_changes_nothing_until_it_is_replaced";
+    let Some((world, _backend, daemon)) = world(test) else { return };
+    let path = world.database.path();
+    let (good, bad) = (path.with_extension("good"), path.with_extension("bad"));
+    fs::copy(&path, &good).unwrap();
+    fs::write(&bad, [b'x'; 10_000]).unwrap();
+    fs::rename(&bad, &path).unwrap();
+    is_refused(&daemon, "not a database");
+    assert!(!is_served(&world, &daemon, 1, daemon.addr().port()), "the rule is in force");
+    assert!(is_served(&world, &daemon, 2, 90), "the listener is open");
+    let rejected = "edgeproxy_reloads_total{result=\"rejected\"} ";
+    let metrics = daemon.metrics().unwrap();
+    assert!(metrics.contains(rejected) && !metrics.contains(&format!("{rejected}0\n")), "{metrics}");
+
+    fs::rename(&good, &path).unwrap();
+    let is_well = |status: &xtask::lab::Status| status.text("/routing/last_reload/error").is_none();
+    daemon.wait_status(SOON, is_well).unwrap();
+    assert!(daemon.get("/api/v1/events").unwrap().body.contains("reload_mended"));
+    world.database.execute("DELETE FROM acl; INSERT INTO acl (id, prefix, action) VALUES ('b', '10.0.0.9', 'deny')");
+    eventually("the file that is there now counts", || is_served(&world, &daemon, 1, daemon.addr().port()));
 }

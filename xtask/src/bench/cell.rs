@@ -24,7 +24,6 @@ const STEP: Duration = Duration::from_millis(2);
 const SETTLE: Duration = Duration::from_millis(700);
 /// Proxies may keep what was freed for a while, in case it is wanted again.
 const GIVE_BACK: Duration = Duration::from_secs(2);
-/// Less than this share of the intended rate is a fault of an open loop.
 const GIGA: f64 = 1e9;
 
 /// How long things take in a run.

@@ -30,7 +30,6 @@ use crate::lab::Cgroups;
 use crate::lab::requirements::Need;
 use crate::{process, setup, workspace};
 
-const ALLOWED: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
 /// Rounds of a full run.
 const ROUNDS: u32 = 5;
 
@@ -58,9 +57,10 @@ pub struct Args {
     /// Write the page's tables, plots and JSON into this directory [default: docs/benchmarks, for a full run only]
     #[arg(long, value_name = "DIRECTORY")]
     pub report: Option<PathBuf>,
-    /// TCP congestion control in the networks of the benchmark, one of `net.ipv4.tcp_allowed_congestion_control`.
-    #[arg(long, value_name = "NAME", default_value = place::CONGESTION_CONTROL)]
-    pub congestion_control: String,
+    /// TCP congestion control in the networks of the benchmark, one of `net.ipv4.tcp_allowed_congestion_control`
+    /// [default: cubic]
+    #[arg(long, value_name = "NAME")]
+    pub congestion_control: Option<String>,
     /// Use builds without optimisation: to try the benchmark itself.
     #[arg(long)]
     pub debug_build: bool,
@@ -70,7 +70,7 @@ impl Args {
     /// Everything, as long and as often as it should be.
     fn is_full(&self) -> bool {
         let chosen = !self.only.is_empty() || !self.candidates.is_empty() || self.seconds.is_some();
-        let usual = self.congestion_control == place::CONGESTION_CONTROL;
+        let usual = self.congestion_control.is_none();
         !self.quick && !self.debug_build && !chosen && usual && self.rounds.is_none_or(|rounds| rounds >= ROUNDS)
     }
 }
@@ -127,13 +127,26 @@ fn plan(args: &Args) -> Result<Plan> {
     let candidates = if args.candidates.is_empty() { candidate::CANDIDATES.to_vec() } else { args.candidates.clone() };
     let memory_rounds = if args.quick { 1 } else { u32::MAX };
     let rounds = args.rounds.unwrap_or(rounds);
-    let congestion_control = args.congestion_control.clone();
-    // What is there and not allowed can't be set in a network namespace.
-    let allowed = procfs::line(ALLOWED);
-    if !allowed.split_whitespace().any(|name| name == congestion_control) {
-        bail!("congestion control {congestion_control} is not in {ALLOWED}: {allowed}");
+    let workloads = workloads(args)?;
+    let congestion_control = congestion_control(args.congestion_control.as_deref())?;
+    Ok(Plan { workloads, candidates, rounds, memory_rounds, times, congestion_control })
+}
+
+/// What is there and not allowed can't be set in a network namespace.
+fn congestion_control(wanted: Option<&str>) -> Result<String> {
+    let allowed = procfs::line("/proc/sys/net/ipv4/tcp_allowed_congestion_control");
+    let is_allowed = |name: &str| allowed.split_whitespace().any(|one| one == name);
+    match wanted {
+        Some(name) if !is_allowed(name) => {
+            bail!("congestion control {name} is not in net.ipv4.tcp_allowed_congestion_control: {allowed}")
+        }
+        None if !is_allowed(place::CONGESTION_CONTROL) => {
+            let host = procfs::line("/proc/sys/net/ipv4/tcp_congestion_control");
+            eprintln!("warning: {} is not allowed here: measured with {host}", place::CONGESTION_CONTROL);
+            Ok(host)
+        }
+        wanted => Ok(wanted.unwrap_or(place::CONGESTION_CONTROL).to_owned()),
     }
-    Ok(Plan { workloads: workloads(args)?, candidates, rounds, memory_rounds, times, congestion_control })
 }
 
 fn workloads(args: &Args) -> Result<Vec<&'static Workload>> {
