@@ -17,8 +17,8 @@ use xtask::lab::{Cgroups, Daemon, Record, daemon};
 
 /// Where a second daemon listens.
 const OTHER_PORT: u16 = daemon::PORT + 1;
-/// Looking for an end that does not come takes 10 ms. An exchange takes less than one.
-const PROMPT: Duration = Duration::from_millis(5);
+/// Looking for an end that does not come takes each client so long. An exchange takes less than a tenth of it.
+const LOOKS: Duration = Duration::from_millis(10);
 
 /// A service's cgroup, as a service manager makes and removes it.
 struct Service(PathBuf);
@@ -98,17 +98,14 @@ fn told(daemon: &Daemon, kind: &str) -> Vec<String> {
     of_kind.map(|event| format!("{} {}", event["name"].as_str().unwrap(), event["reason"].as_str().unwrap())).collect()
 }
 
-/// Connects and exchanges a few bytes, again and again; the median of what that took.
-fn median(world: &World, to: SocketAddr, first: u16) -> Duration {
-    let mut took: Vec<_> = (first..first + 31)
-        .map(|n| {
-            let started = Instant::now();
-            polling::Client::connect(world, n, to).echo(b"a few bytes");
-            started.elapsed()
-        })
-        .collect();
-    took.sort_unstable();
-    took[took.len() / 2]
+/// Connects and exchanges a few bytes, again and again; how long it took at least, as on a busy machine it may take longer.
+fn fastest(world: &World, to: SocketAddr, first: u16) -> Duration {
+    let took = (first..first + 31).map(|n| {
+        let started = Instant::now();
+        polling::Client::connect(world, n, to).echo(b"a few bytes");
+        started.elapsed()
+    });
+    took.min().unwrap()
 }
 
 /// The backend's end is of no use then, and can't be seen where it is no application's.
@@ -121,9 +118,9 @@ fn clients_from_elsewhere_wait_for_nothing() {
     polling::serve(&world, addr);
     // Neither the clients nor the backend, which are threads of this test, are in there.
     let daemon = same_host_daemon(&world, &cgroups, &[cgroups.servers()], &[]);
-    let took = median(&world, daemon.addr(), 0);
+    let took = fastest(&world, daemon.addr(), 0);
     eprintln!("connecting and an exchange took {took:?}");
-    assert!(took < PROMPT, "{took:?}");
+    assert!(took < LOOKS, "{took:?}");
     let records = daemon.access_log(SOON, |records| records.len() == 31);
     assert!(records.iter().all(|record| record.fallback.is_none()), "{records:?}");
 }
@@ -215,8 +212,8 @@ fn a_cgroup_that_comes_after_the_daemon_is_taken_in() {
     assert_eq!(told(&daemon, "cgroup_lost"), [format!("{} {why}", service.0.display())]);
     assert_metric(&daemon, "edgeproxy_same_host_path_active 0");
     common::assert_said(&daemon, "the mark same_host of backends has no effect");
-    let took = median(&world, daemon.addr(), 0);
-    assert!(took < PROMPT, "{took:?}");
+    let took = fastest(&world, daemon.addr(), 0);
+    assert!(took < LOOKS, "{took:?}");
     let check = common::edgeproxy(&daemon, &["status"]).1;
     assert!(check.contains(&why), "{check}");
 
