@@ -22,15 +22,17 @@ impl Observer for Deaf {
     fn accept_failed(&self, _: SocketAddr, _: &'static str) {}
 }
 
-/// Lets half of an app's backends be ejected, and tells nobody.
+/// Half of an app's backends may be ejected.
+pub(crate) const RULES: HealthRules = HealthRules {
+    failures: 2,
+    ejection: Duration::from_secs(10),
+    longest: Duration::from_secs(60),
+    max_percent: 50,
+    slow_start: Duration::from_secs(10),
+    untried: Duration::ZERO,
+};
+
+/// Watches by these rules, and tells nobody.
 pub(crate) fn watch(routing: &Arc<RoutingTable>) -> Arc<Watch> {
-    let rules = HealthRules {
-        failures: 2,
-        ejection: Duration::from_secs(10),
-        longest: Duration::from_secs(60),
-        max_percent: 50,
-        slow_start: Duration::from_secs(10),
-        untried: Duration::ZERO,
-    };
-    Arc::new(Watch::new(rules, Arc::clone(routing), Arc::new(Deaf)))
+    Arc::new(Watch::new(RULES, Arc::clone(routing), Arc::new(Deaf)))
 }

@@ -4,19 +4,11 @@ use std::net::SocketAddr;
 
 use super::*;
 use crate::application::ports::GeoSource;
+use crate::application::testing::RULES;
 use crate::domain::testing::{app_name, id, region, row};
 use crate::domain::{
     CheckResult, HealthCheck, NoBackend, Outcome, Phase, Pick, PickReason, RawBackend, RawRouting, Request, Return,
     Skip, Tried, Witness, pick,
-};
-
-const RULES: HealthRules = HealthRules {
-    failures: 2,
-    ejection: Duration::from_secs(10),
-    longest: Duration::from_secs(60),
-    max_percent: 50,
-    slow_start: Duration::from_secs(10),
-    untried: Duration::ZERO,
 };
 
 /// Writes down what it is told.

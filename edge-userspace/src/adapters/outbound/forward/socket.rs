@@ -26,7 +26,7 @@ pub(super) struct Received {
 }
 
 /// Receives what is there, and learns whether that was all, from a socket with [`count_what_is_left`]. That costs a
-/// tenth of a microsecond; a second read that finds nothing costs twice as much.
+/// tenth to half a microsecond, by the machine; a second read that finds nothing costs as much or more.
 pub(super) fn receive_counted(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
     let mut piece = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // Room for one control message that holds an int; as u64s, which are aligned as its header must be.
