@@ -70,8 +70,7 @@ impl Args {
     /// Everything, as long and as often as it should be.
     fn is_full(&self) -> bool {
         let chosen = !self.only.is_empty() || !self.candidates.is_empty() || self.seconds.is_some();
-        let usual = self.congestion_control.is_none();
-        !self.quick && !self.debug_build && !chosen && usual && self.rounds.is_none_or(|rounds| rounds >= ROUNDS)
+        !self.quick && !self.debug_build && !chosen && self.rounds.is_none_or(|rounds| rounds >= ROUNDS)
     }
 }
 
@@ -110,7 +109,9 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.json {
         report::write_json(&results, path)?;
     }
-    let default = || args.is_full().then(|| workspace::root().join("docs/benchmarks"));
+    // The page has the figures of one congestion control.
+    let is_full = args.is_full() && plan.congestion_control == place::CONGESTION_CONTROL;
+    let default = || is_full.then(|| workspace::root().join("docs/benchmarks"));
     if let Some(directory) = args.report.clone().or_else(default) {
         report::publish(&results, &directory)?;
         println!("wrote {}", directory.display());
