@@ -58,16 +58,28 @@ fn steps() {
     }
 }
 
-/// From the start of the process to the first client that is connected to its backend, with 10,000 backends.
+/// From the start of the process to the first connection that is open, and to the first client that is connected to its
+/// backend, with 10,000 backends.
 fn cold_start() {
-    println!("\n| cold start, 10,000 backends | median | longest |\n|---|---:|---:|");
+    println!("\n| cold start, 10,000 backends | open: median | longest | served: median | longest |");
+    println!("|---|---:|---:|---:|---:|");
     for (what, settings) in [("all defaults", &[][..]), ("`forwarder = copy`", &[("forwarder", "copy")][..])] {
         let world = World::new(10_000);
-        let mut times: Vec<_> = (0..15).map(|_| world.start(settings).1).collect();
-        times.sort_unstable();
-        println!("| {what} | {:.1} ms | {:.1} ms |", ms(times[times.len() / 2]), ms(times[times.len() - 1]));
+        let starts: Vec<_> = (0..STARTS).map(|_| world.start(settings).1).collect();
+        let [open, served] = [|start: &Start| start.open, |start: &Start| start.served].map(|of| {
+            let mut times: Vec<_> = starts.iter().map(of).collect();
+            times.sort_unstable();
+            format!("{:.1} ms | {:.1} ms", ms(times[times.len() / 2]), ms(times[times.len() - 1]))
+        });
+        println!("| {what} | {open} | {served} |");
     }
 }
+
+const STARTS: usize = 21;
+
+/// Each situation has its turn so often, for so long: what else happens on the machine meets all of them.
+const TURNS: usize = 10;
+const TURN: Duration = Duration::from_secs(3);
 
 /// One client after the other, while nothing and while everything is reloaded. The database is changed by renaming a file
 /// that was made before: writing one would take the processor from the clients, too.
@@ -78,50 +90,62 @@ fn accept_latency() {
     println!("|---|---:|---:|---:|---:|---:|---:|");
     let world = World::new(100_000);
     let (daemon, _) = world.start(&[("db_reload_secs", "3600")]);
-    for (what, change) in [
+    let one_row = "UPDATE backends SET weight = 1 + weight % 3 WHERE id = 'backend-00077'";
+    let every_row = "UPDATE backends SET weight = 1 + weight % 3";
+    let mut situations = [
         ("no reload", None),
-        (
-            "reloads without pause, one row changed",
-            Some("UPDATE backends SET weight = 1 + weight % 3 WHERE id = 'backend-00077'"),
-        ),
-        ("reloads without pause, every row changed", Some("UPDATE backends SET weight = 1 + weight % 3")),
-    ] {
-        let over = AtomicBool::new(false);
-        let versions = change.map(|change| world.versions(change));
-        let (mut times, reloads) = std::thread::scope(|scope| {
-            let reloads = scope.spawn(|| {
-                let mut count = 0;
-                while let Some(versions) = versions.as_ref().filter(|_| !over.load(Ordering::SeqCst)) {
-                    count += 1;
-                    world.replace(&versions[count % 2]);
-                    let socket = world.path.with_file_name("admin.sock");
-                    let done = Command::new(BINARY).args(["reload", "--admin-socket"]).arg(socket).output().unwrap();
-                    assert!(done.status.success());
-                }
-                count
-            });
-            let started = Instant::now();
-            let mut times = Vec::new();
-            while started.elapsed() < Duration::from_secs(15) {
-                let since = Instant::now();
-                daemon.visit().unwrap();
-                times.push(since.elapsed());
-                std::thread::sleep(Duration::from_micros(500));
-            }
-            over.store(true, Ordering::SeqCst);
-            (times, reloads.join().unwrap())
-        });
+        ("reloads without pause, one row changed", Some(world.versions("one-row", one_row))),
+        ("reloads without pause, every row changed", Some(world.versions("every-row", every_row))),
+    ]
+    .map(|(what, versions)| Situation { what, versions, times: Vec::new(), reloads: 0 });
+    for _ in 0..TURNS {
+        situations.iter_mut().for_each(|situation| situation.take_turn(&world, &daemon));
+    }
+    for Situation { what, mut times, reloads, .. } in situations {
         times.sort_unstable();
         let at = |per_mille: usize| ms(times[(times.len() - 1) * per_mille / 1000]);
         println!(
-            "| {what} ({reloads} reloads) | {} | {:.2} ms | {:.2} ms | {:.2} ms | {:.2} ms | {} |",
+            "| {what} ({reloads} reloads) | {} | {:.2} ms | {:.2} ms | {:.2} ms | {:.2} ms | {:.1} in 1,000 |",
             times.len(),
             at(500),
             at(990),
             at(999),
             at(1000),
-            times.iter().filter(|time| **time > Duration::from_millis(1)).count()
+            1e3 * times.iter().filter(|time| **time > Duration::from_millis(1)).count() as f64 / times.len() as f64
         );
+    }
+}
+
+struct Situation {
+    what: &'static str,
+    /// The database as it is, and changed.
+    versions: Option<[PathBuf; 2]>,
+    times: Vec<Duration>,
+    reloads: usize,
+}
+
+impl Situation {
+    fn take_turn(&mut self, world: &World, daemon: &Running) {
+        let over = AtomicBool::new(false);
+        let Self { versions, times, reloads, .. } = self;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while let Some(versions) = versions.as_ref().filter(|_| !over.load(Ordering::SeqCst)) {
+                    *reloads += 1;
+                    world.replace(&versions[*reloads % 2]);
+                    let answer = xtask::lab::post(&world.admin(), "/api/v1/reload", "{}").unwrap();
+                    assert_eq!(answer.code, 200, "{}", answer.body);
+                }
+            });
+            let started = Instant::now();
+            while started.elapsed() < TURN {
+                let since = Instant::now();
+                daemon.visit(|| ()).unwrap();
+                times.push(since.elapsed());
+                std::thread::sleep(Duration::from_micros(500));
+            }
+            over.store(true, Ordering::SeqCst);
+        });
     }
 }
 
@@ -152,13 +176,11 @@ impl World {
     }
 
     /// The database as it is, and changed.
-    fn versions(&self, change: &str) -> [PathBuf; 2] {
-        ["one", "other"].map(|name| {
-            let version = self.path.with_file_name(name);
-            // It may be a link to the database, which a copy would then empty.
-            let _ = std::fs::remove_file(&version);
+    fn versions(&self, name: &str, change: &str) -> [PathBuf; 2] {
+        [false, true].map(|is_changed| {
+            let version = self.path.with_file_name(format!("{name}-{is_changed}"));
             std::fs::copy(&self.path, &version).unwrap();
-            if name == "other" {
+            if is_changed {
                 rusqlite::Connection::open(&version).unwrap().execute_batch(change).unwrap();
             }
             version
@@ -171,26 +193,40 @@ impl World {
         std::fs::rename(&link, &self.path).unwrap();
     }
 
-    fn start(&self, settings: &[(&str, &str)]) -> (Running, Duration) {
+    fn admin(&self) -> PathBuf {
+        self.path.with_file_name("admin.sock")
+    }
+
+    fn start(&self, settings: &[(&str, &str)]) -> (Running, Start) {
         let mut command = Command::new(BINARY);
         command.args(["run", "--app", "web", "--access-log", "false", "--log-level", "error", "--listen-addr"]);
         command.arg(format!("127.0.0.1:{}", self.port)).arg("--db-path").arg(&self.path);
-        command.arg("--admin-socket").arg(self.path.with_file_name("admin.sock"));
+        command.arg("--admin-socket").arg(self.admin());
         for (name, value) in settings {
             command.arg(format!("--{}", name.replace('_', "-"))).arg(value);
         }
         let started = Instant::now();
         let running = Running { child: command.spawn().unwrap(), port: self.port };
-        while running.visit().is_err() {
+        let mut open = None;
+        while running.visit(|| _ = open.get_or_insert_with(|| started.elapsed())).is_err() {
             std::thread::sleep(Duration::from_micros(200));
         }
-        (running, started.elapsed())
+        (running, Start { open: open.unwrap(), served: started.elapsed() })
     }
 }
 
+/// How long after the start of the process.
+struct Start {
+    /// The first connection was open.
+    open: Duration,
+    /// The first client was connected to its backend.
+    served: Duration,
+}
+
 impl Running {
-    fn visit(&self) -> std::io::Result<()> {
+    fn visit(&self, connected: impl FnOnce()) -> std::io::Result<()> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        connected();
         let mut name = Vec::new();
         stream.read_to_end(&mut name)?;
         if name == b"web-1\n" { Ok(()) } else { Err(std::io::Error::other("another backend")) }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::bench::Bench;
 use common::{NETWORK, Over, PORT, SOON, World, eventually};
-use xtask::lab::Ns;
+use xtask::lab::{Daemon, Ns};
 use xtask::load::{Behaviour, Load, Manner, Visit};
 
 const STORM: Duration = Duration::from_secs(60);
@@ -150,4 +150,43 @@ fn a_hundred_thousand_backends_are_reloaded_and_nobody_notices() {
     names.sort_unstable();
     assert_eq!(names, ["x1", "x2", "x3", "x4", "x5"]);
     held.into_iter().for_each(|visit| visit.finish().unwrap());
+}
+
+/// What the thread's `/proc/…/sched` says under a name; `None` where this kernel says nothing.
+fn of_thread(daemon: &Daemon, name: &str, what: &str) -> Option<u64> {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+    let mut threads = threads.map(|thread| thread.unwrap().path());
+    let is_it =
+        |path: &std::path::PathBuf| std::fs::read_to_string(path.join("comm")).is_ok_and(|found| found.trim() == name);
+    let thread = threads.find(is_it).unwrap_or_else(|| panic!("no thread {name}"));
+    let said = std::fs::read_to_string(thread.join("sched")).ok()?;
+    let (_, value) = said.lines().filter_map(|line| line.split_once(':')).find(|(found, _)| found.trim() == what)?;
+    value.trim().parse().ok()
+}
+
+/// Who reloads gives way to workers: see `domain/courtesy.rs`. How long they wait all the same is for the benchmark.
+#[test]
+fn threads_that_can_wait_have_a_low_priority_and_a_short_slice() {
+    let test = "threads_that_can_wait_have_a_low_priority_and_a_short_slice";
+    let Some(world) = World::new(NETWORK, test) else { return };
+    let daemon = world.daemon(&[("app", "web")]);
+    let (usual, low) = (120, 130);
+    for name in ["edge-reload", "edge-listeners"] {
+        assert_eq!(of_thread(&daemon, name, "prio").unwrap_or(low), low, "{name}");
+        // Since Linux 6.12 in ns; some ms where nobody has asked for another one, and in older ones for all.
+        if let (Some(slice), Some(of_worker)) =
+            (of_thread(&daemon, name, "se.slice"), of_thread(&daemon, "edge-worker-0", "se.slice"))
+        {
+            let is_old = slice == of_worker && !has_slices();
+            assert!(is_old || slice == 100_000, "{name}: {slice}, a worker's {of_worker}");
+        }
+    }
+    assert_eq!(of_thread(&daemon, "edge-worker-0", "prio").unwrap_or(usual), usual);
+}
+
+/// Whether threads can ask for slices of another length.
+fn has_slices() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(12))
 }

@@ -14,7 +14,7 @@ pub use self::intake::LostTable;
 use self::intake::{Intake, Memory};
 pub use self::word::Words;
 use super::health::Untold;
-use crate::domain::{Backend, BackendId, Lobby, RawBackend, RawRouting, Snapshot, Transition, World};
+use crate::domain::{Backend, BackendId, Courtesy, Lobby, RawBackend, RawRouting, Snapshot, Transition, World};
 
 /// Holds the snapshot that routes. Readers never wait; a new snapshot takes the place of the old one at once.
 #[derive(Debug)]
@@ -186,7 +186,9 @@ impl RoutingTable {
         self.current.store(Arc::clone(&snapshot));
         // Only now: what is still said of the former one is not taken for the new one's any more.
         forget_changed(&last, &snapshot, &self.untold);
+        let mut courtesy = Courtesy::among_many();
         for (was, is) in kept(&last, &snapshot) {
+            courtesy.pass();
             report.words.hear(was, is);
             report.put_back.extend(is_put_back(was, is).then(|| is.id.clone()));
         }
@@ -233,6 +235,7 @@ fn forget_changed(last: &Snapshot, now: &Snapshot, untold: &Untold) {
     if last.generation() == 0 {
         return;
     }
+    let mut courtesy = Courtesy::among_many();
     for app in now.apps() {
         let before = last.app(app.name());
         // What was taken over as it is has not changed.
@@ -240,6 +243,7 @@ fn forget_changed(last: &Snapshot, now: &Snapshot, untold: &Untold) {
             continue;
         }
         for backend in app.backends() {
+            courtesy.pass();
             let was = before.and_then(|app| app.backend(&backend.id));
             if was.is_none_or(|was| was.addr != backend.addr) {
                 // In this order: what the former address says after it was forgotten must not count.

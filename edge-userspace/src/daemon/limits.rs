@@ -38,11 +38,35 @@ pub(crate) fn connections(settings: &Settings) -> usize {
     of_files(files - pipes).max(1)
 }
 
+/// How long a thread that can wait may use the processor before it is asked to leave it: the least that Linux takes.
+const SLICE: Duration = Duration::from_micros(100);
+
 /// Makes room for the calling thread's betters: connections are served before anything that can wait. Where all cores
-/// are busy it still gets a tenth of what a worker gets.
+/// are busy it still gets a tenth of what a worker gets. Threads that it starts are the same.
 pub(crate) fn yield_to_workers() {
     // Only ever lowers the priority, which needs no privilege; of this thread alone, as Linux has it.
-    let _ = rustix::process::nice(10);
+    if let Ok(nice) = rustix::process::nice(10) {
+        shorten_slice(nice);
+    }
+}
+
+/// Has the scheduler ask for the processor after [`SLICE`] instead of some 3 ms. Whoever gives way (`Courtesy`) forfeits the
+/// rest of its slice, and with long ones a reload would starve on busy cores: 17 s for 100,000 backends instead of 3.
+///
+/// `sched_setattr(2)`: `sched_runtime` is a slice since Linux 6.12; older ones take it for nothing. Needs no privilege.
+fn shorten_slice(nice: i32) {
+    let attr = libc::sched_attr {
+        size: size_of::<libc::sched_attr>() as u32,
+        sched_policy: libc::SCHED_OTHER as u32,
+        sched_flags: 0,
+        sched_nice: nice,
+        sched_priority: 0,
+        sched_runtime: SLICE.as_nanos() as u64,
+        sched_deadline: 0,
+        sched_period: 0,
+    };
+    // SAFETY: the kernel reads `size` bytes of `attr`, which lives until the call returns; 0 is the calling thread.
+    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) };
 }
 
 /// Health checks at once, and as many trials of ejected backends: as configured, but not more than a sixteenth of what may be open.

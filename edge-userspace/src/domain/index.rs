@@ -10,8 +10,8 @@ use super::nearest::Nearest;
 use super::random::spread;
 use super::room::{Room, Seat, Trust};
 use super::{
-    AccessList, AppName, AppQueue, AppSpec, Backend, BackendId, BackendLoad, CheckSpec, Endpoints, Limits, Lobby,
-    Overrides, Region, Regions, Selection,
+    AccessList, AppName, AppQueue, AppSpec, Backend, BackendId, BackendLoad, CheckSpec, Courtesy, Endpoints, Limits,
+    Lobby, Overrides, Region, Regions, Selection,
 };
 
 /// One immutable, validated, indexed view of the routing database.
@@ -58,7 +58,9 @@ impl Snapshot {
     fn made(generation: u64, backends: Vec<Arc<Backend>>, world: World, last: Option<&Self>) -> Self {
         let many = backends.len() >= SHARED_WORK;
         let mut by_app: HashMap<AppName, Vec<Arc<Backend>>, foldhash::fast::RandomState> = HashMap::default();
+        let mut courtesy = Courtesy::among_many();
         for backend in backends {
+            courtesy.pass();
             match by_app.get_mut(&backend.app) {
                 Some(backends) => backends.push(backend),
                 None => _ = by_app.insert(backend.app.clone(), vec![backend]),
@@ -151,6 +153,23 @@ impl Snapshot {
     }
 }
 
+impl Drop for Snapshot {
+    /// The thread that does it frees what may be 100,000 backends.
+    fn drop(&mut self) {
+        let mut courtesy = Courtesy::among_few();
+        std::mem::take(&mut self.apps).into_values().for_each(|_| courtesy.pass());
+    }
+}
+
+impl Drop for AppIndex {
+    fn drop(&mut self) {
+        let mut courtesy = Courtesy::among_many();
+        let groups = self.groups.iter_mut().chain(&mut self.unplaced).chain(&mut self.everywhere);
+        groups.flat_map(|group| std::mem::take(&mut group.members)).for_each(|_| courtesy.pass());
+        std::mem::take(&mut self.backends).into_iter().for_each(|_| courtesy.pass());
+    }
+}
+
 /// From so many backends on, two threads make the indexes of a snapshot.
 const SHARED_WORK: usize = 2_000;
 
@@ -162,7 +181,10 @@ fn made_by_two<T: Send, K: Ord + Send, V: Send>(
 ) -> BTreeMap<K, V> {
     let queue = Mutex::new(items);
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let work = || std::iter::from_fn(next).map(&make).collect::<Vec<_>>();
+    let work = || {
+        let mut courtesy = Courtesy::among_few();
+        std::iter::from_fn(next).inspect(|_| courtesy.pass()).map(&make).collect::<Vec<_>>()
+    };
     std::thread::scope(|scope| {
         let start = || std::thread::Builder::new().name("edge-index".into()).spawn_scoped(scope, work).ok();
         let other = worth_it.then(start).flatten();
@@ -195,7 +217,9 @@ pub struct AppIndex {
 impl AppIndex {
     fn new(spec: AppSpec, backends: Vec<Arc<Backend>>, world: &World, generation: u64) -> Self {
         let (regions, queue) = (&world.regions, world.lobby.queue(&spec.name));
-        let by_id = backends.iter().enumerate().map(|(at, backend)| (backend.id.clone(), at)).collect();
+        let mut courtesy = Courtesy::among_many();
+        let each = backends.iter().enumerate().inspect(|_| courtesy.pass());
+        let by_id = each.map(|(at, backend)| (backend.id.clone(), at)).collect();
         let mut by_region: BTreeMap<&Region, Vec<usize>> = BTreeMap::new();
         for (at, backend) in backends.iter().enumerate().filter(|(_, backend)| backend.closed_to_new().is_none()) {
             by_region.entry(&backend.region).or_default().push(at);
@@ -226,7 +250,8 @@ impl AppIndex {
         let by_rtt = everywhere.as_ref().filter(|_| spec.selection == Selection::NearestRtt);
         let nearest = by_rtt.map(Nearest::of);
         // Those without a seat, too: they lose the ones they had.
-        backends.iter().zip(seats).for_each(|(backend, seats)| backend.load.seat(seats, &queue));
+        let each = backends.iter().zip(seats).inspect(|_| courtesy.pass());
+        each.for_each(|(backend, seats)| backend.load.seat(seats, &queue));
         let mut index = Self { spec, queue, backends, by_id, groups, unplaced, everywhere, nearest, checks: false };
         index.checks = index.backends.iter().any(|backend| index.check_of(backend).is_some());
         index
@@ -363,9 +388,12 @@ impl Group {
         seats: &mut [Vec<Seat>],
         (regions, seed): (&Regions, u64),
     ) -> Self {
-        let chosen: Vec<Member> = members.iter().filter_map(|at| backends.get(*at)).map(Member::new).collect();
+        let mut courtesy = Courtesy::among_many();
+        let backends = members.iter().inspect(|_| courtesy.pass()).filter_map(|at| backends.get(*at));
+        let chosen: Vec<Member> = backends.map(Member::new).collect();
         let room = Arc::new(Room::new(chosen.iter().map(|member| member.weight).collect()));
         for (at, (member, of)) in chosen.iter().zip(members).enumerate() {
+            courtesy.pass();
             let seat = Seat { room: Arc::clone(&room), at, limits: member.limits };
             seats.get_mut(*of).into_iter().for_each(|seats| seats.push(seat.clone()));
         }

@@ -11,6 +11,7 @@ mod backend;
 mod check;
 mod connection_id;
 mod country;
+mod courtesy;
 mod endpoints;
 mod forwarding;
 mod greeting;
@@ -53,6 +54,7 @@ pub use check::{
 };
 pub use connection_id::{ConnectionId, Instance};
 pub use country::{CountryCode, CountryError};
+pub use courtesy::Courtesy;
 pub use endpoints::{Endpoint, Endpoints};
 pub use forwarding::{Fallback, ForwarderKind, Step, Why};
 pub use greeting::{Greeting, HelloError};

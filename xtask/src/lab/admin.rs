@@ -23,7 +23,7 @@ pub(super) fn get(socket: &Path, path: &str) -> Result<Answer> {
 }
 
 /// `POST path` with a JSON body, which may be empty.
-pub(super) fn post(socket: &Path, path: &str, body: &str) -> Result<Answer> {
+pub fn post(socket: &Path, path: &str, body: &str) -> Result<Answer> {
     request(socket, "POST", path, body)
 }
 

@@ -33,7 +33,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub use address::{BRAZIL, COUNTRIES, Country, GERMANY, JAPAN, SOUTH_AFRICA, UNITED_STATES};
-pub use admin::Answer;
+pub use admin::{Answer, post};
 pub use cgroup::Cgroups;
 pub use daemon::{Config, Daemon, Status};
 pub use delay::Delay;

@@ -14,9 +14,9 @@ use self::table::Table;
 use self::together::{Apart, Count, Spots};
 use super::ReloadReport;
 use crate::domain::{
-    AccessList, AccessRule, AppName, AppSpec, Backend, BackendId, BackendLoad, BackendSpec, Endpoints, GeoOverride,
-    ListenerId, ListenerSpec, Overrides, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion,
-    RawRouting, RawRow as _, RawValue, Region, RegionSpec, Regions, RowError, RuleId, SlotPool,
+    AccessList, AccessRule, AppName, AppSpec, Backend, BackendId, BackendLoad, BackendSpec, Courtesy, Endpoints,
+    GeoOverride, ListenerId, ListenerSpec, Overrides, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener,
+    RawRegion, RawRouting, RawRow as _, RawValue, Region, RegionSpec, Regions, RowError, RuleId, SlotPool,
 };
 
 /// What was accepted last, and what it became.
@@ -98,7 +98,9 @@ impl<'a> Intake<'a> {
 
     /// What was made becomes what was accepted last.
     pub(super) fn accept(self) -> ReloadReport {
+        let mut courtesy = Courtesy::among_many();
         self.memory.backends.retain(|_, known| {
+            courtesy.pass();
             known.current = known.next.take();
             known.current.is_some() || known.load.strong_count() > 0
         });
@@ -128,7 +130,9 @@ impl<'a> Intake<'a> {
 
     /// Takes in some rows more.
     pub(super) fn backends(&mut self, rows: &[RawBackend]) {
+        let mut courtesy = Courtesy::among_many();
         for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_deleted()) {
+            courtesy.pass();
             self.alive += 1;
             let fingerprint = self.memory.backends.hasher().hash_one(row);
             let backend = match self.unchanged(row, fingerprint) {

@@ -4,7 +4,7 @@
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::domain::{RawBackend, RawRouting, RawRow, RawValue};
+use crate::domain::{Courtesy, RawBackend, RawRouting, RawRow, RawValue};
 
 /// Why the tables can't be read as routing tables.
 #[derive(Debug, thiserror::Error)]
@@ -130,7 +130,9 @@ fn select<R: RawRow>(
     // The first column is the table's key.
     let mut statement = connection.prepare(&format!("SELECT {} FROM {} ORDER BY 1", list.join(", "), R::TABLE))?;
     let mut rows = statement.query([])?;
+    let mut courtesy = Courtesy::among_many();
     while let Some(row) = rows.next()? {
+        courtesy.pass();
         let mut at = 0..;
         take(R::from_values(|| value(row, at.next().unwrap_or_default()))?);
     }
