@@ -59,6 +59,9 @@ CREATE TABLE apps (
     -- How a backend is chosen among those of one region: by load and weight, by a consistent hash of the client, or by
     -- measured round-trip time.
     selection TEXT DEFAULT 'least_load' CHECK (selection IN ('least_load', 'maglev', 'nearest_rtt')),
+    -- Which region is next where the client's and this POP's have no room: by position, or by measured round-trip time
+    -- from this POP, while all regions of the app have one.
+    next_region TEXT DEFAULT 'position' CHECK (next_region IN ('position', 'rtt')),
     -- Whether a client comes back to its backend: until that is at its hard limit, at its soft limit, or not at all.
     -- NULL: strict, with maglev none.
     affinity  TEXT CHECK (affinity IN ('strict', 'soft', 'none')),

@@ -191,3 +191,39 @@ fn a_client_that_measures_a_way_is_not_bound_to_it() {
     }
     assert_ne!(served(&world, &daemon, client).1, "affinity");
 }
+
+/// The order of the other regions by time, where the app wants it: `us` is nearer by position, and its way is longer.
+#[test]
+fn the_next_region_is_the_nearest_by_measured_time_where_the_app_wants_it() {
+    let Some(world) = World::new(NETWORK, "the_next_region_is_the_nearest_by_measured_time_where_the_app_wants_it")
+    else {
+        return;
+    };
+    let mut delay = world.lab.delay(FAR).unwrap();
+    delay.only(world.lab.backend(1)).unwrap();
+    let limited = |region: &'static str| move |row: common::Row| row.region(region).limits(1, 1);
+    let _us = world.backend(1, Manner::Echo, limited("us"));
+    let _eu = world.backend(2, Manner::Echo, limited("eu"));
+    world.database.execute("INSERT INTO apps (name, affinity) VALUES ('web', 'none')");
+    let daemon = world.daemon(&[("region", "sa")]);
+    let by = || explained(&daemon)["next_region"].as_str().unwrap().to_owned();
+    let nearest = |backend: &str| (backend.to_owned(), "nearest_region".to_owned());
+    assert_eq!((next(&daemon), by()), (nearest("b1"), "position".to_owned()));
+
+    let set = |next: &str| world.database.execute(&format!("UPDATE apps SET next_region = '{next}'"));
+    set("rtt");
+    world.database.execute("UPDATE backends SET health_check = 'tcp interval=200ms'");
+    eventually("both ways are measured", || rtt(&daemon, "b1").is_some_and(|ms| ms > 20.0) && by() == "rtt");
+    assert_eq!(next(&daemon), nearest("b2"));
+    let candidates = explained(&daemon)["candidates"].as_array().unwrap().clone();
+    assert_eq!((&candidates[0]["id"], &candidates[1]["id"]), (&"b2".into(), &"b1".into()), "{candidates:#?}");
+    assert_eq!(served(&world, &daemon, 1), nearest("b2"));
+    // Its capacity counts as ever.
+    let held = world.visit(2, daemon.addr()).unwrap();
+    assert_eq!((held.backend.as_str(), served(&world, &daemon, 3)), ("b2", nearest("b1")));
+    held.finish().unwrap();
+
+    set("position");
+    eventually("the position counts again", || by() == "position");
+    assert_eq!(served(&world, &daemon, 4), nearest("b1"));
+}

@@ -60,6 +60,9 @@ pub struct Explanation {
     /// How the app's backends are chosen: `least_load`, `maglev`, `nearest_rtt`.
     #[serde(default)]
     pub selection: Option<String>,
+    /// By what the regions go now that are neither the client's nor this POP's: `position` or `rtt`.
+    #[serde(default)]
+    pub next_region: Option<String>,
     /// Generation of the routing snapshot that was asked.
     pub generation: u64,
     /// The backend the client is bound to, and why the binding yields if it does.
@@ -217,6 +220,7 @@ impl Explanation {
 
     fn take_over(&mut self, plan: Plan) {
         self.selection = Some(plan.selection.to_string());
+        self.next_region = Some(plan.next_region.to_string());
         self.bound = plan.bound.map(|id| id.to_string());
         self.binding_yielded = plan.binding_yielded.map(|skip| skip.to_string());
         self.winner = plan.winner.map(|id| id.to_string());

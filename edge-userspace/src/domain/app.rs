@@ -20,6 +20,17 @@ pub enum Selection {
     NearestRtt,
 }
 
+/// By what the regions are ordered that are neither the client's nor this POP's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NextRegion {
+    /// Great-circle distance from the client.
+    #[default]
+    Position,
+    /// Measured round-trip time from this POP, while each of the app's regions has one; else position.
+    Rtt,
+}
+
 /// Whether a client comes back to its backend.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -53,6 +64,7 @@ impl Default for QueueRules {
 pub struct AppSpec {
     pub name: AppName,
     pub selection: Selection,
+    pub next_region: NextRegion,
     pub affinity: Affinity,
     pub queue: QueueRules,
     /// How its backends are checked, where they say nothing themselves.
@@ -75,6 +87,7 @@ impl AppSpec {
         Self {
             name,
             selection: Selection::default(),
+            next_region: NextRegion::default(),
             affinity: Affinity::default(),
             queue: QueueRules::default(),
             health_check: None,
@@ -87,6 +100,8 @@ impl AppSpec {
 pub enum AppError {
     #[error("selection {0:?} is unknown: use least_load, maglev or nearest_rtt")]
     Selection(String),
+    #[error("next_region {0:?} is unknown: use position or rtt")]
+    NextRegion(String),
     #[error("affinity {0:?} is unknown: use strict, soft or none")]
     Affinity(String),
 }
@@ -104,6 +119,22 @@ impl Selection {
             Self::LeastLoad => "least_load",
             Self::Maglev => "maglev",
             Self::NearestRtt => "nearest_rtt",
+        }
+    }
+}
+
+impl NextRegion {
+    pub const ALL: [Self; 2] = [Self::Position, Self::Rtt];
+
+    pub fn parse(text: &str) -> Result<Self, AppError> {
+        let found = Self::ALL.into_iter().find(|next| next.as_str() == text);
+        found.ok_or_else(|| AppError::NextRegion(text.chars().take(60).collect()))
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Position => "position",
+            Self::Rtt => "rtt",
         }
     }
 }
@@ -131,6 +162,12 @@ impl Affinity {
 }
 
 impl fmt::Display for Selection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl fmt::Display for NextRegion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }

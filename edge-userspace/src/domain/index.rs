@@ -5,13 +5,14 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::elsewhere::RegionTimes;
 use super::maglev::{Entrant, Maglev};
 use super::nearest::Nearest;
 use super::random::spread;
 use super::room::{Room, Seat, Trust};
 use super::{
     AccessList, AppName, AppQueue, AppSpec, Backend, BackendId, BackendLoad, CheckSpec, Courtesy, Endpoints, Limits,
-    Lobby, Overrides, Region, Regions, Selection,
+    Lobby, NextRegion, Overrides, Region, Regions, Selection,
 };
 
 /// One immutable, validated, indexed view of the routing database.
@@ -210,6 +211,8 @@ pub struct AppIndex {
     everywhere: Option<Group>,
     /// Who of `everywhere` is near, in apps that choose by measured times.
     nearest: Option<Nearest>,
+    /// How near the regions are, in apps in which the next one goes by measured times.
+    region_times: Option<RegionTimes>,
     /// Whether any of the backends is checked.
     checks: bool,
 }
@@ -249,10 +252,12 @@ impl AppIndex {
         }
         let by_rtt = everywhere.as_ref().filter(|_| spec.selection == Selection::NearestRtt);
         let nearest = by_rtt.map(Nearest::of);
+        let region_times = (spec.next_region == NextRegion::Rtt).then(|| RegionTimes::of(&groups));
         // Those without a seat, too: they lose the ones they had.
         let each = backends.iter().zip(seats).inspect(|_| courtesy.pass());
         each.for_each(|(backend, seats)| backend.load.seat(seats, &queue));
-        let mut index = Self { spec, queue, backends, by_id, groups, unplaced, everywhere, nearest, checks: false };
+        let mut index =
+            Self { spec, queue, backends, by_id, groups, unplaced, everywhere, nearest, region_times, checks: false };
         index.checks = index.backends.iter().any(|backend| index.check_of(backend).is_some());
         index
     }
@@ -286,10 +291,14 @@ impl AppIndex {
         self.nearest.as_ref()
     }
 
-    /// Ranks the backends by the round-trip times known at `now`, where the app wants it. To be called about once a
+    pub(super) fn region_times(&self) -> Option<&RegionTimes> {
+        self.region_times.as_ref()
+    }
+
+    /// Ranks backends and regions by the round-trip times known at `now`, where the app wants it. To be called about once a
     /// second, off the data path.
     pub fn rank(&self, now: Instant) {
-        if self.spec.selection != Selection::NearestRtt {
+        if self.spec.selection != Selection::NearestRtt && self.region_times.is_none() {
             return;
         }
         // Of those that take no clients at the moment, too: they may be back before the next ranking.
@@ -297,6 +306,7 @@ impl AppIndex {
         if let (Some(nearest), Some(group)) = (&self.nearest, &self.everywhere) {
             nearest.rank(group, now);
         }
+        self.region_times.iter().for_each(|times| times.rank(&self.groups));
     }
 
     /// All backends of the app, whatever their state.
@@ -335,8 +345,12 @@ impl AppIndex {
     }
 
     pub(super) fn group(&self, region: &Region) -> Option<&Group> {
-        let at = self.groups.binary_search_by(|group| group.region.as_ref().cmp(&Some(region))).ok()?;
-        self.groups.get(at)
+        self.groups.get(self.group_at(region)?)
+    }
+
+    /// The place of a region's group.
+    pub(super) fn group_at(&self, region: &Region) -> Option<usize> {
+        self.groups.binary_search_by(|group| group.region.as_ref().cmp(&Some(region))).ok()
     }
 
     pub(super) fn groups(&self) -> &[Group] {

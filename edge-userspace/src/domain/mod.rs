@@ -12,6 +12,7 @@ mod check;
 mod connection_id;
 mod country;
 mod courtesy;
+mod elsewhere;
 mod endpoints;
 mod forwarding;
 mod greeting;
@@ -44,7 +45,7 @@ mod tried;
 pub use acl::{Access, AccessError, AccessList, AccessRule};
 pub use addr::{AddrError, BackendAddr, ClientAddr};
 pub use affinity::{AffinityPrefix, BindingKey, ClientPrefix, PrefixError};
-pub use app::{Affinity, AppError, AppSpec, QueueRules, Selection};
+pub use app::{Affinity, AppError, AppSpec, NextRegion, QueueRules, Selection};
 pub use backend::{
     Backend, BackendSpec, BackendState, DEFAULT_SOFT_LIMIT, LimitError, Limits, Skip, StateError, Weight,
 };

@@ -21,6 +21,11 @@ use super::{AppIndex, PickReason, Request};
 const NEAR_PART: u32 = 4;
 const NEAR_ANYWAY: Duration = Duration::from_millis(1);
 
+/// Up to here times are the same as the `nearest`.
+pub(super) fn as_near_as(nearest: Duration) -> Duration {
+    nearest + NEAR_ANYWAY.max(nearest / NEAR_PART)
+}
+
 /// What was not measured for so long is measured again.
 const STALE: Duration = Duration::from_secs(60);
 
@@ -124,7 +129,7 @@ impl Ranking {
     /// Members from `first` on that are as near as it is: the place behind the last one.
     fn equals(&self, first: usize) -> usize {
         let Some(best) = self.ranked.get(first) else { return first };
-        let limit = best.rtt + NEAR_ANYWAY.max(best.rtt / NEAR_PART);
+        let limit = as_near_as(best.rtt);
         self.ranked.partition_point(|ranked| ranked.rtt <= limit)
     }
 

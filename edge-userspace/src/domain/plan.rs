@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::elsewhere::origin;
 use super::group::Draw;
 use super::maglev::ClientHash;
-use super::select::{choose, distrusted, honoured, origin, why_none};
+use super::select::{choose, distrusted, honoured, why_none};
 use super::{
-    AppIndex, AppName, Backend, BackendAddr, BackendId, BackendState, CountryCode, NoBackend, Phase, PickReason,
-    RandomSource, Region, Regions, Request, Selection, Skip, Tried, Weight,
+    AppIndex, AppName, Backend, BackendAddr, BackendId, BackendState, CountryCode, NextRegion, NoBackend, Phase,
+    PickReason, RandomSource, Region, Regions, Request, Selection, Skip, Tried, Weight,
 };
 
 /// Load never outranks geography: its part of the score stays below the 100 that part two regions.
@@ -20,6 +21,8 @@ pub struct Plan {
     pub app: AppName,
     /// How the app's backends are chosen.
     pub selection: Selection,
+    /// By what the regions go now that are neither the client's nor this POP's.
+    pub next_region: NextRegion,
     pub client_region: Option<Region>,
     pub pop_region: Region,
     /// The binding of the client, and why it yields if it does.
@@ -54,6 +57,8 @@ pub struct PlanEntry {
     pub active: u32,
     /// 0 the client's region, 1 this POP's, 2 elsewhere.
     pub region_score: u8,
+    /// Of its region by measured time, 0 the nearest; 0 for all where times don't count.
+    pub region_place: u32,
     /// From the client (or its region, or this POP's) to the backend's region, where both have a position.
     pub distance_km: Option<f64>,
     /// Connections ÷ soft limit.
@@ -91,6 +96,7 @@ pub fn explain(
     Plan {
         app: app.name().clone(),
         selection: app.spec().selection,
+        next_region: if app.goes_by_time() { NextRegion::Rtt } else { NextRegion::Position },
         client_region: request.client_region.cloned(),
         pop_region: request.pop_region.clone(),
         bound: request.bound.cloned(),
@@ -130,15 +136,20 @@ fn order_of_attempts(
 }
 
 /// Sort key: the order in which [`pick`](super::pick) considers backends.
-fn rank(entry: &PlanEntry) -> (bool, u8, bool, f64, f64) {
-    let distance = if entry.region_score < 2 { 0.0 } else { entry.distance_km.unwrap_or(f64::INFINITY) };
-    (entry.skip.is_some(), entry.region_score, entry.over_soft, distance, entry.score)
+fn rank(entry: &PlanEntry) -> Rank {
+    let (place, distance) = match entry.region_score {
+        2 => (entry.region_place, entry.distance_km.unwrap_or(f64::INFINITY)),
+        _ => (0, 0.0),
+    };
+    (entry.skip.is_some(), entry.region_score, entry.over_soft, place, distance, entry.score)
 }
 
+type Rank = (bool, u8, bool, u32, f64, f64);
+
 /// The same in apps that choose by measured time; those that are not measured come after.
-fn rank_by_rtt(entry: &PlanEntry) -> (bool, u8, bool, f64, f64) {
-    let (skip, _, over_soft, _, score) = rank(entry);
-    (skip, 0, over_soft, entry.rtt.map_or(f64::INFINITY, |rtt| rtt.as_secs_f64()), score)
+fn rank_by_rtt(entry: &PlanEntry) -> Rank {
+    let (skip, _, over_soft, _, _, score) = rank(entry);
+    (skip, 0, over_soft, 0, entry.rtt.map_or(f64::INFINITY, |rtt| rtt.as_secs_f64()), score)
 }
 
 fn entry(app: &AppIndex, backend: &Arc<Backend>, regions: &Regions, request: &Request<'_>, tried: &Tried) -> PlanEntry {
@@ -157,6 +168,7 @@ fn entry(app: &AppIndex, backend: &Arc<Backend>, regions: &Regions, request: &Re
         hard_limit: backend.limits.hard(),
         active,
         region_score,
+        region_place: app.group_at(&backend.region).map_or(0, |group| app.place_by_time(group)),
         distance_km: distance(&backend.region, regions, request),
         load_factor: backend.limits.load_factor(active),
         score: f64::from(region_score) * 100.0 + load_score,

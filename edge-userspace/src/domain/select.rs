@@ -20,15 +20,15 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::elsewhere::elsewhere;
 use super::group::{Draw, best, last_resort};
 use super::health::Distrust;
-use super::index::{Group, Member};
+use super::index::Member;
 use super::maglev::ClientHash;
 use super::nearest::nearest;
 use super::room::Standing;
 use super::{
-    Affinity, AppIndex, Backend, BackendId, ClientPrefix, Origin, Permit, Position, RandomSource, Region, Regions,
-    Skip, Tried,
+    Affinity, AppIndex, Backend, BackendId, ClientPrefix, Permit, Position, RandomSource, Region, Regions, Skip, Tried,
 };
 
 /// What is known about a connection before a backend is chosen.
@@ -243,7 +243,7 @@ pub fn nothing_to_wait_for(app: &AppIndex, request: &Request<'_>, tried: &Tried)
     (why != NoBackend::AllFull && !is_bound()).then_some(why)
 }
 
-type Choice<'a> = (&'a Member, PickReason);
+pub(super) type Choice<'a> = (&'a Member, PickReason);
 
 /// The member that should get the connection now. Reserves nothing.
 pub(super) fn choose<'a>(
@@ -288,65 +288,6 @@ fn distrusted_one<'a>(app: &'a AppIndex, request: &Request<'_>, draw: &mut Draw<
     }
     let member = if app.fails_open() { nearest(Standing::Down)? } else { return None };
     Some((member, PickReason::FailOpen))
-}
-
-/// The nearest group with a member below its soft limit, else the nearest with any.
-fn elsewhere<'a>(
-    app: &'a AppIndex,
-    regions: &Regions,
-    request: &Request<'_>,
-    draw: &mut Draw<'_>,
-) -> Option<Choice<'a>> {
-    let Some(from) = origin(regions, request) else {
-        let (member, _) = best(app.everywhere()?, draw)?;
-        return Some((member, PickReason::Elsewhere));
-    };
-    let mut over_soft = None;
-    // Those of the client's and this POP's region were found to have no room.
-    let elsewhere = |group: &&Group| {
-        let region = group.region.as_ref();
-        region != request.client_region && region != Some(request.pop_region)
-    };
-    let near_first = ByDistance { app, regions, from, last: None }.filter(elsewhere);
-    let placed = near_first.map(|group| (group, PickReason::NearestRegion));
-    for (group, reason) in placed.chain(app.unplaced().map(|group| (group, PickReason::Elsewhere))) {
-        match best(group, draw) {
-            Some((member, Standing::BelowSoft)) => return Some((member, reason)),
-            Some((member, _)) => over_soft = over_soft.or(Some((member, reason))),
-            None => {}
-        }
-    }
-    over_soft
-}
-
-/// What distances are measured from: the client itself, else its region, or this POP's where that has no position.
-pub(super) fn origin(regions: &Regions, request: &Request<'_>) -> Option<Origin> {
-    let place = |region| regions.index_of(region).filter(|at| regions.has_position(*at)).map(Origin::Region);
-    let client = request.client_position.map(Origin::Position);
-    client.or_else(|| request.client_region.and_then(place)).or_else(|| place(request.pop_region))
-}
-
-/// Groups with a position, nearest first, without allocating: apps have few regions.
-struct ByDistance<'a, 'r> {
-    app: &'a AppIndex,
-    regions: &'r Regions,
-    from: Origin,
-    last: Option<(f64, usize)>,
-}
-
-impl<'a> Iterator for ByDistance<'a, '_> {
-    type Item = &'a Group;
-
-    fn next(&mut self) -> Option<&'a Group> {
-        let after_last = |key: &(f64, usize)| self.last.is_none_or(|last| *key > last);
-        let keys = self.app.groups().iter().enumerate().filter_map(|(at, group)| {
-            let distance = self.regions.distance_at(&self.from, group.place?)?;
-            Some((distance, at))
-        });
-        let next = keys.filter(after_last).min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)))?;
-        self.last = Some(next);
-        self.app.groups().get(next.1)
-    }
 }
 
 #[cfg(test)]

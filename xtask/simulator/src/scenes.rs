@@ -31,10 +31,10 @@ pub fn busy(size: Size, seed: u64) -> World {
     let mut world = World::quiet("busy", seed, seconds(length));
     world.pops = ["sa", "us", "eu", "ap"].map(|name| world.region(name)).to_vec();
     world.apps = vec![
-        App { name: "web", affinity: Affinity::No },
-        App { name: "game", affinity: Affinity::Strict },
-        App { name: "api", affinity: Affinity::No },
-        App { name: "chat", affinity: Affinity::Soft },
+        App { name: "web", affinity: Affinity::No, next_by_rtt: false },
+        App { name: "game", affinity: Affinity::Strict, next_by_rtt: false },
+        App { name: "api", affinity: Affinity::No, next_by_rtt: false },
+        App { name: "chat", affinity: Affinity::Soft, next_by_rtt: false },
     ];
     stock(&mut world);
     let mut dice = Dice::new(seed, 1);
@@ -169,7 +169,7 @@ fn beside(name: &'static str, seed: u64) -> World {
     let mut world = World::quiet(name, seed, Duration::from_secs(300));
     let (eu, us) = (world.region("eu"), world.region("us"));
     world.pops = vec![eu];
-    world.apps = vec![App { name: "web", affinity: Affinity::No }];
+    world.apps = vec![App { name: "web", affinity: Affinity::No, next_by_rtt: false }];
     let like = Row { soft: 200, hard: 300, ..Row::default() };
     world.add_backends(0, eu, 5, &like);
     world.add_backends(0, us, 3, &like);
@@ -213,7 +213,7 @@ pub fn change(leaves: bool, seed: u64) -> World {
     let mut world = World::quiet("change", seed, Duration::from_secs(600));
     let eu = world.region("eu");
     world.pops = vec![eu];
-    world.apps = vec![App { name: "cache", affinity: Affinity::No }];
+    world.apps = vec![App { name: "cache", affinity: Affinity::No, next_by_rtt: false }];
     world.add_backends(0, eu, 10, &Row { soft: 100, hard: 150, ..Row::default() });
     world.backends[4].present = leaves;
     let mut dice = Dice::new(seed, 4);

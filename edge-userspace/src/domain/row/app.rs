@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use super::value::{count_in, flag, optional_text, text};
 use super::{RawValue, RowError, raw_row};
-use crate::domain::{Affinity, AppName, AppSpec, HealthCheck, QueueRules, Selection};
+use crate::domain::{Affinity, AppName, AppSpec, HealthCheck, NextRegion, QueueRules, Selection};
 
 raw_row! {
     /// A row of the table `apps`, not validated.
     RawApp of "apps" {
-        name, selection, affinity, queue_length, queue_timeout_ms, health_check, deleted,
+        name, selection, next_region, affinity, queue_length, queue_timeout_ms, health_check, deleted,
     }
 }
 
@@ -19,7 +19,7 @@ impl RawApp {
         Ok(AppName::parse(text("name", &self.name)?)?)
     }
 
-    /// How the app is to be served. NULL or absent columns mean: selection `least_load`, affinity `strict`
+    /// How the app is to be served. NULL or absent columns mean: selection `least_load`, next region by position, affinity `strict`
     /// (`none` where clients are hashed: a binding would hold them where they were sent when their backend was out),
     /// no queue, no health check.
     pub fn parse(&self) -> Result<AppSpec, RowError> {
@@ -29,6 +29,8 @@ impl RawApp {
         let unsaid = Affinity::default_for(selection);
         Ok(AppSpec {
             selection,
+            next_region: optional_text("next_region", &self.next_region)?
+                .map_or(Ok(default.next_region), NextRegion::parse)?,
             affinity: optional_text("affinity", &self.affinity)?.map_or(Ok(unsaid), Affinity::parse)?,
             queue: self.queue(default.queue)?,
             health_check: optional_text("health_check", &self.health_check)?.map(HealthCheck::parse).transpose()?,

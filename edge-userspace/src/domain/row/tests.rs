@@ -4,7 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::domain::testing::row;
-use crate::domain::{AcceptProxy, Affinity, AppName, AppSpec, BackendState, CountryCode, Position, Selection, Weight};
+use crate::domain::{
+    AcceptProxy, Affinity, AppName, AppSpec, BackendState, CountryCode, NextRegion, Position, Selection, Weight,
+};
 
 fn refused(change: impl FnOnce(&mut RawBackend)) -> String {
     let mut row = row("b", "sa");
@@ -156,6 +158,7 @@ fn apps_have_defaults_and_bad_values_are_named() {
     assert_eq!(spec, AppSpec::new(AppName::parse("web").unwrap()));
     let row = RawApp {
         selection: "maglev".into(),
+        next_region: "rtt".into(),
         affinity: "soft".into(),
         queue_length: 10.into(),
         queue_timeout_ms: 250.into(),
@@ -163,11 +166,13 @@ fn apps_have_defaults_and_bad_values_are_named() {
     };
     let spec = row.parse().unwrap();
     assert_eq!((spec.selection, spec.affinity), (Selection::Maglev, Affinity::Soft));
+    assert_eq!(spec.next_region, NextRegion::Rtt);
     assert_eq!((spec.queue.length, spec.queue.timeout.as_millis()), (10, 250));
     let refused = |row: RawApp| row.parse().unwrap_err().to_string();
     let hashed = RawApp { selection: "maglev".into(), ..RawApp::named("web") };
     assert_eq!(hashed.parse().unwrap().affinity, Affinity::None, "a hash needs no bindings");
     assert!(refused(RawApp { selection: "random".into(), ..row.clone() }).contains("use least_load, maglev"));
+    assert!(refused(RawApp { next_region: "moon".into(), ..row.clone() }).contains("use position or rtt"));
     assert!(refused(RawApp { affinity: "lax".into(), ..row.clone() }).contains("use strict, soft or none"));
     assert!(refused(RawApp { queue_length: "long".into(), ..row }).contains("queue_length is \"long\""));
 }

@@ -285,6 +285,7 @@ fn raw_app(app: &App, selection: Selection, checked: bool) -> RawApp {
     RawApp {
         name: app.name.into(),
         selection: selection.as_str().into(),
+        next_region: if app.next_by_rtt { "rtt".into() } else { RawValue::Null },
         health_check: if checked { "tcp".into() } else { RawValue::Null },
         affinity: match app.affinity {
             Affinity::No => "none".into(),

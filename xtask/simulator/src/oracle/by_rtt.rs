@@ -18,6 +18,11 @@ const NEAR_ANYWAY: f64 = 1000.0;
 /// Of rounding: the daemon has its estimates in steps of 1/64 µs and compares whole ones.
 const ROUNDED: f64 = 5.0;
 
+/// Up to here a time is the same as the `nearest`.
+pub(super) fn as_near_as(nearest: f64) -> f64 {
+    nearest + NEAR_ANYWAY.max(nearest / 4.0) + ROUNDED
+}
+
 /// A backend that is below its hard limit, trusted and untried.
 #[derive(Debug, Clone, Copy)]
 struct Rival {
@@ -69,8 +74,11 @@ impl Options {
         }
         let rivals = self.measured(chosen.over_soft).filter(|(_, one)| one.sure);
         let nearest = rivals.map(|(time, _)| time).fold(time, f64::min);
-        let limit = nearest + NEAR_ANYWAY.max(nearest / 4.0) + ROUNDED;
-        if time <= limit { Ok(()) } else { Err(format!("is {time:.0} µs away, and the nearest {nearest:.0}")) }
+        if time <= as_near_as(nearest) {
+            Ok(())
+        } else {
+            Err(format!("is {time:.0} µs away, and the nearest {nearest:.0}"))
+        }
     }
 
     /// A choice to measure it.

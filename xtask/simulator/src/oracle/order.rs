@@ -4,13 +4,35 @@
 
 use ::edgeproxy::domain::{NoBackend, PickReason, Skip};
 
+use super::by_rtt::as_near_as;
 use super::{Fault, Oracle, is_affinity};
 use crate::candidate::{Ask, Choice};
 use crate::oracle::bindings::Bound;
 use crate::world::{Affinity, Row};
 
-/// Less is better. Kilometres count only between regions that are neither the client's nor the POP's.
-type Rank = (Trust, u8, bool, f64);
+/// Less is better. How far it is counts only between regions that are neither the client's nor the POP's.
+type Rank = (Trust, u8, bool, Far);
+
+#[derive(Debug, Clone, Copy)]
+enum Far {
+    /// As near as any.
+    Not,
+    Km(f64),
+    /// In µs, to the nearest backend of the region.
+    Time(f64),
+}
+
+impl Far {
+    /// Distances that differ by less than a kilometre are the same, and so are times that are as near as each other: which
+    /// of those comes first is left open.
+    fn is_less(self, than: Self) -> bool {
+        match (self, than) {
+            (Self::Km(one), Self::Km(other)) => one + 1.0 < other,
+            (Self::Time(one), Self::Time(other)) => as_near_as(one) < other,
+            _ => false,
+        }
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Trust {
@@ -45,15 +67,28 @@ impl Oracle<'_> {
         let trust = self.trust(at);
         if trust != Trust::Trusted {
             // Nobody asks how near or how busy a last resort is.
-            return (trust, tier, false, 0.0);
+            return (trust, tier, false, Far::Not);
         }
         let place = |region: usize| self.world.regions[region].position;
         let from = client.and_then(place).or_else(|| place(pop));
-        let far = match (tier, from) {
-            (2, Some(from)) => place(row.region).map_or(f64::INFINITY, |to| from.distance_km(to)),
-            _ => 0.0,
+        let far = match (tier, self.time_to(ask.app, row.region), from) {
+            (2, Some(time), _) => Far::Time(time),
+            (2, None, Some(from)) => Far::Km(place(row.region).map_or(f64::INFINITY, |to| from.distance_km(to))),
+            _ => Far::Not,
         };
         (trust, tier, row.is_over_soft(self.counts[at]), far)
+    }
+
+    /// The least time to one of the app's backends in a region, where times say which region is next: while each region
+    /// that has any was measured.
+    fn time_to(&self, app: usize, region: usize) -> Option<f64> {
+        if !self.world.apps[app].next_by_rtt {
+            return None;
+        }
+        let ranking = self.times.of_app(app);
+        let time = |region: usize| ranking.nearest(|at| self.world.backends[at].region == region);
+        let mut regions = ranking.backends().map(|at| self.world.backends[at].region);
+        if regions.all(|region| time(region).is_some()) { time(region) } else { None }
     }
 
     /// The client's backend must have it, if it can.
@@ -126,9 +161,13 @@ impl Oracle<'_> {
             (Trust::Down, ..) => PickReason::FailOpen,
             (_, 0, ..) => PickReason::ClientRegion,
             (_, 1, ..) => PickReason::PopRegion,
-            (_, _, _, far) if far > 0.0 && far.is_finite() => PickReason::NearestRegion,
+            (_, _, _, Far::Time(_)) => PickReason::NearestRegion,
+            (_, _, _, Far::Km(far)) if far > 0.0 && far.is_finite() => PickReason::NearestRegion,
             _ => PickReason::Elsewhere,
         };
+        if matches!(chosen, (.., Far::Time(_))) {
+            *self.seen.entry("next region by time").or_default() += 1;
+        }
         if let Some((rank, rival)) = better {
             let names = (self.name(choice.backend), self.name(rival));
             let words = format!("{} {chosen:?} although there was {} {rank:?} at {:?}", names.0, names.1, ask.now);
@@ -174,8 +213,7 @@ fn is_below_soft((trust, _, over_soft, _): Rank) -> bool {
     trust == Trust::Trusted && !over_soft
 }
 
-/// Distances that differ by less than a kilometre are the same.
 fn less(a: Rank, b: Rank) -> bool {
     let (first, second) = ((a.0, a.1, a.2), (b.0, b.1, b.2));
-    first < second || (first == second && a.3 + 1.0 < b.3)
+    first < second || (first == second && a.3.is_less(b.3))
 }

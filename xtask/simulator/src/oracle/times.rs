@@ -54,6 +54,16 @@ impl Ranking {
         self.members.iter().find(|(member, _)| *member == backend)?.1
     }
 
+    /// The least time to one of the backends for which `is_there` says so.
+    pub(super) fn nearest(&self, is_there: impl Fn(usize) -> bool) -> Option<f64> {
+        let there = self.members.iter().filter(|(member, _)| is_there(*member));
+        there.filter_map(|(_, time)| *time).reduce(f64::min)
+    }
+
+    pub(super) fn backends(&self) -> impl Iterator<Item = usize> {
+        self.members.iter().map(|(member, _)| *member)
+    }
+
     pub(super) fn is_unmeasured(&self, backend: usize) -> bool {
         self.unmeasured.contains(&backend)
     }

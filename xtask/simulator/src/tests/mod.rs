@@ -106,6 +106,9 @@ fn warp(world: &World, kind: Kind, wrong: Wrong) -> Verdict {
     if wrong == Wrong::TrustsTime {
         believed.rules.health.untried = Duration::ZERO;
     }
+    if wrong == Wrong::GoesByPosition {
+        believed.apps.iter_mut().for_each(|app| app.next_by_rtt = false);
+    }
     let make = |pop| -> Box<dyn Candidate + '_> { Box::new(Warped::new(kind, &believed, pop, wrong)) };
     let candidates = (0..world.pops.len()).map(make).collect();
     engine::play(world, kind.patience(world), kind.promises(), candidates).verdict
@@ -164,6 +167,15 @@ fn the_oracle_notices_who_goes_wrong_by_measured_times() {
         let (found, first) = first_said(Kind::NearestRtt, wrong, words);
         assert!(found >= 5, "{wrong:?} gives {first:#?}");
     }
+}
+
+#[test]
+fn the_oracle_notices_who_takes_the_nearest_region_for_the_next() {
+    let by_time = |said: &str| said.contains("Time(") && said.contains("although there was");
+    let worlds = 0..60;
+    let verdicts = worlds.map(|seed| play_warped(seed, Kind::Edgeproxy, Wrong::GoesByPosition));
+    let first: Vec<String> = verdicts.filter_map(|verdict| verdict.words.first().cloned()).collect();
+    assert!(first.iter().filter(|said| by_time(said)).count() >= 5, "{first:#?}");
 }
 
 #[test]
@@ -259,7 +271,7 @@ fn random_worlds_reach_every_corner() {
     let complaints = [Complaint::Refused, Complaint::TimedOut, Complaint::EarlyReset].map(Complaint::as_str);
     let yields = [Skip::Gone, Skip::Drain, Skip::Unhealthy, Skip::AtSoftLimit, Skip::AtHardLimit, Skip::Ejected];
     let yields = yields.map(Skip::as_str);
-    let turns = ["recovered", "checked", "down", "up"];
+    let turns = ["recovered", "checked", "down", "up", "next region by time"];
     let returns = ["back: connected", "back: tried", "back: spared", "back: over", "back: untried"];
     let trials = ["trial accepted", "trial failed", "trial failed and too many are out", "tried in vain"];
     for what in

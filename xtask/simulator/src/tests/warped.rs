@@ -39,6 +39,8 @@ pub(super) enum Wrong {
     SaysRegion,
     /// Says that one that is to be measured is the nearest.
     SaysNearest,
+    /// Takes the region that is next by position, where times say which one is.
+    GoesByPosition,
     /// Tries none of those that were ejected.
     TriesNobody,
     /// Tries one that was not.

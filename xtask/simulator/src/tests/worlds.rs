@@ -45,7 +45,9 @@ pub(super) fn random(knobs: Knobs) -> World {
     world.pops = (0..1 + dice.below(2)).map(|_| dice.below(world.regions.len())).collect();
     let names = ["web", "game", "api"];
     let affinities = [Affinity::No, Affinity::Strict, Affinity::Soft];
-    world.apps = names[..knobs.apps].iter().map(|name| App { name, affinity: affinities[dice.below(3)] }).collect();
+    let mut others = Dice::new(knobs.seed, 13);
+    let mut app = |name| App { name, affinity: affinities[dice.below(3)], next_by_rtt: others.chance(0.5) };
+    world.apps = names[..knobs.apps].iter().map(|name| app(name)).collect();
     world.backends = (0..knobs.backends).map(|number| row(&world, number, &mut dice)).collect();
     world.clients = traffic::clients(&world, 1 + dice.below(30), &mut dice);
     // Clients all over the world; half of them where the backends are few.
@@ -170,7 +172,7 @@ pub(super) fn calm(seed: u64, weights: &[u32], mean: f64) -> World {
     let mut dice = Dice::new(seed, 11);
     let mut world = World::quiet("calm", seed, seconds(LENGTH));
     world.pops = vec![2];
-    world.apps = vec![App { name: "web", affinity: Affinity::No }];
+    world.apps = vec![App { name: "web", affinity: Affinity::No, next_by_rtt: false }];
     world.add_backends(0, 2, weights.len(), &Row::default());
     for (row, weight) in world.backends.iter_mut().zip(weights) {
         row.weight = *weight;

@@ -48,6 +48,8 @@ pub struct Place {
 pub struct App {
     pub name: &'static str,
     pub affinity: Affinity,
+    /// Regions that are neither the client's nor the POP's are near or far by measured time.
+    pub next_by_rtt: bool,
 }
 
 /// Whether clients return to their backend.

@@ -133,6 +133,7 @@ pub(crate) fn sample_explanation() -> Explanation {
         bound: Some("sa-2".to_owned()),
         binding_yielded: Some("drain".to_owned()),
         selection: Some("least_load".to_owned()),
+        next_region: Some("position".into()),
         winner: Some("sa-1".to_owned()),
         why: Some("client_region".to_owned()),
         refused: None,
