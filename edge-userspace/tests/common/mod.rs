@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod descriptors;
+pub mod headers;
 pub mod hello;
 pub mod http;
 pub mod listening;
