@@ -143,15 +143,13 @@ fn bound_client(world: &World, clients: u32) -> impl FnMut() {
     let mut rng = fastrand::Rng::with_seed(7);
     let bindings = BindingTable::new(Duration::from_secs(600), 1_000_000);
     let backends = world.index().backends();
-    let keys: Vec<_> = (0..clients)
-        .map(|n| AffinityPrefix::default().key(&world.app, ClientAddr::new(std::net::Ipv4Addr::from_bits(n).into())))
-        .collect();
-    for (key, backend) in keys.iter().zip(backends.iter().cycle()) {
-        bindings.bind(key.clone(), &backend.id);
+    let key = |n| AffinityPrefix::default().key(&world.app, ClientAddr::new(std::net::Ipv4Addr::from_bits(n).into()));
+    for (client, backend) in (0..clients).zip(backends.iter().cycle()) {
+        bindings.bind(key(client), &backend.id);
     }
     let (index, regions) = (world.index(), world.snapshot.regions());
     move || {
-        let bound = bindings.get(&keys[rng.usize(..keys.len())]);
+        let bound = bindings.get(&key(rng.u32(..clients)));
         let request = Request {
             client_region: Some(&world.region),
             client_position: None,

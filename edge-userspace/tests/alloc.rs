@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use edgeproxy::adapters::outbound::bindings::BindingTable;
 use edgeproxy::application::ports::Bindings as _;
 use edgeproxy::domain::{
-    Affinity, AffinityPrefix, AppName, AppSpec, BackendLoad, ClientAddr, Complaint, HealthRules, RawBackend, Region,
-    Request, Selection, SlotPool, Snapshot, Tried, World, pick,
+    Affinity, AffinityPrefix, AppName, AppSpec, BackendLoad, ClientAddr, Complaint, HealthRules, NextRegion,
+    RawBackend, Region, Request, Selection, SlotPool, Snapshot, Tried, World, pick,
 };
 
 struct Counting;
@@ -54,7 +54,9 @@ fn snapshot(backends: usize, selection: Selection, affinity: Affinity) -> Snapsh
         };
         Arc::new(row.parse().unwrap().with_load(BackendLoad::new(slots.take().unwrap())))
     };
-    let app = AppSpec { selection, affinity, ..AppSpec::new(AppName::parse("web").unwrap()) };
+    // Some go by measured times outside of the client's region.
+    let next_region = if affinity == Affinity::Soft { NextRegion::Rtt } else { NextRegion::Position };
+    let app = AppSpec { selection, affinity, next_region, ..AppSpec::new(AppName::parse("web").unwrap()) };
     let world = World { apps: [(app.name.clone(), app)].into(), ..World::default() };
     Snapshot::new(1, (0..backends).map(backend).collect(), world)
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{Array, Map, MapData};
 use common::maps::map_of;
-use common::{KERNEL, Row, SOON, SetWhenDropped, World, eventually};
+use common::{KERNEL, Over, Row, SOON, World, eventually};
 use edge_common::Flow;
 use socket2::{SockRef, TcpKeepalive};
 use xtask::lab::{Daemon, Ns, Where};
@@ -83,7 +83,7 @@ fn a_disagreement_switches_the_kernel_path_off_and_running_pairs_go_on() {
     let (rounds, switched) = (AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
         // Where an assertion fails, the others must end, too.
-        let done = SetWhenDropped(&switched);
+        let done = Over(&switched);
         let others: Vec<_> = (1..=8).map(|n| world.visit(n, daemon.addr()).unwrap()).collect();
         let others: Vec<_> = others.into_iter().map(|visit| scope.spawn(|| talk(visit, &rounds, &switched))).collect();
         eventually("the others are at it", || rounds.load(Ordering::SeqCst) >= 8 * 50);

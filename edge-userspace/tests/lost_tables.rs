@@ -1,5 +1,5 @@
 //! Tables that suddenly are empty or gone, as in a file that was restored by half, change nothing until that is confirmed;
-//! nor does a file that is none.
+//! nor does a file that is none, or that another program has locked.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod common;
@@ -7,7 +7,8 @@ mod common;
 use std::fs;
 
 use common::listening::{listen, listener};
-use common::{NETWORK, SOON, World, edgeproxy, eventually};
+use common::{NETWORK, SOON, World, assert_said, edgeproxy, eventually};
+use rusqlite::{Connection, ErrorCode};
 use xtask::lab::Daemon;
 use xtask::load::{Manner, Visit};
 
@@ -95,9 +96,7 @@ fn a_file_that_is_no_database_changes_nothing_until_it_is_replaced() {
     is_refused(&daemon, "not a database");
     assert!(!is_served(&world, &daemon, 1, daemon.addr().port()), "the rule is in force");
     assert!(is_served(&world, &daemon, 2, 90), "the listener is open");
-    let rejected = "edgeproxy_reloads_total{result=\"rejected\"} ";
-    let metrics = daemon.metrics().unwrap();
-    assert!(metrics.contains(rejected) && !metrics.contains(&format!("{rejected}0\n")), "{metrics}");
+    assert!(reloads(&daemon, "rejected") > 0);
 
     fs::rename(&good, &path).unwrap();
     let is_well = |status: &xtask::lab::Status| status.text("/routing/last_reload/error").is_none();
@@ -105,4 +104,62 @@ fn a_file_that_is_no_database_changes_nothing_until_it_is_replaced() {
     assert!(daemon.get("/api/v1/events").unwrap().body.contains("reload_mended"));
     world.database.execute("DELETE FROM acl; INSERT INTO acl (id, prefix, action) VALUES ('b', '10.0.0.9', 'deny')");
     eventually("the file that is there now counts", || is_served(&world, &daemon, 1, daemon.addr().port()));
+}
+
+/// Without a write-ahead log who writes keeps readers out; with one there is nothing to test.
+#[test]
+fn a_locked_file_changes_nothing_until_it_is_released() {
+    let Some((world, _backend, daemon)) = world("a_locked_file_changes_nothing_until_it_is_released") else { return };
+    let port = daemon.addr().port();
+    let as_before = || {
+        assert!(!is_served(&world, &daemon, 1, port), "the rule is in force");
+        assert!(is_served(&world, &daemon, 2, 90), "the listener is open");
+    };
+    let mut held = world.visit(3, daemon.addr()).unwrap();
+    let before = daemon.status().unwrap().number("/routing/generation");
+    let writer = Connection::open(world.database.path()).unwrap();
+    writer.busy_timeout(SOON).unwrap();
+    let mode: String = writer.query_row("PRAGMA journal_mode = DELETE", [], |row| row.get(0)).unwrap();
+    assert_eq!(mode, "delete");
+    // The rule is about client 2 from now on.
+    let denied = world.lab.client(2);
+    writer.execute_batch(&format!("BEGIN EXCLUSIVE; UPDATE acl SET prefix = '{denied}'")).unwrap();
+    assert!(readers_are_kept_out(&world));
+
+    is_refused(&daemon, "is locked by another process");
+    assert_said(&daemon, "the last good one stays: routing database");
+    as_before();
+    let (code, said) = edgeproxy(&daemon, &["reload"]);
+    assert!(code != 0 && said.contains("is locked by another process"), "{code}: {said}");
+    // Each look tries again, and that is counted, but told once.
+    let rejected = || reloads(&daemon, "rejected");
+    let (ok, twice) = (reloads(&daemon, "ok"), rejected() + 2);
+    eventually("it is tried again", || rejected() >= twice);
+    held.echo(b"still here").unwrap();
+    as_before();
+    let status = daemon.status().unwrap();
+    let told = (status.number("/events/reload_refused"), status.number("/routing/generation"), reloads(&daemon, "ok"));
+    assert_eq!(told, (1, before, ok), "{:#}", status.0);
+    assert!(readers_are_kept_out(&world), "it was locked all the while");
+
+    writer.execute_batch("COMMIT").unwrap();
+    eventually("the changed row is live", || is_served(&world, &daemon, 1, port));
+    assert!(!is_served(&world, &daemon, 2, 90), "the rule is about another one");
+    let status = daemon.status().unwrap();
+    assert_eq!(status.text("/routing/last_reload/error"), None, "{:#}", status.0);
+    assert_eq!((status.number("/events/reload_mended"), status.number("/events/reload_refused")), (1, 1));
+    held.finish().unwrap();
+}
+
+fn readers_are_kept_out(world: &World) -> bool {
+    let reader = Connection::open(world.database.path()).unwrap();
+    reader.busy_timeout(std::time::Duration::ZERO).unwrap();
+    let read = reader.query_row("SELECT count(*) FROM acl", [], |row| row.get::<_, u32>(0));
+    read.is_err_and(|why| why.sqlite_error_code() == Some(ErrorCode::DatabaseBusy))
+}
+
+fn reloads(daemon: &Daemon, result: &str) -> u64 {
+    let metrics = daemon.metrics().unwrap();
+    let name = format!("edgeproxy_reloads_total{{result=\"{result}\"}} ");
+    metrics.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
 }

@@ -4,66 +4,23 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::bench::Bench;
+use common::headers::{CLIENTS, echoed, header, is_reset, line, open, sender, try_open};
 use common::hello::hello;
 use common::{KERNEL, NETWORK, Row, SOON, World, assert_said, eventually};
 use edgeproxy::domain::ProxyVersion;
-use edgeproxy::domain::proxy::{self, Announcement, ProxiedAddresses};
+use edgeproxy::domain::proxy::{self, ProxiedAddresses};
 use xtask::lab::requirements::Need;
 use xtask::lab::{BRAZIL, Cgroups, Daemon, GERMANY, JAPAN, Ns};
-use xtask::load::{Behaviour, Load, LoadReport, Manner, Preamble, connect_from};
-
-/// Where the lab's clients without a country are.
-const CLIENTS: &str = "10.64.0.0/16,fd64::/32";
+use xtask::load::{Behaviour, Load, LoadReport, Manner, Preamble};
 
 fn taking(world: &World, accept: &str, settings: &[(&str, &str)]) -> Daemon {
     world.daemon(&[&[("accept_proxy", accept), ("proxy_from", CLIENTS)], settings].concat())
-}
-
-/// 192.0.2.80:443, as the sender's own address.
-fn sender() -> SocketAddr {
-    ([192, 0, 2, 80], 443).into()
-}
-
-fn header(version: ProxyVersion, client: SocketAddr) -> Vec<u8> {
-    let said = Announcement { client, to: sender(), server_name: Some("www.example.com"), unique_id: "lb-1/7" };
-    proxy::encode(version, &said)
-}
-
-/// A connection from client `n` that begins with `first`.
-fn open(world: &World, n: u16, to: SocketAddr, first: &[u8]) -> TcpStream {
-    let mut stream = world.lab.run_in(Ns::Clients, || connect_from(world.lab.client(n), to).unwrap());
-    stream.set_read_timeout(Some(SOON)).unwrap();
-    stream.write_all(first).unwrap();
-    stream
-}
-
-fn line(stream: &mut TcpStream) -> String {
-    let mut line = Vec::new();
-    let mut byte = [0];
-    while stream.read_exact(&mut byte).is_ok() && byte != *b"\n" {
-        line.push(byte[0]);
-    }
-    String::from_utf8(line).unwrap()
-}
-
-/// What an echoing backend sends back for `bytes` and an end of stream, after its name.
-fn echoed(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
-    stream.write_all(bytes).unwrap();
-    stream.shutdown(std::net::Shutdown::Write).unwrap();
-    let mut back = Vec::new();
-    stream.read_to_end(&mut back).unwrap();
-    back
-}
-
-fn is_reset(stream: &mut TcpStream) -> bool {
-    let ended = stream.read(&mut [0; 16]);
-    ended.is_err_and(|why| matches!(why.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe))
 }
 
 fn at_rest(daemon: &Daemon) {
@@ -317,20 +274,10 @@ fn only_trusted_prefixes_may_say_who_a_client_is() {
     let _backend = world.backend(1, Manner::Echo, |row| row);
     let claim = header(ProxyVersion::V1, ([203, 0, 113, 9], 9).into());
     let stranger = world.lab.client_of(JAPAN, 5);
-    let connect = |daemon: &Daemon| {
-        // Who is refused at once may be reset before connect has returned: then the next one tells more.
-        let mut connects = (0..100).map(|_| world.lab.run_in(Ns::Clients, || connect_from(stranger, daemon.addr())));
-        let mut stream = connects.find_map(Result::ok).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        // Who is refused at once may be too late to write.
-        let written = stream.write_all(&claim);
-        (stream.local_addr().unwrap(), stream, written)
-    };
     {
         let daemon = taking(&world, "required", &[]);
-        let (peer, mut stream, written) = connect(&daemon);
-        // An error is told once: to the write, or to the read.
-        assert!(written.is_err() || is_reset(&mut stream));
+        let (peer, stream) = try_open(&world, stranger, daemon.addr(), &claim);
+        assert!(stream.is_none_or(|mut stream| is_reset(&mut stream)));
         let record = daemon.record_of(peer, SOON).unwrap();
         assert_eq!((record.termination.as_str(), record.reject.as_deref()), ("PR", Some("proxy_untrusted")));
         assert_eq!(record.reject_detail.unwrap(), format!("{stranger} is not in proxy_from"));
@@ -338,7 +285,8 @@ fn only_trusted_prefixes_may_say_who_a_client_is() {
     // Not believed, and not refused: what looks like a header is payload, with `optional` and with `off`.
     for accept in ["optional", "off"] {
         let daemon = if accept == "off" { world.daemon(&[]) } else { taking(&world, accept, &[]) };
-        let (peer, mut stream, _) = connect(&daemon);
+        let (peer, stream) = try_open(&world, stranger, daemon.addr(), &claim);
+        let mut stream = stream.unwrap();
         assert_eq!(line(&mut stream), "b1");
         assert_eq!(echoed(stream, b" and more"), [&claim[..], b" and more"].concat());
         let record = daemon.record_of(peer, SOON).unwrap();

@@ -10,7 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use common::refusals::{LATER, assert_all_gone, explain, is_reset, queue, refused, wait_for, why};
-use common::{NETWORK, Row, SOON, World};
+use common::{NETWORK, Row, SOON, World, edgeproxy, eventually};
+use serde_json::Value;
 use xtask::lab::{Daemon, Ns, Status};
 use xtask::load::{Manner, Visit, connect_from};
 
@@ -38,23 +39,33 @@ fn clients_are_served_in_the_order_in_which_they_came_each_source_in_turn() {
     let (backend, daemon, held) = one_place(&world, &[]);
     let order = Mutex::new(Vec::new());
     thread::scope(|scope| {
-        // The first client comes with three connections, the others with one.
-        for (came, n) in [1, 1, 1, 2, 3].into_iter().enumerate() {
+        let come = |n: u16| {
             let (world, daemon, order) = (&world, &daemon, &order);
+            let came = waiting(&daemon.status().unwrap()) + 1;
             scope.spawn(move || {
                 let visit = world.visit(n, daemon.addr()).unwrap();
                 order.lock().unwrap().push(n);
                 visit.finish().unwrap();
             });
-            wait_for(daemon, "it waits", |status| waiting(status) == came as u64 + 1);
-        }
+            wait_for(daemon, "it waits", |status| waiting(status) == came);
+        };
+        // The first client comes with three connections, the others with one.
+        [1, 1, 1, 2, 3].into_iter().for_each(come);
         assert_eq!(daemon.status().unwrap().number("/limits/queues/0/length"), 10);
         assert!(daemon.metrics().unwrap().contains("edgeproxy_queue_waiting{app=\"web\"} 5\n"));
         let (code, answer) = explain(&world, &daemon, world.lab.client(9));
         assert_eq!((code, &answer["refused"], &answer["queue"]["waiting"]), (Some(2), &"all_full".into(), &5.into()));
+        // Another source has its turn before the second and the third of client 1; who waits already, behind all.
+        for (n, others) in [(9, 3), (1, 5)] {
+            let (code, text) = edgeproxy(&daemon, &["explain", "--client", &world.lab.client(n).to_string()]);
+            let line = format!("\nnext        waits behind {others} others first: all_full\n");
+            assert!(code == 2 && text.contains(&line) && text.contains("\nqueue       5 of 10 waiting\n"), "{text}");
+            assert_eq!(explain(&world, &daemon, world.lab.client(n)).1["waits_behind"], others);
+        }
+        come(9);
         held.finish().unwrap();
     });
-    assert_eq!(order.into_inner().unwrap(), [1, 2, 3, 1, 1]);
+    assert_eq!(order.into_inner().unwrap(), [1, 2, 3, 9, 1, 1]);
     assert_eq!(backend.gauge().most(), 1);
     assert_all_gone(&daemon);
 }
@@ -67,6 +78,8 @@ fn waiting_ends_by_a_full_queue_by_time_and_by_going_away() {
     let goes = connect(&world, world.lab.client(1), daemon.addr());
     let stays = connect(&world, world.lab.client(2), daemon.addr());
     wait_for(&daemon, "two wait", |status| waiting(status) == 2);
+    let (code, answer) = explain(&world, &daemon, world.lab.client(3));
+    assert_eq!((code, &answer["refused"], &answer["waits_behind"]), (Some(2), &"queue_full".into(), &Value::Null));
     let record = refused(&world, &daemon, world.lab.client(3), daemon.addr());
     assert_eq!((why(&record), record.queue_ms), (("PQ", Some("queue_full")), None));
 
@@ -135,6 +148,10 @@ fn who_comes_does_not_wait_behind_one_that_can_not_use_what_is_free() {
     let _works_again =
         xtask::load::NamedBackend::start(world.lab.namespace(Ns::Backends), "b2", world.backend_addr(2), Manner::Echo)
             .unwrap();
+    eventually("that is foreseen", || {
+        let (code, answer) = explain(&world, &daemon, world.lab.client(9));
+        (code, &answer["winner"], &answer["waits_behind"]) == (Some(0), &"b2".into(), &Value::Null)
+    });
     let mut waited: Vec<f64> = (10..22)
         .map(|n| {
             let visit = world.visit(n, daemon.addr()).unwrap();

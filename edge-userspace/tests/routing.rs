@@ -8,7 +8,7 @@ use std::io::Read;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Database, NETWORK, Row, SOON, World, eventually, tally};
+use common::{Database, NETWORK, Row, SOON, World, edgeproxy, eventually, tally};
 use xtask::lab::{BRAZIL, Daemon, GERMANY, JAPAN, Lab, Ns, SOUTH_AFRICA, UNITED_STATES};
 use xtask::load::{Manner, NamedBackend, Visit, connect_from};
 
@@ -298,11 +298,19 @@ fn explain(world: &World, daemon: &Daemon, arguments: &[&str]) -> (Option<i32>, 
     (output.status.code(), serde_json::from_slice(&output.stdout).unwrap_or_default())
 }
 
+/// Of a column that is aligned right.
+fn cell<'a>(text: &'a str, backend: &str, column: &str) -> &'a str {
+    let head = text.lines().find(|line| line.starts_with("BACKEND ")).unwrap();
+    let row = text.lines().find(|line| line.starts_with(&format!("{backend} "))).unwrap();
+    let end = head.find(column).unwrap() + column.len();
+    row[..end].rsplit(' ').next().unwrap()
+}
+
 #[test]
 fn explain_tells_what_the_next_connection_does() {
     let Some(world) = World::new(NETWORK, "explain_tells_what_the_next_connection_does") else { return };
     let _backends = [
-        world.backend(1, Manner::Echo, |row| row.region("eu").limits(1, 2)),
+        world.backend(1, Manner::Echo, |row| row.region("eu").limits(1, 2).weight(4)),
         world.backend(2, Manner::Echo, |row| row.region("us")),
     ];
     world.database.add(&Row::new("drained", world.backend_addr(3)).region("eu"));
@@ -328,6 +336,9 @@ fn explain_tells_what_the_next_connection_does() {
     let (code, answer) = ask(&["--app", "web"]);
     assert_eq!((code, &answer["bound"], &answer["binding_yielded"]), (Some(0), &"b1".into(), &"at_hard_limit".into()));
     assert_eq!((&answer["winner"], &answer["candidates"][2]["out"]), (&"b2".into(), &"at_hard_limit".into()));
+    let (_, text) = edgeproxy(&daemon, &["explain", "--client", &address]);
+    let of_b1 = ["SCORE", "NEAR", "LOAD", "CONNS", "SOFT", "HARD", "WEIGHT"].map(|column| cell(&text, "b1", column));
+    assert_eq!(of_b1, ["0.500", "0", "2.000", "2", "1", "2", "4"], "{text}");
     assert_eq!(visit().backend, "b2");
     held.into_iter().for_each(|visit| visit.finish().unwrap());
 

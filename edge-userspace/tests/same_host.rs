@@ -16,7 +16,7 @@ use common::bench::{Bench, memory_fall};
 use common::http::{Http, Pace};
 use common::polling;
 use common::stage::{self, Clients, FileServer, Kind, Stage, one_marked, same_host_daemon, why_off, withdrawn};
-use common::{KERNEL, Row, SOON, SetWhenDropped, World, eventually, maps};
+use common::{KERNEL, Over, Row, SOON, World, eventually, maps};
 use xtask::lab::{Cgroups, Daemon, Flow, Record};
 use xtask::load::{Behaviour, Load, Manner};
 
@@ -123,7 +123,7 @@ fn lasting_pairs_are_switched_to_and_fro_and_lose_no_byte() {
         http.local_addr()
     };
     let talks: Vec<_> = thread::scope(|scope| {
-        let _ended = SetWhenDropped(&done);
+        let _ended = Over(&done);
         let talks: Vec<_> = clients.into_iter().map(|client| scope.spawn(move || talk(client))).collect();
         let pairs = || daemon.flows().unwrap().iter().filter(|flow| flow.forwarder == "sk_msg").count();
         eventually("all are forwarded", || daemon.status().unwrap().active() == 8 && pairs() > 0);
@@ -236,7 +236,7 @@ fn trouble_takes_the_mark_from_its_backend_until_a_restart() {
         eventually(what, || rounds.load(Ordering::SeqCst) >= from + 40);
     };
     let (before, after) = thread::scope(|scope| {
-        let ended = SetWhenDropped(&done);
+        let ended = Over(&done);
         let enough = || done.load(Ordering::SeqCst);
         let talks: Vec<_> = (0..8).map(|n| scope.spawn(move || talk(n, &enough))).collect();
         some_rounds("all are handed over");

@@ -13,6 +13,7 @@ use super::drain::Connections;
 use super::listening::Listening;
 use super::locate::Location;
 use super::ports::{Bindings, GeoResolver};
+use super::queue::{NoPlace, waits_behind};
 use super::routing::RoutingTable;
 use super::serve::Rules;
 use super::status::QueueStatus;
@@ -71,15 +72,19 @@ pub struct Explanation {
     /// The backend of the next connection, and why this one. Near-ties are broken by chance.
     pub winner: Option<String>,
     pub why: Option<String>,
-    /// The reject reason, if there is no winner: the first that the connection would meet.
+    /// The reject reason, if there is no winner: the first that the connection would meet. `all_full` also of one that waits.
     pub refused: Option<String>,
     /// What the limits say to it.
     #[serde(default)]
     pub limits: Option<ClientLimits>,
     /// The rule of the table `acl` that keeps the client away; rules of single listeners are left out.
     pub denied_by: Option<String>,
-    /// The app's queue, if it has one. While clients wait in it, the next connection waits, too.
+    /// The app's queue, if it has one.
     pub queue: Option<QueueStatus>,
+    /// How many of those who wait in it have their turn before the next connection, which waits, too; `None`: it does not.
+    /// The winner is then the backend that has a place now.
+    #[serde(default)]
+    pub waits_behind: Option<u64>,
     /// Who would be tried one after the other while connects fail; the winner is the first. Of a client that a limit
     /// refuses: if it were not for that.
     pub order: Vec<Step>,
@@ -198,7 +203,15 @@ impl Oracle<'_> {
             bound: bound.as_ref(),
         };
         let attempts = self.rules.connect_attempts;
-        explanation.take_over(explain(index, snapshot.regions(), &request, &Tried::new(), attempts, rng));
+        let plan = explain(index, snapshot.regions(), &request, &Tried::new(), attempts, rng);
+        let found = plan.refused.map_or(Ok(()), Err);
+        explanation.take_over(plan);
+        match waits_behind(index, &self.admission.prefix(client), &request, found) {
+            Ok(waits_behind) => explanation.waits_behind = waits_behind.map(|others| others as u64),
+            Err(NoPlace::QueueFull) => explanation.refuse(RejectReason::QueueFull.as_str().to_owned()),
+            // Known from the plan, or the daemon is ending.
+            Err(_) => {}
+        }
     }
 }
 
@@ -213,9 +226,14 @@ impl Explanation {
         let comes_to_listener = self.app.is_some() && self.denied_by.is_none();
         let last = || limits.refuse_last().filter(|_| comes_to_listener);
         if let Some(why) = limits.refuse_first().or_else(last) {
-            (self.winner, self.why, self.refused) = (None, None, Some(why.clone()));
+            self.refuse(why.clone());
         }
         self.limits = Some(limits);
+    }
+
+    /// Before it would have a backend, or wait for one.
+    fn refuse(&mut self, why: String) {
+        (self.winner, self.why, self.waits_behind, self.refused) = (None, None, None, Some(why));
     }
 
     fn take_over(&mut self, plan: Plan) {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::routing::RoutingTable;
 use crate::domain::{
-    AppName, Called, ClientPrefix, NoBackend, NoTurn, Pick, RandomSource, Request, Ticket, Tried, nothing_to_wait_for,
-    pick,
+    AppIndex, AppName, Called, ClientPrefix, NoBackend, NoTurn, Pick, RandomSource, Request, Ticket, Tried,
+    nothing_to_wait_for, pick,
 };
 
 /// What is looked for.
@@ -41,6 +41,12 @@ pub enum NoPlace {
     Ending,
 }
 
+impl From<NoBackend> for NoPlace {
+    fn from(why: NoBackend) -> Self {
+        Self::NoBackend(why)
+    }
+}
+
 impl From<NoTurn> for NoPlace {
     fn from(why: NoTurn) -> Self {
         match why {
@@ -56,14 +62,9 @@ impl<R: RandomSource> Search<'_, R> {
     pub fn now(&mut self) -> Result<Now, NoPlace> {
         let snapshot = self.routing.load();
         let index = snapshot.app(self.app).ok_or(NoPlace::NoBackend(NoBackend::NoSuchApp))?;
-        if index.queue().is_empty() || index.queue().is_left_to(&self.source) {
-            match pick(index, snapshot.regions(), &self.request, self.tried, &mut self.random) {
-                Ok(pick) => return Ok(Now::Place(pick)),
-                Err(NoBackend::AllFull) if index.spec().queue.length > 0 => {}
-                Err(why) => return Err(NoPlace::NoBackend(why)),
-            }
-        } else if let Some(why) = nothing_to_wait_for(index, &self.request, self.tried) {
-            return Err(NoPlace::NoBackend(why));
+        let choose = || pick(index, snapshot.regions(), &self.request, self.tried, &mut self.random);
+        if let Some(pick) = at_once(index, &self.source, &self.request, self.tried, choose)? {
+            return Ok(Now::Place(pick));
         }
         let rules = index.spec().queue;
         Ok(Now::Ticket(index.queue().join(self.source, rules.length)?, rules.timeout))
@@ -101,6 +102,38 @@ impl<R: RandomSource> Search<'_, R> {
         let Some(index) = snapshot.app(self.app) else { return (Err(NoBackend::NoSuchApp), false) };
         let found = pick(index, snapshot.regions(), &self.request, self.tried, &mut self.random);
         (found, index.has_room())
+    }
+}
+
+/// How many in the queue have their turn before one that came now; `None`: it need not wait. `found` is what it would find.
+/// Takes no place and no ticket.
+pub fn waits_behind(
+    index: &AppIndex,
+    source: &ClientPrefix,
+    request: &Request<'_>,
+    found: Result<(), NoBackend>,
+) -> Result<Option<usize>, NoPlace> {
+    match at_once(index, source, request, &Tried::new(), || found)? {
+        Some(()) => Ok(None),
+        None => Ok(Some(index.queue().before(source, index.spec().queue.length)?)),
+    }
+}
+
+/// What `choose` finds for one that came just now; `None` where it has to wait for a place, if it may.
+fn at_once<T>(
+    index: &AppIndex,
+    source: &ClientPrefix,
+    request: &Request<'_>,
+    tried: &Tried,
+    choose: impl FnOnce() -> Result<T, NoBackend>,
+) -> Result<Option<T>, NoBackend> {
+    if index.queue().is_empty() || index.queue().is_left_to(source) {
+        match choose() {
+            Err(NoBackend::AllFull) if index.spec().queue.length > 0 => Ok(None),
+            found => found.map(Some),
+        }
+    } else {
+        nothing_to_wait_for(index, request, tried).map_or(Ok(None), Err)
     }
 }
 

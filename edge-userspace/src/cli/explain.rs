@@ -80,10 +80,8 @@ fn text(explanation: &Explanation) -> String {
     let selection = explanation.selection.as_ref().map(|selection| format!(" · {selection}")).unwrap_or_default();
     line("app", format!("{}{selection}", explanation.app.as_deref().unwrap_or("none")));
     line("binding", binding(explanation));
-    match (&explanation.winner, &explanation.why) {
-        (Some(winner), Some(why)) => line("next", format!("{winner} ({why})")),
-        _ => line("refused", explanation.refused.clone().unwrap_or_default()),
-    }
+    let (name, text) = next(explanation);
+    line(name, text);
     if let Some(rule) = &explanation.denied_by {
         line("by rule", rule.clone());
     }
@@ -100,6 +98,22 @@ fn text(explanation: &Explanation) -> String {
     }
     candidates(&explanation.candidates, &mut out);
     out
+}
+
+/// What becomes of the connection. Who has to wait is not said to be served.
+fn next(explanation: &Explanation) -> (&'static str, String) {
+    let winner =
+        explanation.winner.iter().zip(&explanation.why).map(|(winner, why)| format!("{winner} ({why})")).next();
+    let refused = || explanation.refused.clone().unwrap_or_default();
+    let waits = match explanation.waits_behind {
+        None => return winner.map_or_else(|| ("refused", refused()), |winner| ("next", winner)),
+        Some(0) => "waits, the first in the queue".to_owned(),
+        Some(1) => "waits behind 1 other first".to_owned(),
+        Some(others) => format!("waits behind {others} others first"),
+    };
+    let then =
+        winner.map_or_else(|| format!(": {}", refused()), |winner| format!("; then {winner}, as things are now"));
+    ("next", waits + &then)
 }
 
 /// What limits there are, and how many connections count for each.
@@ -137,14 +151,16 @@ fn candidates(candidates: &[Candidate], out: &mut String) {
     if candidates.is_empty() {
         return;
     }
-    let head =
-        ["BACKEND", "REGION", "ADDRESS", "STATUS", "SCORE", "NEAR", "KM", "CONNS", "SOFT", "HARD", "WEIGHT", "RTT MS"];
+    let head = [
+        "BACKEND", "REGION", "ADDRESS", "STATUS", "SCORE", "NEAR", "LOAD", "KM", "CONNS", "SOFT", "HARD", "WEIGHT",
+        "RTT MS",
+    ];
     let mut rows = vec![head.map(str::to_owned)];
     rows.extend(candidates.iter().map(row));
     super::table::write(&rows, 4, out);
 }
 
-fn row(candidate: &Candidate) -> [String; 12] {
+fn row(candidate: &Candidate) -> [String; 13] {
     let status = match &candidate.out {
         Some(why) if why == "check_failed" => {
             format!("out: {why} ({})", candidate.last_check.as_deref().unwrap_or("no check"))
@@ -161,6 +177,7 @@ fn row(candidate: &Candidate) -> [String; 12] {
         status,
         format!("{:.3}", candidate.score),
         candidate.region_score.to_string(),
+        format!("{:.3}", candidate.load_factor),
         candidate.distance_km.map_or_else(|| "-".to_owned(), |km| format!("{km:.0}")),
         candidate.connections.to_string(),
         unlimited(candidate.soft_limit),
@@ -177,6 +194,7 @@ mod tests {
     use super::*;
     use crate::adapters::inbound::admin::tests::sample_explanation;
     use crate::application::explain::SourcePlaces;
+    use crate::application::status::QueueStatus;
 
     #[test]
     fn the_text_says_who_why_and_why_not() {
@@ -188,7 +206,9 @@ mod tests {
             "· least_load",
             "next        sa-1 (client_region)",
             "if it fails us-1 (nearest_region)",
-            "sa-1     sa      192.0.2.1:80  below soft limit    0.100     0     0     10   100     -       1",
+            "STATUS              SCORE  NEAR   LOAD    KM  CONNS",
+            "sa-1     sa      192.0.2.1:80  below soft limit    0.100     0  0.100     0     10   100     -       1",
+            "us-1     us      192.0.2.1:80  below soft limit  200.100     2  0.100  8000",
             "sa-2     sa      192.0.2.1:80  out: drain",
             "1   1.250\n",
         ] {
@@ -231,6 +251,37 @@ mod tests {
         assert!(!text.contains("if it fails") && !text.contains("next        "), "{text}");
         let unknown = Explanation { limits: Some(ClientLimits::default()), ..sample_explanation() };
         assert!(super::text(&unknown).contains("daemon 0 no limit · listener not known without --port"));
+    }
+
+    #[test]
+    fn who_waits_is_not_said_to_be_served() {
+        let told = |waits_behind, winner: bool| {
+            let queue = Some(QueueStatus { app: "web".to_owned(), waiting: 5, length: 50 });
+            let asked = Explanation { queue, waits_behind, ..sample_explanation() };
+            let full =
+                || Explanation { winner: None, why: None, refused: Some("all_full".to_owned()), ..asked.clone() };
+            text(&if winner { asked.clone() } else { full() })
+        };
+        for (waits_behind, winner, line) in [
+            (Some(3), true, "next        waits behind 3 others first; then sa-1 (client_region), as things are now\n"),
+            (Some(1), true, "next        waits behind 1 other first; then sa-1 (client_region), as things are now\n"),
+            (
+                Some(0),
+                true,
+                "next        waits, the first in the queue; then sa-1 (client_region), as things are now\n",
+            ),
+            (Some(3), false, "next        waits behind 3 others first: all_full\n"),
+            (Some(0), false, "next        waits, the first in the queue: all_full\n"),
+            // What those in the queue can't use.
+            (None, true, "next        sa-1 (client_region)\n"),
+            (None, false, "refused     all_full\n"),
+        ] {
+            let text = told(waits_behind, winner);
+            assert!(
+                text.contains(line) && text.contains("queue       5 of 50 waiting\n"),
+                "{line:?} is not in\n{text}"
+            );
+        }
     }
 
     #[test]

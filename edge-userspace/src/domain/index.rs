@@ -125,9 +125,10 @@ impl Snapshot {
             .filter_map(|group| Some((group.region.as_ref()?, &group.members.first()?.backend, group.members.len())))
     }
 
-    /// Backends with the mark `same_host`.
+    /// Backends with the mark `same_host`. Costs nothing where none is.
     pub fn same_host(&self) -> impl Iterator<Item = &Arc<Backend>> {
-        self.backends().filter(|backend| backend.same_host)
+        let apps = self.apps.values().filter(|app| app.same_host);
+        apps.flat_map(|app| &app.backends).filter(|backend| backend.same_host)
     }
 
     pub fn backend(&self, id: &BackendId) -> Option<&Arc<Backend>> {
@@ -168,6 +169,7 @@ impl Drop for AppIndex {
         let groups = self.groups.iter_mut().chain(&mut self.unplaced).chain(&mut self.everywhere);
         groups.flat_map(|group| std::mem::take(&mut group.members)).for_each(|_| courtesy.pass());
         std::mem::take(&mut self.backends).into_iter().for_each(|_| courtesy.pass());
+        std::mem::take(&mut self.by_id).into_values().for_each(|_| courtesy.pass());
     }
 }
 
@@ -202,7 +204,7 @@ pub struct AppIndex {
     queue: Arc<AppQueue>,
     backends: Vec<Arc<Backend>>,
     /// The operator chooses the ids: nobody can choose them to collide.
-    by_id: HashMap<BackendId, usize, foldhash::fast::RandomState>,
+    by_id: HashMap<BackendId, Arc<Backend>, foldhash::fast::RandomState>,
     /// Backends that take new clients, by region; sorted by the region's name. Regions without any are left out.
     groups: Vec<Group>,
     /// The members of groups whose region has no position, as one group: nothing tells them apart.
@@ -215,14 +217,16 @@ pub struct AppIndex {
     region_times: Option<RegionTimes>,
     /// Whether any of the backends is checked.
     checks: bool,
+    /// Whether any of them is on this host.
+    same_host: bool,
 }
 
 impl AppIndex {
     fn new(spec: AppSpec, backends: Vec<Arc<Backend>>, world: &World, generation: u64) -> Self {
         let (regions, queue) = (&world.regions, world.lobby.queue(&spec.name));
         let mut courtesy = Courtesy::among_many();
-        let each = backends.iter().enumerate().inspect(|_| courtesy.pass());
-        let by_id = each.map(|(at, backend)| (backend.id.clone(), at)).collect();
+        let each = backends.iter().inspect(|_| courtesy.pass());
+        let by_id = each.map(|backend| (backend.id.clone(), Arc::clone(backend))).collect();
         let mut by_region: BTreeMap<&Region, Vec<usize>> = BTreeMap::new();
         for (at, backend) in backends.iter().enumerate().filter(|(_, backend)| backend.closed_to_new().is_none()) {
             by_region.entry(&backend.region).or_default().push(at);
@@ -256,9 +260,22 @@ impl AppIndex {
         // Those without a seat, too: they lose the ones they had.
         let each = backends.iter().zip(seats).inspect(|_| courtesy.pass());
         each.for_each(|(backend, seats)| backend.load.seat(seats, &queue));
-        let mut index =
-            Self { spec, queue, backends, by_id, groups, unplaced, everywhere, nearest, region_times, checks: false };
-        index.checks = index.backends.iter().any(|backend| index.check_of(backend).is_some());
+        let same_host = backends.iter().inspect(|_| courtesy.pass()).any(|backend| backend.same_host);
+        let mut index = Self {
+            spec,
+            queue,
+            backends,
+            by_id,
+            groups,
+            unplaced,
+            everywhere,
+            nearest,
+            region_times,
+            checks: false,
+            same_host,
+        };
+        let mut each = index.backends.iter().inspect(|_| courtesy.pass());
+        index.checks = each.any(|backend| index.check_of(backend).is_some());
         index
     }
 
@@ -315,7 +332,7 @@ impl AppIndex {
     }
 
     pub fn backend(&self, id: &BackendId) -> Option<&Arc<Backend>> {
-        self.backends.get(*self.by_id.get(id)?)
+        self.by_id.get(id)
     }
 
     /// How one of the app's backends is checked: as it says itself, else as the app says; `None`: not.

@@ -126,9 +126,21 @@ impl AppQueue {
     /// Whether there seems to be a place that is of no use to those who wait and would be before this one. It need not
     /// enter the line to look for it, and the line may be full.
     pub fn is_left_to(&self, source: &ClientPrefix) -> bool {
-        let mut line = self.line();
-        let turn = line.next_turn(source);
-        !line.closed && line.is_left_to(turn)
+        let line = self.line();
+        !line.closed && line.is_left_to(line.next_turn(source))
+    }
+
+    /// How many would be before one of this source that joined a line of at most `length` now. Walks only those of later
+    /// rounds, whose sources have brought several: all workers need the line.
+    pub fn before(&self, source: &ClientPrefix, length: u32) -> Result<usize, NoTurn> {
+        let line = self.line();
+        let behind = line.waiters.range(line.next_turn(source)..).count();
+        if line.closed {
+            return Err(NoTurn::Closed);
+        }
+        let has_room = line.waiters.len() < usize::try_from(length).unwrap_or(usize::MAX);
+        let makes_room = length > 0 && behind > 0;
+        if has_room || makes_room { Ok(line.waiters.len() - behind) } else { Err(NoTurn::Full) }
     }
 
     /// Enters a line of at most `length`. Where it is full the last goes, if that is not the one who comes.

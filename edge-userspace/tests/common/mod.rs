@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod descriptors;
+pub mod headers;
 pub mod hello;
 pub mod http;
 pub mod listening;
@@ -206,16 +207,6 @@ pub fn execute(path: &Path, sql: &str) {
     connection.execute_batch(sql).unwrap();
 }
 
-/// Tells others to end, however a test ends.
-#[derive(Debug)]
-pub struct SetWhenDropped<'a>(pub &'a AtomicBool);
-
-impl Drop for SetWhenDropped<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
 /// Runs a command against the daemon; its exit code and what it printed.
 pub fn edgeproxy(daemon: &Daemon, arguments: &[&str]) -> (i32, String) {
     let mut command = daemon::edgeproxy(BINARY.as_ref(), daemon.directory());
@@ -226,11 +217,11 @@ pub fn edgeproxy(daemon: &Daemon, arguments: &[&str]) -> (i32, String) {
 
 /// Sets a flag when it is dropped, also by a panic: what loops until then ends, and the test fails instead of hanging.
 #[derive(Debug)]
-pub struct Over<'a>(pub &'a std::sync::atomic::AtomicBool);
+pub struct Over<'a>(pub &'a AtomicBool);
 
 impl Drop for Over<'_> {
     fn drop(&mut self) {
-        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 

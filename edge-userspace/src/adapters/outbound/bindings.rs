@@ -42,7 +42,7 @@ impl Clock for SystemClock {
 /// Client → backend, with a sliding time to live that is enforced at lookup.
 ///
 /// At most `capacity` bindings are kept; a new one then takes the place of one that wasn't used lately (second-chance
-/// queue, an approximation of least recently used). Looking up and renewing take no exclusive lock.
+/// queue, an approximation of least recently used). Looking up, which renews, takes no exclusive lock; binding does.
 #[derive(Debug)]
 pub struct BindingTable<C = SystemClock> {
     map: DashMap<BindingKey, Binding>,

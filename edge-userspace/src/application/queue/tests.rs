@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 use crate::domain::testing::{app_name, id, region, row};
-use crate::domain::{AffinityPrefix, BackendLoad, ClientAddr, RawApp, RawBackend, RawRouting, Region};
+use crate::domain::{AffinityPrefix, BackendLoad, ClientAddr, RawApp, RawBackend, RawRouting, Region, explain};
 
 /// Long enough for anything that is to happen.
 const SOON: Duration = Duration::from_secs(60);
@@ -319,4 +319,74 @@ fn no_place_is_lost_and_no_limit_exceeded_by_threads() {
     });
     assert_eq!(served.into_inner(), 8 * 6 * 135);
     assert_eq!((a.active(), b.active(), shop.waiting()), (0, 0, 0));
+}
+
+/// What one that came now would meet: see [`waits_behind`].
+fn foreseen(shop: &Shop, client: u32) -> Result<Option<usize>, NoPlace> {
+    let (tried, snapshot) = (Tried::new(), shop.routing.load());
+    let search = shop.search(client, &tried);
+    let index = snapshot.app(&shop.app).unwrap();
+    // Without a reservation: to give it back would call those who wait.
+    let plan = explain(index, snapshot.regions(), &search.request, &tried, 1, &mut fastrand::Rng::with_seed(1));
+    waits_behind(index, &search.source, &search.request, plan.refused.map_or(Ok(()), Err))
+}
+
+#[test]
+fn what_is_foreseen_is_what_who_comes_meets() {
+    let shop = Shop::new(&[backend("a", 1), backend("b", 1)], 3);
+    let tried = Tried::new();
+    let waits = |client: u32| match shop.search(client, &tried).now() {
+        Ok(Now::Ticket(ticket, _)) => ticket,
+        other => panic!("it has to wait: {other:?}"),
+    };
+    block_on(async {
+        assert_eq!(foreseen(&shop, 1), Ok(None));
+        let held = [shop.place(1, SOON).await.unwrap(), shop.place(2, SOON).await.unwrap()];
+        assert_eq!(foreseen(&shop, 3), Ok(Some(0)));
+        let first = waits(3);
+        assert_eq!((foreseen(&shop, 3), foreseen(&shop, 4)), (Ok(Some(1)), Ok(Some(1))));
+        let line = [waits(3), waits(4)];
+        assert_eq!(foreseen(&shop, 4), Err(NoPlace::QueueFull));
+        assert_eq!(shop.search(4, &tried).now().unwrap_err(), NoPlace::QueueFull);
+        assert_eq!((foreseen(&shop, 5), shop.waiting()), (Ok(Some(2)), 3), "before the second of client 3");
+        // A place is free, and not for who comes.
+        drop(held);
+        assert_eq!(foreseen(&shop, 5), Ok(Some(2)));
+        drop((first, line));
+        assert_eq!(foreseen(&shop, 5), Ok(None));
+    });
+    // Without a queue, and without anything to wait for.
+    shop.load(&[backend("a", 1)], 0);
+    let held = block_on(shop.place(1, SOON)).unwrap();
+    assert_eq!(foreseen(&shop, 2), Err(NoPlace::NoBackend(NoBackend::AllFull)));
+    shop.load(&[backend("a", 1)], 3);
+    let waits = waits(2);
+    shop.load(&[RawBackend { state: "drain".into(), ..backend("a", 1) }], 3);
+    assert_eq!(foreseen(&shop, 3), Err(NoPlace::NoBackend(NoBackend::NoneEligible)));
+    drop((held, waits));
+}
+
+/// Those in the queue have left it to others.
+#[test]
+fn a_place_that_those_in_the_queue_can_not_use_is_foreseen_for_who_comes() {
+    let shop = Shop::new(&[backend("a", 1), backend("b", 1)], 3);
+    block_on(async {
+        let held = [shop.place(1, SOON).await.unwrap(), shop.place(2, SOON).await.unwrap()];
+        let (a, b): (Vec<_>, Vec<_>) = held.into_iter().partition(|pick| pick.backend.id == id("a"));
+        let waits = shop.place_but(3, &["a"], SOON);
+        let look = async {
+            while shop.waiting() < 1 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(foreseen(&shop, 4), Ok(Some(1)));
+            drop(a);
+            // Until the one that waits has looked.
+            while foreseen(&shop, 4) != Ok(None) {
+                tokio::task::yield_now().await;
+            }
+            drop(b);
+        };
+        let (served, ()) = tokio::join!(waits, look);
+        assert_eq!(served.unwrap().backend.id, id("b"));
+    });
 }

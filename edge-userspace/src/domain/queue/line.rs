@@ -33,10 +33,10 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub(super) fn next_turn(&mut self, source: &ClientPrefix) -> Turn {
+    /// The turn of one of this source that comes now.
+    pub(super) fn next_turn(&self, source: &ClientPrefix) -> Turn {
         let after_its_last = self.shares.get(source).map_or(0, |share| share.last + 1);
-        self.arrivals += 1;
-        Turn { round: after_its_last.max(self.round), arrival: self.arrivals }
+        Turn { round: after_its_last.max(self.round), arrival: self.arrivals + 1 }
     }
 
     pub(super) fn enter(&mut self, turn: Turn, source: ClientPrefix) {
@@ -45,6 +45,7 @@ impl Line {
         share.last = turn.round;
         // Who is alone has to look by himself: until now nobody was called.
         let called = self.waiters.is_empty() || self.is_left_to(turn);
+        self.arrivals = turn.arrival;
         self.stands.enter(turn, called);
         self.waiters.insert(turn, Waiter { source, looked: self.calls, waker: None });
     }

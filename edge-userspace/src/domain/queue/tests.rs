@@ -332,6 +332,42 @@ fn each_source_has_its_turn() {
 }
 
 #[test]
+fn to_ask_how_many_are_before_enters_no_line() {
+    let queue = queue();
+    assert_eq!(queue.before(&source(1), 3), Ok(0));
+    assert_eq!(queue.before(&source(1), 0), Err(NoTurn::Full), "the app has no queue");
+    let line = [1, 1, 2].map(|n| queue.join(source(n), 3).unwrap());
+    assert_eq!([1, 2].map(|n| queue.before(&source(n), 3)), [Err(NoTurn::Full); 2]);
+    assert_eq!(queue.before(&source(3), 3), Ok(2), "the second of the first source would make room");
+    assert_eq!(queue.len(), 3);
+    drop(line);
+    assert_nothing_left(&queue);
+}
+
+proptest! {
+    /// Whoever waits, some of whom were served or have gone.
+    #[test]
+    fn as_many_are_served_before_as_were_said(
+        came in proptest::collection::vec((0_u8..4, any::<bool>()), 0..24),
+        last in 0_u8..4,
+    ) {
+        let queue = queue();
+        let mut line = Vec::new();
+        for (n, goes) in came {
+            line.push((n, join(&queue, n)));
+            if goes {
+                drop(line.remove(line.len() / 2));
+            }
+        }
+        let before = queue.before(&source(last), 100).unwrap();
+        // Not a source, but a name for the one.
+        let own = (99, join(&queue, last));
+        line.push(own);
+        prop_assert_eq!(served(&queue, line).iter().position(|n| *n == 99), Some(before));
+    }
+}
+
+#[test]
 fn a_late_source_need_not_wait_for_rounds_that_others_had() {
     let queue = queue();
     let mut line: Vec<_> = [1, 1, 1, 1].map(|n| (n, join(&queue, n))).into();

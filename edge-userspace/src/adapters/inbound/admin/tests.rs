@@ -140,6 +140,7 @@ pub(crate) fn sample_explanation() -> Explanation {
         limits: None,
         denied_by: None,
         queue: None,
+        waits_behind: None,
         order: vec![step("sa-1", "client_region"), step("us-1", "nearest_region")],
         candidates: vec![candidate("sa-1", "sa", 0), candidate("us-1", "us", 2), out],
     }

@@ -62,6 +62,11 @@ impl SqliteSource {
         SourceError::Unreadable { path: self.shown(), why: why.to_string() }
     }
 
+    /// A look and a read that meet the same lock say the same: what is told once for each reason is told once.
+    fn failed(&self, why: &DatabaseError) -> SourceError {
+        if is_locked(why) { SourceError::Locked { path: self.shown() } } else { self.unreadable(why) }
+    }
+
     /// With a write-ahead log commits don't touch the main file, and writing the log back changes nothing.
     fn has_log(&self) -> bool {
         let mut log = self.path.clone().into_os_string();
@@ -104,7 +109,7 @@ impl RoutingSource for SqliteSource {
         if identity != open.identity && !has_log {
             return Ok(true);
         }
-        let version = data_version(&open.connection).map_err(|why| self.unreadable(&why))?;
+        let version = data_version(&open.connection).map_err(|why| self.failed(&why.into()))?;
         Ok(version != open.version)
     }
 
@@ -119,8 +124,7 @@ impl RoutingSource for SqliteSource {
             Ok(raw) => Ok(raw),
             // That shows before the first row.
             Err(why) if needs_write_access(&why) && !begun && !self.has_log() => self.read_without_log(backends),
-            Err(why) if is_locked(&why) => Err(SourceError::Locked { path: self.shown() }),
-            Err(why) => Err(self.unreadable(&why)),
+            Err(why) => Err(self.failed(&why)),
         }
     }
 }

@@ -195,6 +195,11 @@ fn a_locked_file_is_an_error_now_and_read_later() {
     assert!(why.contains("locked"), "{why}");
     writer.execute_batch("COMMIT").unwrap();
     assert_eq!(ids(&source.read_whole().unwrap()), ["a"]);
+    // Who only looks whether it has changed says the same.
+    writer.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    assert_eq!(source.changed().unwrap_err().to_string(), why);
+    writer.execute_batch("COMMIT").unwrap();
+    assert!(!source.changed().unwrap());
 }
 
 /// The schema keeps to what Corrosion accepts.
