@@ -10,7 +10,7 @@ use super::events::{EventKind, Events, Subject};
 use super::health::Watch;
 use super::ports::{RoutingSource, SourceError};
 use super::routing::{Emptied, ReloadReport, RoutingTable};
-use crate::domain::RawBackend;
+use crate::domain::{Courtesy, RawBackend};
 
 /// At most this many refused rows are told one by one.
 const TOLD_ROWS: usize = 20;
@@ -66,7 +66,8 @@ pub fn load<S: RoutingSource>(
             // Nobody takes it any more only where that thread dies.
             source.read(&mut |batch| _ = full.send(batch))
         };
-        let reader = std::thread::Builder::new().name("edge-rows".into()).spawn_scoped(scope, read);
+        let reader =
+            std::thread::Builder::new().name("edge-rows".into()).spawn_scoped(scope, Courtesy::inherited(read));
         let reader = reader.map_err(|why| SourceError::Thread { why: why.to_string() })?;
         table.apply_read(allow_empty, |take| {
             batches.iter().for_each(|batch: Vec<RawBackend>| take(&batch));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use edgeproxy::adapters::outbound::forward::pipe;
 use edgeproxy::application::admission::{Admission, SourceRules};
 use edgeproxy::config::Settings;
-use edgeproxy::domain::{AffinityPrefix, Rate};
+use edgeproxy::domain::{AffinityPrefix, Courtesy, Rate};
 
 use super::Shared;
 
@@ -44,6 +44,7 @@ const SLICE: Duration = Duration::from_micros(100);
 /// Makes room for the calling thread's betters: connections are served before anything that can wait. Where all cores
 /// are busy it still gets a tenth of what a worker gets. Threads that it starts are the same.
 pub(crate) fn yield_to_workers() {
+    Courtesy::begin();
     // Only ever lowers the priority, which needs no privilege; of this thread alone, as Linux has it.
     if let Ok(nice) = rustix::process::nice(10) {
         shorten_slice(nice);

@@ -1,5 +1,6 @@
 //! Long work that gives way to short work.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// How long work goes on before it gives way: well below the 1 ms that nobody should wait for it, and long enough that
@@ -13,6 +14,8 @@ const TURN: Duration = Duration::from_micros(100);
 /// thread of low priority that runs meanwhile goes on to the end of its slice, which it is asked for at the next tick of the
 /// clock: 1 to 4 ms (measured: `docs/reload.md`). Who gives way forfeits the rest of its slice, and whoever waits
 /// is next; if nobody does it goes on at once.
+///
+/// Only threads that have said so give way ([`Courtesy::begin`]): while the first table is loaded nobody is served yet.
 #[derive(Debug)]
 pub struct Courtesy {
     since: Instant,
@@ -20,7 +23,25 @@ pub struct Courtesy {
     every: u32,
 }
 
+thread_local! {
+    static GIVES_WAY: Cell<bool> = const { Cell::new(false) };
+}
+
 impl Courtesy {
+    /// From now on this thread gives way.
+    pub fn begin() {
+        GIVES_WAY.set(true);
+    }
+
+    /// What a thread does for this one: it gives way if this one does.
+    pub fn inherited<R>(work: impl FnOnce() -> R) -> impl FnOnce() -> R {
+        let gives_way = GIVES_WAY.get();
+        move || {
+            GIVES_WAY.set(gives_way);
+            work()
+        }
+    }
+
     /// For work that takes less than some 5 µs a thing: the clock is read once for 16 of them.
     pub fn among_many() -> Self {
         Self::reading(16)
@@ -32,6 +53,7 @@ impl Courtesy {
     }
 
     fn reading(every: u32) -> Self {
+        let every = if GIVES_WAY.get() { every } else { u32::MAX };
         Self { since: Instant::now(), left: every, every }
     }
 
@@ -55,7 +77,7 @@ impl Courtesy {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    #![allow(clippy::unwrap_used)]
 
     use super::*;
 
@@ -77,6 +99,7 @@ mod tests {
 
     #[test]
     fn long_things_give_way_each_time_and_short_ones_after_a_turn() {
+        Courtesy::begin();
         assert_eq!(given_way(Courtesy::among_few(), 3, TURN).0, [1, 2, 3]);
         assert_eq!(given_way(Courtesy::among_few(), 10, TURN / 4).0, [4, 8]);
         assert!(given_way(Courtesy::among_few(), 3, TURN / 4).0.is_empty());
@@ -84,15 +107,33 @@ mod tests {
 
     #[test]
     fn among_many_things_the_clock_is_read_seldom() {
+        Courtesy::begin();
         let (given, readings) = given_way(Courtesy::among_many(), 64, TURN / 32);
         assert_eq!((given, readings), (vec![32, 64], 4));
     }
 
     #[test]
     fn time_that_others_had_is_not_its_own() {
+        Courtesy::begin();
         let mut courtesy = Courtesy::among_few();
         let clock = Cell::new(courtesy.since + TURN);
         courtesy.pass_at(|| clock.get(), || clock.set(clock.get() + 10 * TURN));
         courtesy.pass_at(|| clock.get(), || panic!("its turn has just begun"));
+    }
+
+    #[test]
+    fn who_has_not_said_so_does_not_give_way_and_neither_do_its_threads() {
+        let given = || given_way(Courtesy::among_few(), 3, TURN).0.len();
+        let of_child = || std::thread::scope(|scope| scope.spawn(Courtesy::inherited(given)).join().unwrap());
+        let both = || (given(), of_child());
+        let before_and_after = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let before = both();
+                Courtesy::begin();
+                (before, both())
+            });
+            thread.join().unwrap()
+        });
+        assert_eq!(before_and_after, ((0, 0), (3, 3)));
     }
 }

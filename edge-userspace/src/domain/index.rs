@@ -189,7 +189,9 @@ fn made_by_two<T: Send, K: Ord + Send, V: Send>(
         std::iter::from_fn(next).inspect(|_| courtesy.pass()).map(&make).collect::<Vec<_>>()
     };
     std::thread::scope(|scope| {
-        let start = || std::thread::Builder::new().name("edge-index".into()).spawn_scoped(scope, work).ok();
+        let start = || {
+            std::thread::Builder::new().name("edge-index".into()).spawn_scoped(scope, Courtesy::inherited(work)).ok()
+        };
         let other = worth_it.then(start).flatten();
         let own = work();
         let others = other.map(|thread| thread.join().unwrap_or_else(|why| std::panic::resume_unwind(why)));
