@@ -151,6 +151,34 @@ fn a_locked_file_changes_nothing_until_it_is_released() {
     held.finish().unwrap();
 }
 
+/// A writer that is killed in the middle of a transaction leaves a file with half of it, and a journal.
+#[test]
+fn what_a_dead_writer_left_never_routes() {
+    let Some((world, _backend, daemon)) = world("what_a_dead_writer_left_never_routes") else { return };
+    let (port, path) = (daemon.addr().port(), world.database.path());
+    world.database.execute("CREATE TABLE junk (a BLOB)");
+    let before = || !is_served(&world, &daemon, 1, port) && is_served(&world, &daemon, 2, 90);
+    eventually("the table is loaded again", || daemon.status().unwrap().number("/routing/generation") >= 2);
+    let journal = path.with_file_name(format!("{}-journal", path.file_name().unwrap().display()));
+    let has_journal = || std::fs::metadata(&journal).is_ok_and(|metadata| metadata.len() > 0);
+    let writer = Connection::open(&path).unwrap();
+    writer.busy_timeout(SOON).unwrap();
+    let spills = "PRAGMA journal_mode = DELETE; PRAGMA cache_size = 2; BEGIN EXCLUSIVE; DELETE FROM acl; \
+                  WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 200) \
+                  INSERT INTO junk SELECT randomblob(4000) FROM n";
+    writer.execute_batch(spills).unwrap();
+    assert!(has_journal());
+    // It never ends its transaction, and its locks are gone like those of a killed process: closing any descriptor of a
+    // file gives up all of the process's locks on it (POSIX).
+    std::mem::forget(writer);
+    drop(std::fs::File::open(&path).unwrap());
+    eventually("it is rolled back", || !has_journal());
+    assert!(before(), "what was never committed routes nobody");
+    let (code, said) = edgeproxy(&daemon, &["reload"]);
+    assert_eq!(code, 0, "{said}");
+    assert!(before(), "nor after a reload");
+}
+
 fn readers_are_kept_out(world: &World) -> bool {
     let reader = Connection::open(world.database.path()).unwrap();
     reader.busy_timeout(std::time::Duration::ZERO).unwrap();

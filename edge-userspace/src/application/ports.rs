@@ -161,6 +161,11 @@ pub enum SourceError {
         "routing database {path} does not exist: create it with `edgeproxy db init --example` or set EDGEPROXY_DB_PATH"
     )]
     Missing { path: String },
+    #[error(
+        "a writer of the routing database {path} died in the middle of a transaction, and who may write the file has to roll \
+         back what it left in {path}-journal: `edgeproxy db list` does"
+    )]
+    Unfinished { path: String },
     #[error("routing database {path} is locked by another process")]
     Locked { path: String },
     #[error("routing database {path} could not be read: {why}")]

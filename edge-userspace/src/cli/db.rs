@@ -15,7 +15,7 @@ use rusqlite::types::{ToSqlOutput, Value};
 use rusqlite::{Connection, OpenFlags, ToSql, Transaction, TransactionBehavior, params_from_iter};
 use serde_json::json;
 
-use crate::adapters::outbound::sqlite::{add_missing_columns, backend_rows};
+use crate::adapters::outbound::sqlite::{DatabaseError, add_missing_columns, backend_rows, has_journal, roll_back};
 use crate::domain::{
     BackendSpec, BackendState, ProxyVersion, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion,
     RawRow as _, RawValue, Regions,
@@ -208,6 +208,10 @@ fn open(path: &Path, flags: OpenFlags) -> Result<Connection> {
     if !path.exists() {
         bail!("routing database {} does not exist: create it with `edgeproxy db init`", path.display());
     }
+    if has_journal(path) {
+        // A writer that died left it, or one is at work, and then nothing happens. Where it can't be done, reading says why.
+        let _ = roll_back(path);
+    }
     let connection = Connection::open_with_flags(path, flags)
         .with_context(|| format!("routing database {} can't be opened", path.display()))?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -215,7 +219,11 @@ fn open(path: &Path, flags: OpenFlags) -> Result<Connection> {
 }
 
 fn rows(connection: &Connection, path: &Path) -> Result<Vec<RawBackend>> {
-    backend_rows(connection).with_context(|| format!("routing database {} can't be read", path.display()))
+    let rows = backend_rows(connection);
+    if rows.as_ref().is_err_and(DatabaseError::is_locked) {
+        bail!("routing database {} is locked by another process", path.display());
+    }
+    rows.with_context(|| format!("routing database {} can't be read", path.display()))
 }
 
 fn list(path: &Path, as_json: bool, out: &mut dyn Write) -> Result<()> {

@@ -13,7 +13,7 @@ use crate::application::explain::{Candidate, ClientLimits, Explanation, Places};
 
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
-    /// Address of the client
+    /// Address of the client; where a PROXY header names one, that
     #[arg(long, value_name = "ADDR")]
     client: IpAddr,
     /// The app it asks for [default: the one the listeners lead to]
@@ -78,7 +78,8 @@ fn text(explanation: &Explanation) -> String {
         line("closed", why.clone());
     }
     let selection = explanation.selection.as_ref().map(|selection| format!(" · {selection}")).unwrap_or_default();
-    line("app", format!("{}{selection}", explanation.app.as_deref().unwrap_or("none")));
+    let next_region = explanation.next_region.as_ref().map(|by| format!(" · next region by {by}")).unwrap_or_default();
+    line("app", format!("{}{selection}{next_region}", explanation.app.as_deref().unwrap_or("none")));
     line("binding", binding(explanation));
     let (name, text) = next(explanation);
     line(name, text);

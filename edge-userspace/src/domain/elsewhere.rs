@@ -1,8 +1,9 @@
 //! The next region: where clients go for whom neither their own region nor this POP's has room.
 //!
 //! By position, or, where an app wants it (`apps.next_region = 'rtt'`), by the round-trip times that this POP has measured.
-//! Times count only while each of the app's regions has one: a region that nobody has measured would come last for want of
-//! clients, and never be measured.
+//! Times count only while each of the app's regions that has a backend to be trusted has one: a region that nobody has
+//! measured would come last for want of clients, and never be measured. One that is down as a whole can't be measured, and has
+//! nobody to offer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,8 +36,10 @@ impl RegionTimes {
 
     /// Places the regions by what is known now.
     pub(super) fn rank(&self, groups: &[Group]) {
+        let is_down = |group: &Group| !group.members.iter().any(|member| member.load.is_trusted());
         let nearest = |group: &Group| group.members.iter().filter_map(|member| member.load.rtt().last()).min();
-        let times: Option<Vec<Duration>> = groups.iter().map(nearest).collect();
+        let time = |group: &Group| nearest(group).or_else(|| is_down(group).then_some(Duration::MAX));
+        let times: Option<Vec<Duration>> = groups.iter().map(time).collect();
         self.places.store(Arc::new(times.map(|times| Places::of(&times)).unwrap_or_default()));
     }
 

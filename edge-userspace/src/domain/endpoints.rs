@@ -2,7 +2,7 @@
 
 mod ports;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -128,7 +128,7 @@ impl Endpoint {
 
     /// Adds a listener of the same spot, unless it contradicts one that is there.
     pub fn add(&mut self, spec: ListenerSpec) -> Result<(), ListenerError> {
-        let agrees = spec.accept_proxy == self.accept_proxy && spec.proxy_from == self.proxy_from;
+        let agrees = spec.accept_proxy == self.accept_proxy && are_same(&spec.proxy_from, &self.proxy_from);
         if let Some(other) = self.listeners().next().filter(|_| !agrees) {
             return Err(ListenerError::ProxyDisagrees { other: other.id.clone() });
         }
@@ -202,6 +202,12 @@ impl Endpoint {
     pub fn listeners(&self) -> impl Iterator<Item = &Arc<ListenerSpec>> {
         self.default.iter().chain(self.by_name.values()).chain(self.by_parent.values())
     }
+}
+
+/// Whatever their order.
+fn are_same(some: &[IpNet], others: &[IpNet]) -> bool {
+    let set = |nets: &[IpNet]| nets.iter().copied().collect::<BTreeSet<_>>();
+    set(some) == set(others)
 }
 
 #[cfg(test)]

@@ -56,7 +56,10 @@ pub enum ListenerError {
     ProxyFrom(BadPrefix),
     #[error("accept_proxy needs proxy_from, the prefixes whose word is taken for where a client comes from")]
     NobodyTrusted,
-    #[error("listener {other} has the same place with another accept_proxy or proxy_from: make them agree")]
+    #[error(
+        "listener {other} has the same place with another accept_proxy or proxy_from: make them agree \
+             (`edgeproxy db import` changes several rows at once)"
+    )]
     ProxyDisagrees { other: ListenerId },
     #[error("listener {other} has the server name {name} at the same place already")]
     NameTaken { other: ListenerId, name: ServerName },

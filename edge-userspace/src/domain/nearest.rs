@@ -23,7 +23,7 @@ const NEAR_ANYWAY: Duration = Duration::from_millis(1);
 
 /// Up to here times are the same as the `nearest`.
 pub(super) fn as_near_as(nearest: Duration) -> Duration {
-    nearest + NEAR_ANYWAY.max(nearest / NEAR_PART)
+    nearest.saturating_add(NEAR_ANYWAY.max(nearest / NEAR_PART))
 }
 
 /// What was not measured for so long is measured again.

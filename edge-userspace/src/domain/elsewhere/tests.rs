@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::*;
-use crate::domain::testing::{World, id, region, row, snapshot_of_app};
+use crate::domain::testing::{World, id, region, row, snapshot_of_app, turn};
 use crate::domain::{NextRegion, Permit, RTT_FORGOTTEN, RawApp, RawBackend, Tried, explain};
 
 fn millis(millis: u64) -> Duration {
@@ -55,7 +55,7 @@ fn order(world: &mut World, pop: &str) -> Vec<(String, PickReason)> {
     order
 }
 
-fn nearest(names: [&str; 6]) -> Vec<(String, PickReason)> {
+fn nearest<const N: usize>(names: [&str; N]) -> Vec<(String, PickReason)> {
     names.map(|name| (name.to_owned(), PickReason::NearestRegion)).to_vec()
 }
 
@@ -80,6 +80,34 @@ fn where_an_app_wants_it_the_next_region_is_the_nearest_by_measured_time() {
     assert_eq!(order(&mut world, "sa"), times);
     world.app().rank(now + RTT_FORGOTTEN);
     assert_eq!(order(&mut world, "sa"), by_position);
+}
+
+#[test]
+fn a_region_that_is_down_as_a_whole_needs_no_time() {
+    let (mut world, now) = (world(by_time()), Instant::now());
+    measure(&world, &[("us1", 80), ("eu1", 20)], now);
+    assert!(!world.app().goes_by_time());
+    let backend = |world: &World, name| std::sync::Arc::clone(world.app().backend(&id(name)).unwrap());
+    let ap = backend(&world, "ap1");
+    turn(&ap, false);
+    world.app().rank(now);
+    assert_eq!(order(&mut world, "sa"), nearest(["eu1", "us1", "eu1", "us1"]));
+    turn(&ap, true);
+    ap.load.set_draining(true);
+    world.app().rank(now);
+    assert_eq!(order(&mut world, "sa"), nearest(["eu1", "us1", "eu1", "us1"]));
+    ap.load.set_draining(false);
+    // Until the next ranking it comes last.
+    assert_eq!(order(&mut world, "sa"), nearest(["eu1", "us1", "ap1", "eu1", "us1", "ap1"]));
+    world.app().rank(now);
+    assert_eq!(order(&mut world, "sa"), nearest(["us1", "eu1", "ap1", "us1", "eu1", "ap1"]));
+    // Nobody is measured, and nobody is there.
+    for name in ["us1", "eu1", "ap1"] {
+        backend(&world, name).load.rtt().forget();
+        turn(&backend(&world, name), false);
+    }
+    world.app().rank(now);
+    assert_eq!(world.route(Some("sa"), "sa").unwrap().reason, PickReason::FailOpen);
 }
 
 #[test]

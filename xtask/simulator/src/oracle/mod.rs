@@ -100,13 +100,13 @@ impl<'a> Oracle<'a> {
 
     pub fn reload(&mut self, table: &Table) {
         self.health.reload(&self.table, table);
-        self.times.reload(&self.table, table);
+        self.times.reload(&self.table, table, |at| is_out(&self.health, table, at));
         self.table = table.clone();
     }
 
     /// Time has passed, and the candidate has let it do its work.
     pub fn tick(&mut self, now: Duration) {
-        self.times.tick(&self.table, now);
+        self.times.tick(&self.table, now, |at| is_out(&self.health, &self.table, at));
     }
 
     /// The candidate has said what the time that has passed did.
@@ -346,6 +346,12 @@ fn name_of(transition: Transition) -> &'static str {
         Transition::Up { .. } => "up",
         Transition::Anew => "anew",
     }
+}
+
+/// Is not to be trusted, or the operator drains it.
+fn is_out(health: &HealthBook, table: &Table, backend: usize) -> bool {
+    let drained = table.get(backend).is_some_and(|row| row.drained);
+    drained || health.is_down(backend) || health.is_ejected(backend)
 }
 
 /// What is better than nothing binds nobody.

@@ -5,7 +5,7 @@
 use ::edgeproxy::domain::{NoBackend, PickReason, Skip};
 
 use super::by_rtt::as_near_as;
-use super::{Fault, Oracle, is_affinity};
+use super::{Fault, Oracle, is_affinity, is_out};
 use crate::candidate::{Ask, Choice};
 use crate::oracle::bindings::Bound;
 use crate::world::{Affinity, Row};
@@ -20,6 +20,8 @@ enum Far {
     Km(f64),
     /// In µs, to the nearest backend of the region.
     Time(f64),
+    /// Nobody can say.
+    Unsure,
 }
 
 impl Far {
@@ -72,23 +74,32 @@ impl Oracle<'_> {
         let place = |region: usize| self.world.regions[region].position;
         let from = client.and_then(place).or_else(|| place(pop));
         let far = match (tier, self.time_to(ask.app, row.region), from) {
-            (2, Some(time), _) => Far::Time(time),
+            (2, Some(far), _) => far,
             (2, None, Some(from)) => Far::Km(place(row.region).map_or(f64::INFINITY, |to| from.distance_km(to))),
             _ => Far::Not,
         };
         (trust, tier, row.is_over_soft(self.counts[at]), far)
     }
 
-    /// The least time to one of the app's backends in a region, where times say which region is next: while each region
-    /// that has any was measured.
-    fn time_to(&self, app: usize, region: usize) -> Option<f64> {
+    /// How far a region is by the time to the nearest of the app's backends there, where times say which one is next: while
+    /// each region with a backend that is to be trusted was measured.
+    fn time_to(&self, app: usize, region: usize) -> Option<Far> {
         if !self.world.apps[app].next_by_rtt {
             return None;
         }
         let ranking = self.times.of_app(app);
-        let time = |region: usize| ranking.nearest(|at| self.world.backends[at].region == region);
-        let mut regions = ranking.backends().map(|at| self.world.backends[at].region);
-        if regions.all(|region| time(region).is_some()) { time(region) } else { None }
+        let is_there = |region: usize| move |at: &usize| self.world.backends[*at].region == region;
+        let time = |region: usize| ranking.nearest(|at| is_there(region)(&at));
+        let goes_by_time = |is_out: &dyn Fn(usize) -> bool| {
+            let mut regions = ranking.backends().map(|at| self.world.backends[at].region);
+            regions.all(|region| time(region).is_some() || ranking.backends().filter(is_there(region)).all(is_out))
+        };
+        // Between one ranking and the next it is what it was, and the books may be behind by what has just happened.
+        match (goes_by_time(&|at| ranking.was_out(at)), goes_by_time(&|at| is_out(&self.health, &self.table, at))) {
+            (true, true) => Some(time(region).map_or(Far::Unsure, Far::Time)),
+            (false, false) => None,
+            _ => Some(Far::Unsure),
+        }
     }
 
     /// The client's backend must have it, if it can.
@@ -172,7 +183,7 @@ impl Oracle<'_> {
             let names = (self.name(choice.backend), self.name(rival));
             let words = format!("{} {chosen:?} although there was {} {rank:?} at {:?}", names.0, names.1, ask.now);
             self.fault(Fault::Order, || words);
-        } else if choice.reason != Some(reason) {
+        } else if choice.reason != Some(reason) && !is_unsure(chosen, choice.reason) {
             let words = format!("{} because of {:?}, but {reason:?} is true", self.name(choice.backend), choice.reason);
             self.fault(Fault::Order, || words);
         }
@@ -207,6 +218,11 @@ impl Oracle<'_> {
             self.fault(Fault::Refusal, || format!("{why:?}, but {truth:?} is true"));
         }
     }
+}
+
+/// Whether it goes by time or by position, one or the other of two reasons is right.
+fn is_unsure((_, _, _, far): Rank, reason: Option<PickReason>) -> bool {
+    matches!(far, Far::Unsure) && matches!(reason, Some(PickReason::NearestRegion | PickReason::Elsewhere))
 }
 
 fn is_below_soft((trust, _, over_soft, _): Rank) -> bool {

@@ -41,6 +41,8 @@ pub(super) struct Ranking {
     members: Vec<(usize, Option<f64>)>,
     /// Those that somebody should measure, and has not been sent to since.
     unmeasured: BTreeSet<usize>,
+    /// Those that were not to be trusted, or drained by the operator.
+    out: BTreeSet<usize>,
 }
 
 impl Ranking {
@@ -58,6 +60,10 @@ impl Ranking {
     pub(super) fn nearest(&self, is_there: impl Fn(usize) -> bool) -> Option<f64> {
         let there = self.members.iter().filter(|(member, _)| is_there(*member));
         there.filter_map(|(_, time)| *time).reduce(f64::min)
+    }
+
+    pub(super) fn was_out(&self, backend: usize) -> bool {
+        self.out.contains(&backend)
     }
 
     pub(super) fn backends(&self) -> impl Iterator<Item = usize> {
@@ -100,18 +106,18 @@ impl Times {
 
     /// Of a backend that was not there before nothing is known. Apps of which a row is another one are ranked anew by
     /// what is known, with what is stale among it until the next regular ranking. Who is only drained stays ranked.
-    pub(super) fn reload(&mut self, before: &Table, now: &Table) {
+    pub(super) fn reload(&mut self, before: &Table, now: &Table, is_out: impl Fn(usize) -> bool) {
         for at in (0..self.backends.len()).filter(|at| before.get(*at).is_none()) {
             self.backends[at] = None;
         }
         let rows = |table: &Table, app| table.of_app(app).map(|(at, row)| (at, row.undrained())).collect::<Vec<_>>();
         let changed = |app: &usize| rows(before, *app) != rows(now, *app);
         for app in (0..self.rankings.len()).filter(changed) {
-            self.rankings[app] = self.rank(app, now, |_| false);
+            self.rankings[app] = self.rank(app, now, |_| false, &is_out);
         }
     }
 
-    pub(super) fn tick(&mut self, table: &Table, now: Duration) {
+    pub(super) fn tick(&mut self, table: &Table, now: Duration, is_out: impl Fn(usize) -> bool) {
         if self.ranked.is_some_and(|last| now - last < EVERY) {
             return;
         }
@@ -120,14 +126,21 @@ impl Times {
         let fresh = |known: &Estimate| now_ms - known.at_ms < FORGOTTEN_MS;
         self.backends.iter_mut().for_each(|known| *known = known.filter(fresh));
         for app in 0..self.rankings.len() {
-            self.rankings[app] = self.rank(app, table, |known| now_ms - known.at_ms >= STALE_MS);
+            self.rankings[app] = self.rank(app, table, |known| now_ms - known.at_ms >= STALE_MS, &is_out);
         }
     }
 
-    fn rank(&self, app: usize, table: &Table, is_stale: impl Fn(Estimate) -> bool) -> Ranking {
+    fn rank(
+        &self,
+        app: usize,
+        table: &Table,
+        is_stale: impl Fn(Estimate) -> bool,
+        is_out: &dyn Fn(usize) -> bool,
+    ) -> Ranking {
         let members = || table.of_app(app).filter(|(_, row)| row.is_listed()).map(|(at, _)| (at, self.backends[at]));
         Ranking {
             members: members().map(|(at, known)| (at, known.map(|known| known.micros))).collect(),
+            out: members().map(|(at, _)| at).filter(|at| is_out(*at)).collect(),
             unmeasured: members().filter(|(_, known)| known.is_none_or(&is_stale)).map(|(at, _)| at).collect(),
         }
     }
@@ -164,30 +177,30 @@ mod tests {
     fn times_are_averaged_ranked_and_forgotten() {
         let mut table = Table::new(&[Row::default(), Row::default()]);
         let mut times = Times::new(1, 2);
-        times.reload(&Table::new(&[]), &table);
+        times.reload(&Table::new(&[]), &table, |_| false);
         times.measured(0, 10 * MS, Duration::ZERO);
         assert!(!times.of_app(0).is_of_use(), "nothing is ranked yet");
         times.measured(1, 30 * MS, Duration::ZERO);
         times.measured(0, 110 * MS, 10_000 * MS);
-        times.tick(&table, 10_000 * MS);
+        times.tick(&table, 10_000 * MS, |_| false);
         assert!(times.of_app(0).is_of_use());
         let expected = 110_000.0 - 100_000.0 * (-1f64).exp();
         assert!((times.of_app(0).time(0).unwrap() - expected).abs() < 1.0);
         // Not before a second is over.
         times.measured(1, 50 * MS, 10_500 * MS);
-        times.tick(&table, 10_750 * MS);
+        times.tick(&table, 10_750 * MS, |_| false);
         assert!((times.of_app(0).time(1).unwrap() - 30_000.0).abs() < 1.0);
-        times.tick(&table, 70_000 * MS);
+        times.tick(&table, 70_000 * MS, |_| false);
         assert!(times.of_app(0).is_unmeasured(0) && !times.of_app(0).is_unmeasured(1));
         times.of_app_mut(0).sent(0);
         assert!(!times.of_app(0).is_unmeasured(0));
-        times.tick(&table, 310_000 * MS);
+        times.tick(&table, 310_000 * MS, |_| false);
         assert_eq!((times.of_app(0).time(0).is_some(), times.of_app(0).time(1).is_some()), (false, true));
         // Who leaves and comes back begins anew.
         for present in [false, true] {
             let before = table.clone();
             table.edit(&[Change { backend: 1, edit: Edit::Present(present) }]);
-            times.reload(&before, &table);
+            times.reload(&before, &table, |_| false);
         }
         assert_eq!(times.of_app(0).time(1), None);
     }

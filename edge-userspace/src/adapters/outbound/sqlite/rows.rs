@@ -2,7 +2,7 @@
 //! the wrong type is left to the validation of its row.
 
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 
 use crate::domain::{Courtesy, RawBackend, RawRouting, RawRow, RawValue};
 
@@ -15,6 +15,14 @@ pub enum DatabaseError {
     NoColumn(&'static str),
     #[error("{0}")]
     Sqlite(#[from] rusqlite::Error),
+}
+
+impl DatabaseError {
+    /// Somebody else holds the file.
+    pub fn is_locked(&self) -> bool {
+        let Self::Sqlite(error) = self else { return false };
+        matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+    }
 }
 
 /// Without these no row could be a backend, so it isn't a matter of single rows.

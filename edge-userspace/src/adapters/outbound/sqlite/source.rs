@@ -5,13 +5,17 @@
 //! ordinary way then, because SQLite would have to create the `-shm` file. Such a file is complete in itself, so it is
 //! read as immutable, and the read counts only if the file was the same before and after.
 //!
+//! A writer that died in the middle of a transaction leaves a rollback journal, and a file that may hold half of what it
+//! wrote. SQLite has whoever reads next roll it back, which takes write access: the file is opened for that alone. Where that is
+//! not allowed nothing is read.
+//!
 //! The file may be replaced by renaming another over it. In WAL mode its `-wal` and `-shm` files must be removed first,
 //! as `edgeproxy db init --force` does: SQLite takes a log that stays behind for the new file's.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, ffi};
 
 use super::rows::{DatabaseError, backend_batches, read_others};
 use crate::adapters::outbound::file_identity::FileIdentity;
@@ -64,14 +68,12 @@ impl SqliteSource {
 
     /// A look and a read that meet the same lock say the same: what is told once for each reason is told once.
     fn failed(&self, why: &DatabaseError) -> SourceError {
-        if is_locked(why) { SourceError::Locked { path: self.shown() } } else { self.unreadable(why) }
+        if why.is_locked() { SourceError::Locked { path: self.shown() } } else { self.unreadable(why) }
     }
 
     /// With a write-ahead log commits don't touch the main file, and writing the log back changes nothing.
     fn has_log(&self) -> bool {
-        let mut log = self.path.clone().into_os_string();
-        log.push("-wal");
-        std::fs::metadata(log).is_ok_and(|metadata| metadata.len() > 0)
+        has_beside(&self.path, "-wal")
     }
 
     fn read_ordinary(&mut self, identity: FileIdentity, backends: Sink<'_>) -> Result<RawRouting, DatabaseError> {
@@ -89,7 +91,7 @@ impl SqliteSource {
         let identity = self.identity()?;
         let mut connection = connect(&self.path, "?immutable=1").map_err(|why| self.unreadable(&why))?;
         let (version, raw) = read_rows(&mut connection, backends).map_err(|why| self.unreadable(&why))?;
-        if self.identity()? != identity || self.has_log() {
+        if self.identity()? != identity || self.has_log() || has_journal(&self.path) {
             return Err(self.unreadable(&"it changed while it was read; it is tried again"));
         }
         self.open = Some(Open { connection, identity, version, immutable: true });
@@ -114,19 +116,46 @@ impl RoutingSource for SqliteSource {
     }
 
     fn read(&mut self, backends: Sink<'_>) -> Result<RawRouting, SourceError> {
-        let identity = self.identity()?;
         let mut begun = false;
         let noting = &mut |batch| {
             begun = true;
             backends(batch);
         };
-        match self.read_ordinary(identity, noting) {
+        let mut read = self.read_ordinary(self.identity()?, noting);
+        if read.as_ref().is_err_and(is_unfinished) {
+            roll_back(&self.path).map_err(|_| SourceError::Unfinished { path: self.shown() })?;
+            read = self.read_ordinary(self.identity()?, noting);
+        }
+        match read {
             Ok(raw) => Ok(raw),
+            Err(why) if is_unfinished(&why) => Err(SourceError::Unfinished { path: self.shown() }),
             // That shows before the first row.
-            Err(why) if needs_write_access(&why) && !begun && !self.has_log() => self.read_without_log(backends),
+            Err(why) if needs_write_access(&why) && !begun && !self.has_log() && !has_journal(&self.path) => {
+                self.read_without_log(backends)
+            }
             Err(why) => Err(self.failed(&why)),
         }
     }
+}
+
+/// Has SQLite roll back what a writer left that died in the middle of a transaction. Takes write access, and does nothing
+/// while that writer lives.
+pub fn roll_back(path: &Path) -> Result<(), rusqlite::Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))
+}
+
+/// Whether there is a rollback journal with something in it: the file alone may be half of a transaction.
+pub fn has_journal(path: &Path) -> bool {
+    has_beside(path, "-journal")
+}
+
+fn has_beside(path: &Path, suffix: &str) -> bool {
+    let mut beside = path.to_owned().into_os_string();
+    beside.push(suffix);
+    std::fs::metadata(beside).is_ok_and(|metadata| metadata.len() > 0)
 }
 
 fn connect(path: &Path, query: &str) -> Result<Connection, rusqlite::Error> {
@@ -161,9 +190,10 @@ fn data_version(connection: &Connection) -> Result<i64, rusqlite::Error> {
     connection.query_row("PRAGMA data_version", [], |row| row.get(0))
 }
 
-fn is_locked(error: &DatabaseError) -> bool {
+/// There is a journal to be rolled back, and a reader must not.
+fn is_unfinished(error: &DatabaseError) -> bool {
     let DatabaseError::Sqlite(error) = error else { return false };
-    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+    error.sqlite_extended_error_code() == Some(ffi::SQLITE_READONLY_ROLLBACK)
 }
 
 fn needs_write_access(error: &DatabaseError) -> bool {

@@ -277,3 +277,60 @@ fn immutable_reading_gives_the_same_rows() {
     assert!(source.read_without_log(&mut |_| {}).is_err(), "the log holds what the file lacks");
     assert_eq!(ids(&source.read_whole().unwrap()), ["b"]);
 }
+
+/// A copy of a database in the middle of a transaction that has written to the file already: as its writer leaves it that dies.
+fn left_by_a_dead_writer() -> Files {
+    let (living, dead) = (Files::new(), Files::new());
+    living.run(&format!("{SCHEMA} {ROW} CREATE TABLE junk (a BLOB);"));
+    let writer = Connection::open(living.path()).unwrap();
+    let spills = "PRAGMA cache_size = 2; BEGIN IMMEDIATE; UPDATE backends SET id = 'never'; \
+                  WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 200) \
+                  INSERT INTO junk SELECT randomblob(4000) FROM n";
+    writer.execute_batch(spills).unwrap();
+    for suffix in ["", "-journal"] {
+        let of = |files: &Files| files.directory.path().join(format!("routing.db{suffix}"));
+        std::fs::copy(of(&living), of(&dead)).unwrap();
+    }
+    assert!(has_journal(&dead.path()));
+    dead
+}
+
+#[test]
+fn what_a_dead_writer_left_is_rolled_back_and_never_read() {
+    let files = left_by_a_dead_writer();
+    let half = Connection::open_with_flags(
+        format!("file:{}?immutable=1", files.path().display()),
+        rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY | rusqlite::OpenFlags::SQLITE_OPEN_URI,
+    );
+    let id: String = half.unwrap().query_row("SELECT id FROM backends", [], |row| row.get(0)).unwrap();
+    assert_eq!(id, "never", "the file alone has what was never committed");
+    let mut source = files.source();
+    assert_eq!(ids(&source.read_whole().unwrap()), ["a"]);
+    assert!(!has_journal(&files.path()) && !source.changed().unwrap());
+}
+
+#[test]
+fn what_a_dead_writer_left_is_not_read_where_it_cannot_be_rolled_back() {
+    let files = left_by_a_dead_writer();
+    let mut source = files.source();
+    assert!(source.read_without_log(&mut |_| {}).is_err(), "the journal holds what the file lacks");
+    // Nobody can write to it, not even root.
+    let path = files.path().display().to_string();
+    let mount = |arguments: &[&str]| {
+        std::process::Command::new("mount")
+            .args(arguments)
+            .arg(&path)
+            .output()
+            .is_ok_and(|output| output.status.success())
+    };
+    let is_mounted = mount(&["--bind", &path]);
+    let said = (is_mounted && mount(&["-o", "remount,bind,ro"])).then(|| source.read_whole().unwrap_err().to_string());
+    if is_mounted {
+        let _ = std::process::Command::new("umount").args(["--lazy", &path]).status();
+    }
+    // Without privileges it can't be tried.
+    if let Some(said) = said {
+        assert!(said.contains("died in the middle of a transaction") && said.contains("edgeproxy db list"), "{said}");
+    }
+    assert!(has_journal(&files.path()));
+}
