@@ -10,7 +10,7 @@ pub enum Exit {
     Ok,
     /// The command was understood and failed.
     Failure,
-    /// `explain`: the client would be refused, or no backend be found.
+    /// `explain`: the client would be refused, or no backend has a place for it now.
     NoBackend,
     /// Bad command line, configuration or descriptors (EX_USAGE).
     Usage,
@@ -25,7 +25,7 @@ pub(super) const HELP: &str = "\
 Exit codes:
     0  done
     1  failed while running
-    2  explain: the client would be refused, or no backend be found
+    2  explain: the client would be refused, or no backend has a place for it now
    64  bad command line, configuration or LISTEN_FDS
    69  no daemon answers on the admin socket
    70  internal error
