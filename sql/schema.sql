@@ -60,7 +60,7 @@ CREATE TABLE apps (
     -- measured round-trip time.
     selection TEXT DEFAULT 'least_load' CHECK (selection IN ('least_load', 'maglev', 'nearest_rtt')),
     -- Which region is next where the client's and this POP's have no room: by position, or by measured round-trip time
-    -- from this POP, while all regions of the app have one.
+    -- from this POP, while all regions of the app that have a backend to be trusted have one.
     next_region TEXT DEFAULT 'position' CHECK (next_region IN ('position', 'rtt')),
     -- Whether a client comes back to its backend: until that is at its hard limit, at its soft limit, or not at all.
     -- NULL: strict, with maglev none.

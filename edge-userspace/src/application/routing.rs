@@ -186,6 +186,8 @@ impl RoutingTable {
         self.current.store(Arc::clone(&snapshot));
         // Only now: what is still said of the former one is not taken for the new one's any more.
         forget_changed(&last, &snapshot, &self.untold);
+        // There may be more room now, or nothing to wait for.
+        self.lobby.changed();
         let mut courtesy = Courtesy::among_many();
         for (was, is) in kept(&last, &snapshot) {
             courtesy.pass();
@@ -194,8 +196,6 @@ impl RoutingTable {
         }
         writer.retired.push(last);
         writer.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
-        // There may be more room now, or nothing to wait for.
-        self.lobby.changed();
         self.lobby.tidy();
         Ok(report)
     }

@@ -219,11 +219,15 @@ fn open(path: &Path, flags: OpenFlags) -> Result<Connection> {
 }
 
 fn rows(connection: &Connection, path: &Path) -> Result<Vec<RawBackend>> {
-    let rows = backend_rows(connection);
-    if rows.as_ref().is_err_and(DatabaseError::is_locked) {
+    told(backend_rows(connection), path)
+}
+
+/// What was read, or why not, in words.
+fn told<T>(read: Result<T, DatabaseError>, path: &Path) -> Result<T> {
+    if read.as_ref().is_err_and(DatabaseError::is_locked) {
         bail!("routing database {} is locked by another process", path.display());
     }
-    rows.with_context(|| format!("routing database {} can't be read", path.display()))
+    read.with_context(|| format!("routing database {} can't be read", path.display()))
 }
 
 fn list(path: &Path, as_json: bool, out: &mut dyn Write) -> Result<()> {

@@ -42,7 +42,7 @@ pub(crate) fn connections(settings: &Settings) -> usize {
 const SLICE: Duration = Duration::from_micros(100);
 
 /// Makes room for the calling thread's betters: connections are served before anything that can wait. Where all cores
-/// are busy it still gets a tenth of what a worker gets. Threads that it starts are the same.
+/// are busy it still gets a tenth of what a worker gets. Threads that it starts have the same priority and slice.
 pub(crate) fn yield_to_workers() {
     Courtesy::begin();
     // Only ever lowers the priority, which needs no privilege; of this thread alone, as Linux has it.
@@ -58,8 +58,8 @@ pub(crate) fn yield_to_workers() {
 fn shorten_slice(nice: i32) {
     let attr = libc::sched_attr {
         size: size_of::<libc::sched_attr>() as u32,
-        sched_policy: libc::SCHED_OTHER as u32,
-        sched_flags: 0,
+        sched_policy: 0,
+        sched_flags: libc::SCHED_FLAG_KEEP_POLICY as u64,
         sched_nice: nice,
         sched_priority: 0,
         sched_runtime: SLICE.as_nanos() as u64,

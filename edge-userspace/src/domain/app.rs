@@ -27,7 +27,8 @@ pub enum NextRegion {
     /// Great-circle distance from the client.
     #[default]
     Position,
-    /// Measured round-trip time from this POP, while each of the app's regions has one; else position.
+    /// Measured round-trip time from this POP, while each of the app's regions with a backend to be trusted
+    /// has one; else position.
     Rtt,
 }
 

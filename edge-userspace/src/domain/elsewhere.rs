@@ -40,6 +40,8 @@ impl RegionTimes {
         let nearest = |group: &Group| group.members.iter().filter_map(|member| member.load.rtt().last()).min();
         let time = |group: &Group| nearest(group).or_else(|| is_down(group).then_some(Duration::MAX));
         let times: Option<Vec<Duration>> = groups.iter().map(time).collect();
+        // Where all are down and unmeasured there is nothing to go by.
+        let times = times.filter(|times| times.iter().any(|time| *time < Duration::MAX));
         self.places.store(Arc::new(times.map(|times| Places::of(&times)).unwrap_or_default()));
     }
 
@@ -64,7 +66,7 @@ impl Places {
         Self(places.into_iter().map(|(_, place)| place).collect())
     }
 
-    fn get(&self, group: usize) -> Option<u32> {
+    pub(super) fn get(&self, group: usize) -> Option<u32> {
         self.0.get(group).copied()
     }
 
@@ -74,18 +76,9 @@ impl Places {
 }
 
 impl AppIndex {
-    fn places(&self) -> Option<Guard<Arc<Places>>> {
+    /// How the app's regions are placed by measured time, if that is what the next one goes by now.
+    pub(super) fn places(&self) -> Option<Guard<Arc<Places>>> {
         self.region_times().map(RegionTimes::load).filter(|places| !places.is_empty())
-    }
-
-    /// Whether the app's next regions go by measured time now.
-    pub(super) fn goes_by_time(&self) -> bool {
-        self.places().is_some()
-    }
-
-    /// The place of the group's region by measured time; 0 where times don't count.
-    pub(super) fn place_by_time(&self, group: usize) -> u32 {
-        self.places().and_then(|places| places.get(group)).unwrap_or_default()
     }
 }
 

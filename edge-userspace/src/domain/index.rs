@@ -231,6 +231,7 @@ impl AppIndex {
         let by_id = each.map(|backend| (backend.id.clone(), Arc::clone(backend))).collect();
         let mut by_region: BTreeMap<&Region, Vec<usize>> = BTreeMap::new();
         for (at, backend) in backends.iter().enumerate().filter(|(_, backend)| backend.closed_to_new().is_none()) {
+            courtesy.pass();
             by_region.entry(&backend.region).or_default().push(at);
         }
         let mut seed = generation;

@@ -88,15 +88,19 @@ pub fn explain(
 ) -> Plan {
     let order = order_of_attempts(app, regions, request, tried, attempts, rng);
     let (winner, reason) = order.first().cloned().unzip();
-    let mut entries: Vec<PlanEntry> =
-        app.backends().iter().map(|backend| entry(app, backend, regions, request, tried)).collect();
+    let places = app.places();
+    let place =
+        |region: &Region| places.as_ref().and_then(|places| places.get(app.group_at(region)?)).unwrap_or_default();
+    let entry =
+        |backend| PlanEntry { region_place: place(&backend.region), ..entry(app, backend, regions, request, tried) };
+    let mut entries: Vec<PlanEntry> = app.backends().iter().map(entry).collect();
     let by_rtt = app.spec().selection == Selection::NearestRtt;
     let rank = |entry: &PlanEntry| if by_rtt { rank_by_rtt(entry) } else { rank(entry) };
     entries.sort_by(|a, b| rank(a).partial_cmp(&rank(b)).unwrap_or(std::cmp::Ordering::Equal).then(a.id.cmp(&b.id)));
     Plan {
         app: app.name().clone(),
         selection: app.spec().selection,
-        next_region: if app.goes_by_time() { NextRegion::Rtt } else { NextRegion::Position },
+        next_region: if places.is_some() { NextRegion::Rtt } else { NextRegion::Position },
         client_region: request.client_region.cloned(),
         pop_region: request.pop_region.clone(),
         bound: request.bound.cloned(),
@@ -168,7 +172,7 @@ fn entry(app: &AppIndex, backend: &Arc<Backend>, regions: &Regions, request: &Re
         hard_limit: backend.limits.hard(),
         active,
         region_score,
-        region_place: app.group_at(&backend.region).map_or(0, |group| app.place_by_time(group)),
+        region_place: 0,
         distance_km: distance(&backend.region, regions, request),
         load_factor: backend.limits.load_factor(active),
         score: f64::from(region_score) * 100.0 + load_score,

@@ -9,9 +9,10 @@
 //! wrote. SQLite has whoever reads next roll it back, which takes write access: the file is opened for that alone. Where that is
 //! not allowed nothing is read.
 //!
-//! The file may be replaced by renaming another over it. In WAL mode its `-wal` and `-shm` files must be removed first,
-//! as `edgeproxy db init --force` does: SQLite takes a log that stays behind for the new file's.
+//! The file may be replaced by renaming another over it. Its `-wal`, `-shm` and `-journal` files, where there are any, must be
+//! removed first, as `edgeproxy db init --force` does: SQLite takes a log or journal that stays behind for the new file's.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -111,8 +112,12 @@ impl RoutingSource for SqliteSource {
         if identity != open.identity && !has_log {
             return Ok(true);
         }
-        let version = data_version(&open.connection).map_err(|why| self.failed(&why.into()))?;
-        Ok(version != open.version)
+        match data_version(&open.connection).map_err(DatabaseError::from) {
+            Ok(version) => Ok(version != open.version),
+            // The writer died before it touched the file: reading rolls back what is in the journal.
+            Err(why) if is_unfinished(&why) => Ok(true),
+            Err(why) => Err(self.failed(&why)),
+        }
     }
 
     fn read(&mut self, backends: Sink<'_>) -> Result<RawRouting, SourceError> {
@@ -123,7 +128,11 @@ impl RoutingSource for SqliteSource {
         };
         let mut read = self.read_ordinary(self.identity()?, noting);
         if read.as_ref().is_err_and(is_unfinished) {
-            roll_back(&self.path).map_err(|_| SourceError::Unfinished { path: self.shown() })?;
+            if let Err(why) = roll_back(&self.path).map_err(DatabaseError::from)
+                && !needs_write_access(&why)
+            {
+                return Err(self.failed(&why));
+            }
             read = self.read_ordinary(self.identity()?, noting);
         }
         match read {
@@ -147,15 +156,23 @@ pub fn roll_back(path: &Path) -> Result<(), rusqlite::Error> {
     connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))
 }
 
-/// Whether there is a rollback journal with something in it: the file alone may be half of a transaction.
+/// Whether there is a rollback journal that counts: the file alone may be half of a transaction. One that begins with 0 is
+/// over (`journal_mode = persist`) or was never begun.
 pub fn has_journal(path: &Path) -> bool {
-    has_beside(path, "-journal")
+    let mut first = [0];
+    let read = std::fs::File::open(beside(path, "-journal")).and_then(|mut file| file.read_exact(&mut first));
+    read.is_ok() && first != [0]
 }
 
 fn has_beside(path: &Path, suffix: &str) -> bool {
-    let mut beside = path.to_owned().into_os_string();
+    std::fs::metadata(beside(path, suffix)).is_ok_and(|metadata| metadata.len() > 0)
+}
+
+/// Where SQLite has a file's log or journal: beside the file itself, not beside a link to it.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut beside = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()).into_os_string();
     beside.push(suffix);
-    std::fs::metadata(beside).is_ok_and(|metadata| metadata.len() > 0)
+    beside.into()
 }
 
 fn connect(path: &Path, query: &str) -> Result<Connection, rusqlite::Error> {

@@ -309,6 +309,22 @@ fn what_a_dead_writer_left_is_rolled_back_and_never_read() {
     assert!(!has_journal(&files.path()) && !source.changed().unwrap());
 }
 
+/// Between the journal and the first page of the file: nothing but the journal shows that there was a writer.
+#[test]
+fn a_dead_writer_that_has_not_touched_the_file_stops_nobody() {
+    let (files, dead) = (left_by_a_dead_writer(), left_by_a_dead_writer());
+    let link = files.directory.path().join("link.db");
+    std::os::unix::fs::symlink(files.path(), &link).unwrap();
+    assert!(has_journal(&link), "SQLite looks beside the file that is linked to");
+    let mut source = files.source();
+    source.read_whole().unwrap();
+    let journal = |files: &Files| files.directory.path().join("routing.db-journal");
+    std::fs::copy(journal(&dead), journal(&files)).unwrap();
+    assert!(source.changed().unwrap());
+    assert_eq!(ids(&source.read_whole().unwrap()), ["a"]);
+    assert!(!has_journal(&files.path()) && !source.changed().unwrap());
+}
+
 #[test]
 fn what_a_dead_writer_left_is_not_read_where_it_cannot_be_rolled_back() {
     let files = left_by_a_dead_writer();
