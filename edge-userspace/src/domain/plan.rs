@@ -91,8 +91,10 @@ pub fn explain(
     let places = app.places();
     let place =
         |region: &Region| places.as_ref().and_then(|places| places.get(app.group_at(region)?)).unwrap_or_default();
-    let entry =
-        |backend| PlanEntry { region_place: place(&backend.region), ..entry(app, backend, regions, request, tried) };
+    let entry = |backend: &Arc<Backend>| PlanEntry {
+        region_place: place(&backend.region),
+        ..entry(app, backend, regions, request, tried)
+    };
     let mut entries: Vec<PlanEntry> = app.backends().iter().map(entry).collect();
     let by_rtt = app.spec().selection == Selection::NearestRtt;
     let rank = |entry: &PlanEntry| if by_rtt { rank_by_rtt(entry) } else { rank(entry) };

@@ -66,7 +66,7 @@ fn where_an_app_wants_it_the_next_region_is_the_nearest_by_measured_time() {
     assert_eq!(order(&mut world, "sa"), by_position, "nothing is measured");
     measure(&world, &[("us1", 80), ("ap1", 20)], now);
     assert_eq!(order(&mut world, "sa"), by_position, "one of the regions is not");
-    assert!(!world.app().places().is_some());
+    assert!(world.app().places().is_none());
     measure(&world, &[("eu1", 50)], now);
     let times = nearest(["ap1", "eu1", "us1", "ap1", "eu1", "us1"]);
     assert_eq!(order(&mut world, "sa"), times, "below the soft limit first, whatever the way");
@@ -86,7 +86,7 @@ fn where_an_app_wants_it_the_next_region_is_the_nearest_by_measured_time() {
 fn a_region_that_is_down_as_a_whole_needs_no_time() {
     let (mut world, now) = (world(by_time()), Instant::now());
     measure(&world, &[("us1", 80), ("eu1", 20)], now);
-    assert!(!world.app().places().is_some());
+    assert!(world.app().places().is_none());
     let backend = |world: &World, name| std::sync::Arc::clone(world.app().backend(&id(name)).unwrap());
     let ap = backend(&world, "ap1");
     turn(&ap, false);
