@@ -15,7 +15,7 @@ use rusqlite::types::{ToSqlOutput, Value};
 use rusqlite::{Connection, OpenFlags, ToSql, Transaction, TransactionBehavior, params_from_iter};
 use serde_json::json;
 
-use crate::adapters::outbound::sqlite::{DatabaseError, add_missing_columns, backend_rows, has_journal, roll_back};
+use crate::adapters::outbound::sqlite::{self, add_missing_columns, backend_rows, has_journal, roll_back};
 use crate::domain::{
     BackendSpec, BackendState, ProxyVersion, RawAcl, RawApp, RawBackend, RawGeoOverride, RawListener, RawRegion,
     RawRow as _, RawValue, Regions,
@@ -146,6 +146,16 @@ pub fn run(args: DbArgs, db_path: &Path) -> Result<()> {
 }
 
 fn execute(command: DbCommand, path: &Path, out: &mut dyn Write) -> Result<()> {
+    let done = carry_out(command, path, out);
+    // Whichever statement met the lock: SQLite says it in three ways at once.
+    let is_locked = |why: &anyhow::Error| why.chain().any(|cause| cause.downcast_ref().is_some_and(sqlite::is_locked));
+    if done.as_ref().is_err_and(is_locked) {
+        bail!("routing database {} is locked by another process", path.display());
+    }
+    done
+}
+
+fn carry_out(command: DbCommand, path: &Path, out: &mut dyn Write) -> Result<()> {
     match command {
         DbCommand::Init { example, force } => init(path, example, force, out),
         DbCommand::List { json } => list(path, json, out),
@@ -219,15 +229,7 @@ fn open(path: &Path, flags: OpenFlags) -> Result<Connection> {
 }
 
 fn rows(connection: &Connection, path: &Path) -> Result<Vec<RawBackend>> {
-    told(backend_rows(connection), path)
-}
-
-/// What was read, or why not, in words.
-fn told<T>(read: Result<T, DatabaseError>, path: &Path) -> Result<T> {
-    if read.as_ref().is_err_and(DatabaseError::is_locked) {
-        bail!("routing database {} is locked by another process", path.display());
-    }
-    read.with_context(|| format!("routing database {} can't be read", path.display()))
+    backend_rows(connection).with_context(|| format!("routing database {} can't be read", path.display()))
 }
 
 fn list(path: &Path, as_json: bool, out: &mut dyn Write) -> Result<()> {

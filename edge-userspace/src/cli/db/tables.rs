@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use rusqlite::{Connection, OpenFlags, Transaction, params_from_iter};
 
-use super::{SCHEMA, open, told};
+use super::{SCHEMA, open};
 use crate::adapters::outbound::sqlite::{add_missing_columns, columns, read_routing, table_rows};
 use crate::application::routing::RoutingTable;
 use crate::domain::{CountryCode, RawAcl, RawApp, RawGeoOverride, RawListener, RawRegion, RawRow, RawValue, Regions};
@@ -191,7 +191,7 @@ fn rm<R: Editable>(path: &Path, key: &str, out: &mut dyn Write) -> Result<()> {
 
 fn list<R: Editable>(path: &Path, json: bool, out: &mut dyn Write) -> Result<()> {
     let connection = open(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    let rows: Vec<R> = told(table_rows(&connection), path)?;
+    let rows: Vec<R> = table_rows(&connection)?;
     let live = rows.iter().filter(|row| !row.is_deleted());
     if json {
         let list = live.map(object).collect::<Result<Vec<_>>>()?;

@@ -266,3 +266,35 @@ fn what_is_exported_can_be_imported() {
         assert_eq!(other.run("export").unwrap(), document);
     }
 }
+
+#[test]
+fn every_command_says_that_the_file_is_locked() {
+    let db = Database::new();
+    db.run("init --example").unwrap();
+    let writer = Connection::open(&db.path).unwrap();
+    writer.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    for line in ["list", "app list", "export", "drain sa-node-1", "app set web affinity=soft"] {
+        let said = db.fails(line);
+        assert_eq!(said, format!("routing database {} is locked by another process", db.path.display()), "{line}");
+    }
+    writer.execute_batch("ROLLBACK").unwrap();
+    db.run("list").unwrap();
+}
+
+/// As the reason that the daemon gives says that `db list` does.
+#[test]
+fn what_a_dead_writer_left_is_rolled_back_by_a_command_that_only_reads() {
+    let (living, dead) = (Database::new(), Database::new());
+    living.run("init --example").unwrap();
+    let writer = Connection::open(&living.path).unwrap();
+    writer.execute_batch("CREATE TABLE junk (a)").unwrap();
+    let spills = "PRAGMA cache_size = 2; BEGIN IMMEDIATE; DELETE FROM backends; \
+                  WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 200) \
+                  INSERT INTO junk SELECT randomblob(4000) FROM n";
+    writer.execute_batch(spills).unwrap();
+    for suffix in ["", "-journal"] {
+        std::fs::copy(beside(&living.path, suffix), beside(&dead.path, suffix)).unwrap();
+    }
+    assert_eq!(dead.rows().as_array().unwrap().len(), 4, "nothing was deleted");
+    assert!(!beside(&dead.path, "-journal").exists());
+}

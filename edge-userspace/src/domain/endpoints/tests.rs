@@ -89,3 +89,18 @@ fn contradictions_are_refused_by_name() {
     assert!(refused(proxied).contains("another accept_proxy"));
     assert_eq!(app_at(&endpoints, "192.0.2.1:443", Some("y.example")).as_deref(), Some("b"), "nothing came of it");
 }
+
+#[test]
+fn rows_of_one_place_agree_whose_header_they_believe_whatever_the_order() {
+    let behind = |id: &str, from: &str| {
+        let row = RawListener { accept_proxy: "required".into(), proxy_from: from.into(), ..named(id, id) };
+        row.parse().unwrap()
+    };
+    let mut endpoints = Endpoints::default();
+    endpoints.add(behind("one", "192.0.2.0/24, 198.51.100.7")).unwrap();
+    endpoints.add(behind("two", "198.51.100.7 192.0.2.0/24")).unwrap();
+    for other in ["192.0.2.0/24", "192.0.2.0/24, 198.51.100.8", "192.0.2.0/24, 198.51.100.7, 203.0.113.1"] {
+        let error = endpoints.add(behind("three", other)).unwrap_err();
+        assert!(matches!(error, ListenerError::ProxyDisagrees { .. }), "{other}: {error}");
+    }
+}

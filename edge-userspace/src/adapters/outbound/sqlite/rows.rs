@@ -17,12 +17,9 @@ pub enum DatabaseError {
     Sqlite(#[from] rusqlite::Error),
 }
 
-impl DatabaseError {
-    /// Somebody else holds the file.
-    pub fn is_locked(&self) -> bool {
-        let Self::Sqlite(error) = self else { return false };
-        matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
-    }
+/// Somebody else holds the file.
+pub fn is_locked(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
 /// Without these no row could be a backend, so it isn't a matter of single rows.

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, ffi};
 
-use super::rows::{DatabaseError, backend_batches, read_others};
+use super::rows::{DatabaseError, backend_batches, is_locked, read_others};
 use crate::adapters::outbound::file_identity::FileIdentity;
 use crate::application::ports::{RoutingSource, SourceError};
 use crate::domain::{RawBackend, RawRouting};
@@ -69,7 +69,10 @@ impl SqliteSource {
 
     /// A look and a read that meet the same lock say the same: what is told once for each reason is told once.
     fn failed(&self, why: &DatabaseError) -> SourceError {
-        if why.is_locked() { SourceError::Locked { path: self.shown() } } else { self.unreadable(why) }
+        match why {
+            DatabaseError::Sqlite(error) if is_locked(error) => SourceError::Locked { path: self.shown() },
+            why => self.unreadable(why),
+        }
     }
 
     /// With a write-ahead log commits don't touch the main file, and writing the log back changes nothing.
